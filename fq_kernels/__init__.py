@@ -1,0 +1,45 @@
+"""Bit-exact normalisation and rounding kernels; needs numpy alone.
+
+    >>> import numpy as np, fq_kernels
+    >>> x = np.array([[1.0, 2.0, 3.0]], np.float32)
+    >>> fq_kernels.rms_norm_f32(x, eps=1e-5, quant="bf16").shape
+    (1, 3)
+"""
+
+from ._kernels import (
+    MATVEC_MAX_TOKENS,
+    PACKED_TYPES,
+    Executor,
+    bf16_round_trip,
+    bf16_to_float,
+    dequantize,
+    float_to_bf16,
+    force_isa,
+    isa,
+    matvec,
+    rms_norm_f32,
+    rope,
+    round_trip,
+    supported_isas,
+)
+from .formats import Format, format_names, get_format
+
+__all__ = [
+    "MATVEC_MAX_TOKENS",
+    "PACKED_TYPES",
+    "Executor",
+    "Format",
+    "bf16_round_trip",
+    "bf16_to_float",
+    "dequantize",
+    "float_to_bf16",
+    "force_isa",
+    "format_names",
+    "get_format",
+    "isa",
+    "matvec",
+    "rms_norm_f32",
+    "rope",
+    "round_trip",
+    "supported_isas",
+]

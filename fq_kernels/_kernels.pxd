@@ -1,0 +1,76 @@
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+
+cdef extern from "common.h" nogil:
+    enum:
+        FQ_MAX_DIMS
+    ctypedef struct fq_rows:
+        char *data
+        int ndim
+        int64_t shape[FQ_MAX_DIMS]
+        int64_t stride[FQ_MAX_DIMS]
+
+
+cdef extern from "rms_norm.h" nogil:
+    enum:
+        FQ_STAT_COUNT
+    ctypedef struct fq_rms_norm_args:
+        fq_rows x, out
+        int64_t n
+        float eps
+        const float *weight
+        int quant, quant_weighted
+        uint64_t seed, first_row
+        int64_t quant_begin, quant_end
+        double *stats
+    ctypedef struct fq_round_args:
+        fq_rows x, out
+        int64_t n
+        int quant
+        uint64_t seed
+
+
+cdef extern from "dequant.h" nogil:
+    enum:
+        FQ_TYPE_COUNT
+        FQ_MATVEC_MAX_TOKENS
+    ctypedef void (*fq_dequant_fn)(const uint8_t *, float *, int64_t)
+    ctypedef struct fq_dequant_args:
+        fq_dequant_fn fn
+        fq_rows packed, out
+        int64_t n
+    ctypedef struct fq_matvec_args:
+        fq_dequant_fn fn
+        const uint8_t *packed
+        int64_t row_bytes
+        const float *x
+        int64_t x_stride
+        float *out
+        int64_t out_stride, n_tokens, k
+    ctypedef struct fq_rope_args:
+        float *x
+        int64_t token_stride, n_head, head_dim, n_rot
+        const float *cos
+        const float *sin
+
+
+cdef extern from "executor.h" nogil:
+    ctypedef void (*fq_task_fn)(void *, int64_t, int64_t)
+    ctypedef struct fq_pool:
+        pass
+    fq_pool *fq_pool_new()
+    void fq_pool_free(fq_pool *)
+    void fq_pool_run(fq_pool *, fq_task_fn, void *, int64_t, int64_t)
+    void fq_pool_work(fq_pool *)
+    void fq_pool_stop(fq_pool *)
+    void fq_pool_after_fork(fq_pool *)
+
+
+cdef extern from "dispatch.h" nogil:
+    ctypedef struct fq_kernel_table:
+        const char *name
+        fq_task_fn rms_norm_f32, round_trip_f32, float_to_bf16, bf16_to_float
+        fq_task_fn dequantize, matvec, rope
+        fq_dequant_fn dequant[FQ_TYPE_COUNT]
+    const fq_kernel_table *fq_table(int)
+    int fq_table_supported(int)

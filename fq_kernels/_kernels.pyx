@@ -1,0 +1,603 @@
+# cython: language_level=3, embedsignature=True
+"""Validation, the GIL, and the call into C. The contracts are in src/*.h."""
+
+from cpython.buffer cimport (
+    PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from libc.math cimport isnan
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+import atexit
+import os
+import threading
+import weakref
+
+import numpy as np
+
+from .formats import get_format
+
+# ---------------------------------------------------------------- instruction sets
+
+cdef const fq_kernel_table *table = NULL
+
+
+cdef dict _supported():
+    cdef int i = 0
+    cdef dict found = {}
+    while fq_table(i) != NULL:
+        if fq_table_supported(i):
+            found[fq_table(i).name.decode()] = i
+        i += 1
+    return found
+
+
+def supported_isas():
+    """Names of the instruction sets that this machine runs, best last."""
+    return list(_supported())
+
+
+def isa():
+    """Name of the instruction set in use."""
+    return table.name.decode()
+
+
+def force_isa(name):
+    """Use the instruction set ``name`` from now on, in the whole process.
+
+    Raises ValueError if this machine or this build does not have it.
+    """
+    global table
+    found = _supported()
+    if name not in found:
+        raise ValueError(f"instruction set {name!r} is not available here; there are {', '.join(found)}")
+    table = fq_table(found[name])
+
+
+force_isa(os.environ.get("FQ_KERNELS_ISA") or supported_isas()[-1])
+
+# ---------------------------------------------------------------- executor
+
+cdef class _Pool:
+    """Owns the C pool; each worker holds a reference, so it outlives them."""
+
+    cdef fq_pool *c
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.c = fq_pool_new()
+        if self.c == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        fq_pool_free(self.c)
+
+    def work(self):
+        with nogil:
+            fq_pool_work(self.c)
+
+    def stop(self):
+        fq_pool_stop(self.c)
+
+    def after_fork(self):
+        fq_pool_after_fork(self.c)
+
+
+cdef class _PythonTask:
+    cdef object fn
+    cdef object error
+
+
+cdef void _call_python(void *args, int64_t begin, int64_t end) noexcept with gil:
+    cdef _PythonTask task = <_PythonTask> args
+    if task.error is not None:
+        return
+    try:
+        for i in range(begin, end):
+            task.fn(i)
+    except BaseException as e:
+        task.error = e
+
+
+_executors = weakref.WeakSet()
+
+
+cdef class Executor:
+    """Persistent threads that share the rows of a kernel call.
+
+    ``threads`` counts the caller: ``Executor(2)`` starts one thread, at first use. Results
+    do not depend on the number of threads. One executor may be used from several Python
+    threads; a call that finds it busy runs on its own thread alone. After a fork the child
+    starts threads of its own. ``close()`` (or leaving a ``with`` block) ends the threads.
+
+    Raises ValueError if ``threads`` is not between 1 and 1024.
+    """
+
+    cdef readonly int threads
+    cdef _Pool pool
+    cdef list workers
+    cdef bint closed
+    cdef object start_lock
+    cdef object __weakref__
+
+    def __cinit__(self, threads):
+        if not isinstance(threads, int) or isinstance(threads, bool):
+            raise TypeError(f"threads must be an int, not {type(threads).__name__}")
+        if not 1 <= threads <= 1024:
+            raise ValueError(f"threads must be between 1 and 1024, not {threads}")
+        self.threads = threads
+        self._reset()
+        _executors.add(self)
+
+    def _reset(self):
+        self.pool = _Pool()
+        self.workers = []
+        self.start_lock = threading.Lock()
+
+    def _after_fork(self):
+        self.pool.after_fork()
+        self._reset()
+
+    cdef fq_pool *ready(self) except? NULL:
+        if self.closed:
+            raise RuntimeError("the executor is closed")
+        if len(self.workers) < self.threads - 1:
+            with self.start_lock:
+                for i in range(len(self.workers), self.threads - 1):
+                    worker = threading.Thread(target=self.pool.work, name=f"fq-executor-{i + 1}", daemon=True)
+                    worker.start()
+                    self.workers.append(worker)
+        return self.pool.c
+
+    def map(self, fn, int64_t n):
+        """Call ``fn(i)`` for every i in range(n), on all threads, in no fixed order.
+
+        For Python functions that spend their time with the GIL released (numpy, BLAS).
+        The first exception is raised here once the calls under way have ended; calls not
+        yet begun are dropped.
+        """
+        cdef _PythonTask task = _PythonTask.__new__(_PythonTask)
+        cdef fq_pool *pool = self.ready()
+        task.fn = fn
+        with nogil:
+            fq_pool_run(pool, _call_python, <void *> task, n, 1)
+        if task.error is not None:
+            raise task.error
+
+    def close(self):
+        """End the threads. Further calls raise RuntimeError."""
+        self.closed = True
+        self.pool.stop()
+        for worker in self.workers:
+            if worker is not threading.current_thread():
+                worker.join()
+        self.workers = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __dealloc__(self):
+        if self.pool is not None:
+            self.pool.stop()
+
+    def __repr__(self):
+        return f"Executor({self.threads})"
+
+
+def _close_executors():
+    for executor in list(_executors):
+        executor.close()
+
+
+def _after_fork_in_child():
+    for executor in list(_executors):
+        executor._after_fork()
+
+
+atexit.register(_close_executors)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# Elements per range: enough to pay for handing the range out.
+
+cdef int64_t GRAIN = 16384
+
+
+cdef fq_pool *_pool_of(executor) except? NULL:
+    if executor is None:
+        return NULL
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor must be an Executor or None, not {type(executor).__name__}")
+    return (<Executor> executor).ready()
+
+
+cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
+    fq_pool_run(pool, fn, args, rows, (GRAIN + n - 1) // n if n > 0 else rows)
+
+# ---------------------------------------------------------------- arguments
+
+
+cdef class _Array:
+    """A numpy array's buffer, held for one call, seen as rows of its last axis."""
+
+    cdef Py_buffer b
+    cdef bint held
+    cdef str name
+
+    def __cinit__(self, name, array, dtype, bint writable=False):
+        self.name = name
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be a numpy array of {dtype}, not {type(array).__name__}")
+        if array.dtype != dtype or not array.dtype.isnative:
+            raise TypeError(f"{name} must have dtype {dtype}, not {array.dtype}")
+        if not array.flags.aligned:
+            raise ValueError(f"{name} is not aligned to its element size")
+        if writable and not array.flags.writeable:
+            raise ValueError(f"{name} is read-only")
+        PyObject_GetBuffer(array, &self.b, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+        self.held = True
+        if self.b.ndim == 0:
+            raise ValueError(f"{name} must have at least one axis")
+        if self.n() > 1 and self.b.strides[self.b.ndim - 1] != self.b.itemsize:
+            raise ValueError(f"the last axis of {name} must be contiguous")
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.b)
+
+    cdef int64_t n(self):
+        return self.b.shape[self.b.ndim - 1]
+
+    cdef int64_t n_rows(self):
+        cdef int64_t rows = 1
+        cdef int d
+        for d in range(self.b.ndim - 1):
+            rows *= self.b.shape[d]
+        return rows
+
+    cdef int rows(self, fq_rows *r) except -1:
+        """Outer axes, merged wherever two of them step evenly."""
+        cdef int d, k = 0
+        for d in range(self.b.ndim - 1):
+            if self.b.shape[d] == 1:
+                continue
+            if k > 0 and r.stride[k - 1] == self.b.strides[d] * self.b.shape[d]:
+                r.shape[k - 1] *= self.b.shape[d]
+                r.stride[k - 1] = self.b.strides[d]
+            else:
+                r.shape[k] = self.b.shape[d]
+                r.stride[k] = self.b.strides[d]
+                k += 1
+        if k == 0:
+            r.shape[0] = 1
+            r.stride[0] = 0
+            k = 1
+        r.ndim = k
+        r.data = <char *> self.b.buf
+        return 0
+
+
+def _same_layout(a, b):
+    return (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.shape == b.shape
+        and a.strides == b.strides
+        and a.itemsize == b.itemsize
+    )
+
+
+def _overlap(a, b):
+    # bounds first: the exact test is a search that can be slow, so it has a limit
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10**6)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(a):
+    axes = sorted((abs(stride), size) for stride, size in zip(a.strides, a.shape) if size > 1)
+    extent = a.itemsize
+    for stride, size in axes:
+        if stride < extent:
+            return True
+        extent = stride * (size - 1) + extent
+    return False
+
+
+def _output(out, x, dtype, name_x="x"):
+    """``out`` checked against x, or a new array."""
+    if out is None:
+        return np.empty(x.shape, dtype)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+    if out.shape != x.shape:
+        raise ValueError(f"out has shape {out.shape}, {name_x} has {x.shape}")
+    if out is not x and not _same_layout(out, x) and _overlap(out, x):
+        raise ValueError(f"out overlaps {name_x} in part; it must be {name_x} itself or apart from it")
+    if out.size and _overlaps_itself(out):
+        raise ValueError("out has elements that share memory")
+    return out
+
+
+# ---------------------------------------------------------------- kernels
+
+N_STATS = FQ_STAT_COUNT
+
+
+def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, executor=None,
+                 quant_rows=None, first_row=0, row_stats=None):
+    """Root-mean-square norm of each row, bit for bit what ggml computes (src/rms_norm.h).
+
+    x          (..., n) float32, last axis contiguous, outer axes of any stride
+    eps        added to the mean square; >= 0
+    weight     (n,) float32 contiguous, multiplied in after the norm; None for none
+    quant      format (or its name) that the result is rounded to; None for none
+    point      "raw": round before the weight; "weighted": after it
+    out        None allocates, x works in place, or another float32 array of x's shape
+    executor   shares the rows among its threads; None: the calling thread
+    quant_rows (begin, end): only these rows are rounded; None for all. Rows count in C
+               order over the outer axes
+    first_row  what stochastic rounding counts the first row as
+    row_stats  (rows, N_STATS) float64 C-contiguous, filled with each rounded row's error
+               sums (fq_kernels.rules.RowStat); rows not rounded get zeros
+
+    Returns out. Raises TypeError or ValueError naming the argument, with nothing written:
+    wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
+    weight of another length.
+    """
+    cdef fq_rms_norm_args a
+    cdef fq_task_fn fn = table.rms_norm_f32
+    cdef fq_pool *pool
+    cdef int64_t n_rows
+    cdef double eps_value
+
+    cdef _Array ax = _Array("x", x, np.float32)
+    n_rows = ax.n_rows()
+    a.n = ax.n()
+    try:
+        eps_value = float(eps)
+    except (TypeError, ValueError):
+        raise TypeError(f"eps must be a number, not {eps!r}") from None
+    if isnan(eps_value) or eps_value < 0:
+        raise ValueError(f"eps must be >= 0, not {eps!r}")
+    a.eps = <float> eps_value
+
+    cdef _Array aw
+    a.weight = NULL
+    if weight is not None:
+        aw = _Array("weight", weight, np.float32)
+        if aw.b.ndim != 1 or aw.n() != a.n:
+            raise ValueError(f"weight has shape {weight.shape}, rows of x have length {a.n}")
+        a.weight = <const float *> aw.b.buf
+    if point not in ("raw", "weighted"):
+        raise ValueError(f"point must be 'raw' or 'weighted', not {point!r}")
+    a.quant_weighted = point == "weighted"
+    a.quant = 0
+    a.seed = 0
+    if quant is not None:
+        fmt = get_format(quant)
+        a.quant = fmt.kernel_rule
+        a.seed = fmt.seed
+    a.quant_begin, a.quant_end = (0, n_rows) if quant_rows is None else quant_rows
+    a.first_row = first_row
+
+    cdef _Array ast
+    a.stats = NULL
+    if row_stats is not None:
+        ast = _Array("row_stats", row_stats, np.float64, writable=True)
+        if row_stats.shape != (n_rows, FQ_STAT_COUNT) or not row_stats.flags.c_contiguous:
+            raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
+                             f"not {row_stats.shape}")
+        a.stats = <double *> ast.b.buf
+    out = _output(out, x, np.float32)
+    cdef _Array ao = _Array("out", out, np.float32, writable=True)
+    for other, name in ((weight, "weight"), (row_stats, "row_stats")):
+        if other is not None and _overlap(out, other):
+            raise ValueError(f"out overlaps {name}")
+    pool = _pool_of(executor)
+    ax.rows(&a.x)
+    ao.rows(&a.out)
+    if row_stats is not None:
+        row_stats.fill(0.0)
+    if a.n > 0 and n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return out
+
+
+cdef _round(fq_task_fn fn, x, in_dtype, out, out_dtype, fmt, executor):
+    cdef fq_round_args a
+    cdef fq_pool *pool
+    cdef int64_t n_rows
+    cdef _Array ax = _Array("x", x, in_dtype)
+    a.n = ax.n()
+    n_rows = ax.n_rows()
+    a.quant = fmt.kernel_rule
+    a.seed = fmt.seed
+    out = _output(out, x, out_dtype)
+    cdef _Array ao = _Array("out", out, out_dtype, writable=True)
+    pool = _pool_of(executor)
+    ax.rows(&a.x)
+    ao.rows(&a.out)
+    if a.n > 0 and n_rows > 0:
+        # one long row is as much work as many: cut it where it is contiguous
+        if a.x.ndim == 1 and a.x.shape[0] == 1:
+            n_rows = a.n
+            a.n = 1
+            a.x.shape[0] = a.out.shape[0] = n_rows
+            a.x.stride[0] = ax.b.itemsize
+            a.out.stride[0] = ao.b.itemsize
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return out
+
+
+def round_trip(x, quant, *, out=None, executor=None):
+    """Each element of x rounded to the format ``quant`` and widened again.
+
+    x (..., n) float32; out as in rms_norm_f32. Returns out. Stochastic rounding counts
+    elements in C order from 0.
+    """
+    return _round(table.round_trip_f32, x, np.float32, out, np.float32, get_format(quant), executor)
+
+
+def _bf16(rounding, seed):
+    return get_format(f"bf16:{rounding},seed={seed}")
+
+
+def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=None):
+    """float32 -> bf16 -> float32, by ggml's rule or a named variant (src/rounding.h).
+
+    x (..., n) float32, last axis contiguous; ``out=x`` works in place. rounding is one of
+    nearest-even, nearest-even-ftz, truncate, nearest-away, stochastic (which uses seed).
+    Raises TypeError or ValueError naming the argument, with nothing written.
+    """
+    return round_trip(x, _bf16(rounding, seed), out=out, executor=executor)
+
+
+def float_to_bf16(x, *, rounding="nearest-even", seed=0, executor=None):
+    """(..., n) float32 -> bf16 codes, uint16 of the same shape."""
+    return _round(table.float_to_bf16, x, np.float32, None, np.uint16, _bf16(rounding, seed), executor)
+
+
+def bf16_to_float(bits, *, executor=None):
+    """(..., n) uint16 bf16 codes -> float32 of the same shape, exactly."""
+    return _round(table.bf16_to_float, bits, np.uint16, None, np.float32, _bf16("nearest-even", 0), executor)
+
+# ---------------------------------------------------------------- packed weights
+
+# ggml type number -> (elements per block, bytes per block), for the types that C unpacks
+PACKED_TYPES = {
+    0: (1, 4), 1: (1, 2), 30: (1, 2),
+    2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+}
+
+MATVEC_MAX_TOKENS = FQ_MATVEC_MAX_TOKENS
+
+
+cdef int64_t _row_length(packed, ggml_type) except -1:
+    if ggml_type not in PACKED_TYPES:
+        raise ValueError(f"ggml type {ggml_type} has no kernel; there are {sorted(PACKED_TYPES)}")
+    block, size = PACKED_TYPES[ggml_type]
+    if packed.shape[-1] % size:
+        raise ValueError(f"packed rows of {packed.shape[-1]} bytes are not whole blocks of {size} bytes")
+    return packed.shape[-1] // size * block
+
+
+def dequantize(packed, int ggml_type, *, out=None, executor=None):
+    """Packed rows to float32, bit-equal to gguf-py's reference (src/dequant.h).
+
+    packed (..., row_bytes) uint8, last axis contiguous; ggml_type is ggml's number for the
+    tensor type, one of PACKED_TYPES. out, if given, is float32 (..., n) with the same outer
+    shape. Returns out. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_dequant_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.dequantize
+    cdef int64_t n_rows
+    cdef _Array ap = _Array("packed", packed, np.uint8)
+    a.n = _row_length(packed, ggml_type)
+    a.fn = table.dequant[ggml_type]
+    shape = packed.shape[:-1] + (a.n,)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    cdef _Array ao = _Array("out", out, np.float32, writable=True)
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, the rows unpack to {shape}")
+    if _overlap(out, packed):
+        raise ValueError("out overlaps packed")
+    if out.size and _overlaps_itself(out):
+        raise ValueError("out has elements that share memory")
+    pool = _pool_of(executor)
+    n_rows = ap.n_rows()
+    ap.rows(&a.packed)
+    ao.rows(&a.out)
+    if a.n > 0 and n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return out
+
+
+def matvec(x, packed, int ggml_type, *, out=None, executor=None):
+    """x @ unpacked(packed).T for few tokens, each packed row unpacked once into cache.
+
+    x (n_tokens, k) float32 C-contiguous, n_tokens <= MATVEC_MAX_TOKENS; packed (n, row_bytes)
+    uint8 C-contiguous. Returns out, (n_tokens, n) float32. The bits depend on neither
+    threads, instruction set nor n_tokens. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_matvec_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.matvec
+    cdef int64_t n_rows
+    cdef _Array ax = _Array("x", x, np.float32)
+    cdef _Array ap = _Array("packed", packed, np.uint8)
+    a.k = _row_length(packed, ggml_type)
+    if x.ndim != 2 or not x.flags.c_contiguous or x.shape[1] != a.k:
+        raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
+    if x.shape[0] > FQ_MATVEC_MAX_TOKENS:
+        raise ValueError(f"x has {x.shape[0]} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
+    if packed.ndim != 2 or not packed.flags.c_contiguous:
+        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+    n_rows = packed.shape[0]
+    if out is None:
+        out = np.empty((x.shape[0], n_rows), np.float32)
+    cdef _Array ao = _Array("out", out, np.float32, writable=True)
+    if out.shape != (x.shape[0], n_rows) or not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous of shape {(x.shape[0], n_rows)}, not {out.shape}")
+    if _overlap(out, x) or _overlap(out, packed):
+        raise ValueError("out overlaps an input")
+    a.fn = table.dequant[ggml_type]
+    a.packed = <const uint8_t *> ap.b.buf
+    a.row_bytes = packed.shape[1]
+    a.x = <const float *> ax.b.buf
+    a.x_stride = a.k
+    a.out = <float *> ao.b.buf
+    a.out_stride = n_rows
+    a.n_tokens = x.shape[0]
+    pool = _pool_of(executor)
+    if n_rows > 0 and a.n_tokens > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.k)
+    return out
+
+
+def rope(x, cos, sin, *, executor=None):
+    """Rotary embedding in place; elements (2i, 2i+1) of a head are a pair.
+
+    x (n_tokens, n_head, head_dim) float32 C-contiguous; cos and sin (n_tokens, n_rot / 2)
+    float32 C-contiguous with n_rot <= head_dim; the rest of a head stays as it is.
+    Returns x. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_rope_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.rope
+    cdef int64_t n_tokens
+    cdef _Array ax = _Array("x", x, np.float32, writable=True)
+    cdef _Array ac = _Array("cos", cos, np.float32)
+    cdef _Array asn = _Array("sin", sin, np.float32)
+    if x.ndim != 3 or not x.flags.c_contiguous:
+        raise ValueError("x must be C-contiguous of shape (n_tokens, n_head, head_dim)")
+    n_tokens = x.shape[0]
+    for name, array in (("cos", cos), ("sin", sin)):
+        if array.ndim != 2 or not array.flags.c_contiguous or array.shape != (n_tokens, cos.shape[1]):
+            raise ValueError(f"{name} must be C-contiguous of shape (n_tokens, n_rot / 2)")
+    if 2 * cos.shape[1] > x.shape[2]:
+        raise ValueError(f"cos rotates {2 * cos.shape[1]} elements, a head of x has {x.shape[2]}")
+    a.x = <float *> ax.b.buf
+    a.n_head = x.shape[1]
+    a.head_dim = x.shape[2]
+    a.token_stride = a.n_head * a.head_dim
+    a.n_rot = 2 * cos.shape[1]
+    a.cos = <const float *> ac.b.buf
+    a.sin = <const float *> asn.b.buf
+    pool = _pool_of(executor)
+    if x.size:
+        with nogil:
+            _run(pool, fn, &a, n_tokens, a.token_stride)
+    return x

@@ -1,0 +1,25 @@
+/* One table of kernels per instruction set; the executor calls them with row ranges. */
+#ifndef FQ_DISPATCH_H
+#define FQ_DISPATCH_H
+
+#include "dequant.h"
+#include "rms_norm.h"
+
+typedef struct {
+    const char *name;
+    void (*rms_norm_f32)(void *args, int64_t begin, int64_t end);
+    void (*round_trip_f32)(void *args, int64_t begin, int64_t end);
+    void (*float_to_bf16)(void *args, int64_t begin, int64_t end);
+    void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
+    void (*dequantize)(void *args, int64_t begin, int64_t end);
+    void (*matvec)(void *args, int64_t begin, int64_t end);
+    void (*rope)(void *args, int64_t begin, int64_t end);
+    fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
+} fq_kernel_table;
+
+/* Tables the build holds, best last; NULL past the end. */
+const fq_kernel_table *fq_table(int i);
+/* Does this CPU, with this operating system, run table i? */
+int fq_table_supported(int i);
+
+#endif

@@ -1,0 +1,2 @@
+#define FQ_ISA avx2
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define FQ_ISA avx512
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define FQ_ISA neon
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define FQ_ISA scalar
+#include "kernels.inc"

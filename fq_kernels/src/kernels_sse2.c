@@ -1,0 +1,2 @@
+#define FQ_ISA sse2
+#include "kernels.inc"

@@ -1,0 +1,84 @@
+/* Rounding rules of the 16-bit formats, one element at a time.
+ *
+ * Contract. Every rule keeps the sign, keeps zero and infinity, and maps NaN to a NaN.
+ *
+ *   bf16 nearest-even      to nearest, ties to even; subnormals kept; overflow to
+ *                          infinity; NaN -> (bits >> 16) | 64  (ggml_compute_fp32_to_bf16)
+ *   bf16 nearest-even-ftz  the same, but subnormal input gives zero of its sign
+ *                          (VCVTNEPS2BF16, TPU)
+ *   bf16 truncate          the low 16 bits are dropped
+ *   bf16 nearest-away      to nearest, ties away from zero
+ *   bf16 stochastic        up with probability (low 16 bits) / 2^16; the random number is
+ *                          a function of seed and element index alone (SplitMix64)
+ *   f16  nearest-even      IEEE binary16, subnormals kept, overflow to infinity
+ *
+ * The functions are branch-free selections, so that compilers vectorise loops over them.
+ * f16's subnormal range adds floats and so needs the default floating-point environment. */
+#ifndef FQ_ROUNDING_H
+#define FQ_ROUNDING_H
+
+#include "common.h"
+
+/* Order is shared with fq_kernels/formats.py. */
+typedef enum {
+    FQ_QUANT_NONE = 0,
+    FQ_QUANT_BF16_NEAREST_EVEN = 1,
+    FQ_QUANT_BF16_NEAREST_EVEN_FTZ = 2,
+    FQ_QUANT_BF16_TRUNCATE = 3,
+    FQ_QUANT_BF16_NEAREST_AWAY = 4,
+    FQ_QUANT_BF16_STOCHASTIC = 5,
+    FQ_QUANT_F16_NEAREST_EVEN = 6,
+    FQ_QUANT_COUNT
+} fq_quant_kind;
+
+static inline uint32_t fq_bf16_nan_or(uint32_t u, uint32_t rounded) {
+    return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 64u : rounded;
+}
+
+static inline uint32_t fq_bf16_nearest_even(uint32_t u) {
+    return fq_bf16_nan_or(u, (u + (0x7fffu + ((u >> 16) & 1u))) >> 16);
+}
+
+static inline uint32_t fq_bf16_nearest_even_ftz(uint32_t u) {
+    return (u & 0x7f800000u) == 0 ? (u >> 16) & 0x8000u : fq_bf16_nearest_even(u);
+}
+
+static inline uint32_t fq_bf16_truncate(uint32_t u) { return fq_bf16_nan_or(u, u >> 16); }
+
+static inline uint32_t fq_bf16_nearest_away(uint32_t u) { return fq_bf16_nan_or(u, (u + 0x8000u) >> 16); }
+
+static inline uint64_t fq_splitmix64(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static inline uint32_t fq_bf16_stochastic(uint32_t u, uint64_t seed, uint64_t index) {
+    uint32_t r = (uint32_t)(fq_splitmix64(fq_splitmix64(seed) + (index + 1) * 0x9e3779b97f4a7c15u) >> 48);
+    uint32_t rounded = (u & 0x7fffffffu) == 0x7f800000u ? u >> 16 : (u + r) >> 16;
+    return fq_bf16_nan_or(u, rounded);
+}
+
+static inline uint32_t fq_f16_nearest_even(uint32_t u) {
+    uint32_t sign = (u >> 16) & 0x8000u;
+    uint32_t a = u & 0x7fffffffu;
+    uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
+    /* adding 0.5 leaves the value rounded to a multiple of 2^-24, f16's subnormal unit */
+    uint32_t small = fq_bits(fq_float(a) + 0.5f) - 0x3f000000u;
+    uint32_t h = a < 0x38800000u ? small : normal;
+    h = a >= 0x477ff000u ? 0x7c00u : h;
+    h = a > 0x7f800000u ? 0x7e00u : h;
+    return sign | h;
+}
+
+static inline float fq_f16_to_float(uint32_t h) {
+    uint32_t sign = (h & 0x8000u) << 16;
+    uint32_t em = h & 0x7fffu;
+    uint32_t normal = (em << 13) + (112u << 23);
+    uint32_t small = fq_bits((float)(int32_t)em * 0x1p-24f);
+    uint32_t bits = em < 0x400u ? small : normal;
+    bits = em >= 0x7c00u ? (em << 13) | 0x7f800000u : bits;
+    return fq_float(sign | bits);
+}
+
+#endif

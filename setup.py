@@ -1,0 +1,69 @@
+"""Builds the one extension module; everything else is in pyproject.toml."""
+
+import platform
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SRC = "fq_kernels/src"
+
+COMMON_FLAGS = [
+    "-std=gnu11",
+    "-O3",  # gcc 12 vectorises selections and conversions at this level only
+    "-ffp-contract=off",  # a fused multiply-add rounds once where the contract says twice
+    "-fno-math-errno",  # sqrtf as an instruction; nobody reads errno
+    "-fno-trapping-math",  # lets loops over selections vectorise; results are the same
+    "-fvisibility=hidden",
+    "-pthread",
+]
+
+# One table: instruction set -> flags for kernels_<set>.c. Which one runs is decided at run
+# time, so that one build serves every machine.
+SCALAR_FLAGS = ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"]
+KERNELS = {
+    "x86_64": {
+        "scalar": SCALAR_FLAGS,
+        "sse2": [],
+        "avx2": ["-mavx2"],
+        # without the preference gcc stays at 256 bits
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+    },
+    "aarch64": {"scalar": SCALAR_FLAGS, "neon": []},
+}
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+
+
+class BuildKernels(build_ext):
+    """Compiles each kernels_<set>.c with its own flags, which an Extension alone cannot say."""
+
+    def build_extension(self, ext):
+        for isa, flags in KERNELS.get(MACHINE, {"scalar": SCALAR_FLAGS}).items():
+            ext.extra_objects += self.compiler.compile(
+                [f"{SRC}/kernels_{isa}.c"],
+                output_dir=self.build_temp,
+                extra_postargs=COMMON_FLAGS + flags,
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+HEADERS = ["common.h", "rounding.h", "rms_norm.h", "dequant.h", "dispatch.h", "executor.h"]
+BODIES = ["kernels.inc", "rms_norm.inc", "dequant.inc", "llama_ops.inc"]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                "fq_kernels._kernels",
+                ["fq_kernels/_kernels.pyx", f"{SRC}/dispatch.c", f"{SRC}/executor.c"],
+                include_dirs=[SRC],
+                depends=[f"{SRC}/{name}" for name in HEADERS + BODIES],
+                extra_compile_args=COMMON_FLAGS,
+                extra_link_args=["-pthread"],
+            )
+        ],
+        language_level=3,
+    ),
+    cmdclass={"build_ext": BuildKernels},
+)
