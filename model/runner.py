@@ -1,0 +1,246 @@
+"""Runs the graph: a model (weights in the mapped file) and contexts (KV cache, rules, counters)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from fq_kernels import Executor, rope
+from fq_kernels.rules import FakeQuant, Norm
+
+from .errors import FqError
+from .gguf_file import GGUFFile
+from .graph import Graph, Node, Op
+from .hparams import HParams, ModelError, read_hparams
+from .llama import ROPE_FACTORS, build_llama, check_tensors
+from .tokenizer import Tokenizer
+from .weights import Weight, blas_threads, can_unpack, mul_mat
+
+# Rows per task of element-wise work and of attention: enough to pay for the hand-out.
+SWIGLU_ROWS = 64
+ATTENTION_ROWS = 128
+
+
+class Model:
+    """A GGUF file of llama architecture, checked and ready to run. The weights stay packed in the file.
+
+    Raises GGUFError or ModelError naming what is wrong with the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = GGUFFile(path)
+        try:
+            self.hparams: HParams = read_hparams(self.file)
+            self.graph: Graph = build_llama(
+                self.hparams, tied_output="output.weight" not in self.file.tensors
+            )
+            check_tensors(self.file, self.hparams, self.graph)
+            self.weights: dict[str, Weight] = {}
+            self.vectors: dict[str, np.ndarray] = {}
+            for name, info in self.file.tensors.items():
+                packed = self.file.tensor(name)
+                if len(info.shape) == 1:
+                    self.vectors[name] = np.frombuffer(packed, np.float32)
+                elif can_unpack(info.type):
+                    self.weights[name] = Weight(packed, info.type, info.shape[1])
+                else:
+                    raise ModelError(f"{path}: tensor {name} has type {info.type.name}, which cannot be unpacked")
+        except BaseException:
+            self.file.close()
+            raise
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def norms(self) -> list[Norm]:
+        return self.graph.norms
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Built at first use. Raises TokenizerError."""
+        tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        if tokenizer.n_vocab != self.hparams.n_vocab:
+            raise ModelError(
+                f"{self.path}: {tokenizer.n_vocab} tokens in the vocabulary, "
+                f"{self.hparams.n_vocab} rows in token_embd.weight"
+            )
+        return tokenizer
+
+
+class Context:
+    """One sequence being evaluated: the KV cache, the rules and their counters.
+
+    n_ctx is the longest sequence in tokens. ``fake_quant`` may be replaced between two
+    evaluations. Not for use by two threads at once; several contexts of one model are.
+    """
+
+    def __init__(self, model: Model, n_ctx: int, executor: Executor,
+                 fake_quant: FakeQuant | None = None) -> None:
+        hp = model.hparams
+        if not 0 < n_ctx <= hp.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows 1 to {hp.n_ctx_train}")
+        self.model = model
+        self.n_ctx = n_ctx
+        self.executor = executor
+        self.fake_quant = fake_quant or FakeQuant(model.norms)
+        self.n_past = 0
+        kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
+        self._k = np.empty(kv_shape, np.float32)
+        self._v = np.empty(kv_shape, np.float32)
+        self._cos, self._sin = _rope_tables(hp, n_ctx, model.vectors.get(ROPE_FACTORS))
+        self._ends = model.graph.last_uses()
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def clear(self) -> None:
+        """Forget the sequence; rules and counters stay."""
+        self.n_past = 0
+
+    def eval(self, tokens: Sequence[int] | np.ndarray, outputs: slice | None = None) -> np.ndarray:
+        """Append ``tokens`` to the sequence and return logits, float32 (n_outputs, n_vocab).
+
+        outputs picks the tokens whose logits are wanted; None: the last one. Raises FqError
+        if the context is full or a token is not in the vocabulary.
+        """
+        ids = np.asarray(tokens, np.int64)
+        if ids.ndim != 1 or not ids.size:
+            raise FqError("no tokens to evaluate")
+        if self.n_past + ids.size > self.n_ctx:
+            raise FqError(f"{self.n_past + ids.size} tokens do not fit a context of {self.n_ctx}")
+        if ids.min() < 0 or ids.max() >= self.model.hparams.n_vocab:
+            raise FqError(f"token ids must be between 0 and {self.model.hparams.n_vocab - 1}")
+        values: list[np.ndarray | None] = [None] * len(self.model.graph.nodes)
+        out_rows = slice(ids.size - 1, ids.size) if outputs is None else outputs
+        with blas_threads.single():
+            for i, node in enumerate(self.model.graph.nodes):
+                inputs = [values[source] for source in node.inputs]
+                values[i] = self._compute(node, inputs, ids, out_rows)
+                for source in self._ends[i]:
+                    self._release(values, source)
+        self.n_past += ids.size
+        result = values[-1]
+        assert result is not None
+        return result
+
+    def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
+        weights, executor = self.model.weights, self.executor
+        if node.op is Op.GET_ROWS:
+            return weights[node.weight].unpack(ids)
+        x = inputs[0]
+        if node.op is Op.RMS_NORM:
+            return self.fake_quant.rms_norm(
+                node.norm, x, eps=self.model.hparams.rms_eps, weight=self.model.vectors[node.weight],
+                out=self._buffer(x.shape), executor=executor,
+            )
+        if node.op is Op.MUL_MAT:
+            weight = weights[node.weight]
+            return mul_mat(x, weight, executor, self._buffer((x.shape[0], weight.n_out)))
+        if node.op is Op.ADD:
+            return np.add(x, inputs[1], out=self._buffer(x.shape))
+        if node.op is Op.ROPE:
+            now = slice(self.n_past, self.n_past + ids.size)
+            heads = x.reshape(x.shape[0], -1, self.model.hparams.n_embd_head)
+            return rope(heads, self._cos[now], self._sin[now], executor=executor)
+        if node.op is Op.ATTENTION:
+            return self._attention(node.layer, *inputs)
+        if node.op is Op.SWIGLU:
+            return _swiglu(x, inputs[1], executor)
+        assert node.op is Op.OUT_ROWS
+        return x[out_rows]
+
+    def _attention(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv * d) -> (n_tokens, n_head * d)."""
+        hp = self.model.hparams
+        n_tokens, n_past, d = q.shape[0], self.n_past, hp.n_embd_head
+        group = hp.n_head // hp.n_head_kv
+        now = slice(n_past, n_past + n_tokens)
+        keys, values = self._k[layer], self._v[layer]
+        keys[:, now] = k.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
+        values[:, now] = v.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
+        out = self._buffer((n_tokens, hp.n_head * d)).reshape(n_tokens, hp.n_head_kv, group, d)
+        heads = q.reshape(n_tokens, hp.n_head_kv, group, d)
+        scale = np.float32(1.0 / np.sqrt(d))
+        n_blocks = -(-n_tokens // ATTENTION_ROWS)
+
+        def attend(task: int) -> None:
+            # the last blocks see the most keys: first, so that no thread is left with one
+            block, head = divmod(task, hp.n_head_kv)
+            begin = (n_blocks - 1 - block) * ATTENTION_ROWS
+            end = min(begin + ATTENTION_ROWS, n_tokens)
+            n_kv = n_past + end
+            block_q = heads[begin:end, head].transpose(1, 0, 2) * scale  # (group, rows, d)
+            p = np.matmul(block_q, keys[head, :n_kv].T)  # (group, rows, n_kv)
+            if end - begin > 1:
+                p[:, :, n_past + begin :] += _causal_mask(end - begin)
+            p -= p.max(axis=-1, keepdims=True)
+            np.exp(p, out=p)
+            attended = np.matmul(p, values[head, :n_kv])  # (group, rows, d)
+            attended /= p.sum(axis=-1, keepdims=True)
+            out[begin:end, head] = attended.transpose(1, 0, 2)
+
+        if n_tokens == 1:
+            for head in range(hp.n_head_kv):
+                attend(head)
+        else:
+            self.executor.map(attend, n_blocks * hp.n_head_kv)
+        return out.reshape(n_tokens, hp.n_head * d)
+
+    def _buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uninitialised float32; memory is used again, as fresh pages cost more than the arithmetic."""
+        free = self._free.get(shape)
+        return free.pop() if free else np.empty(shape, np.float32)
+
+    def _release(self, values: list[np.ndarray | None], i: int) -> None:
+        """Give back node i's memory unless another live value shares it."""
+        array = values[i]
+        values[i] = None
+        assert array is not None
+        owner = array if array.base is None else array.base
+        if not isinstance(owner, np.ndarray) or owner.base is not None:
+            return
+        for other in values:
+            if other is not None and (other is owner or other.base is owner):
+                return
+        if owner.dtype == np.float32 and owner.flags.c_contiguous and owner.ndim == 2:
+            self._free.setdefault(owner.shape, []).append(owner)
+
+
+def _rope_tables(hp: HParams, n_ctx: int, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of every position's angles, float32 (n_ctx, n_rot / 2)."""
+    freq = hp.rope_freq_base ** (-np.arange(0, hp.n_rot, 2, dtype=np.float64) / hp.n_rot)
+    freq *= hp.rope_freq_scale
+    if factors is not None:
+        freq /= factors
+    angles = np.arange(n_ctx, dtype=np.float64)[:, None] * freq
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+_masks: dict[int, np.ndarray] = {}
+
+
+def _causal_mask(rows: int) -> np.ndarray:
+    """(rows, rows): 0 on and below the diagonal, minus infinity above."""
+    if rows not in _masks:
+        _masks[rows] = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
+    return _masks[rows]
+
+
+def _swiglu(gate: np.ndarray, up: np.ndarray, executor: Executor) -> np.ndarray:
+    """silu(gate) * up, in gate's memory."""
+
+    def block(i: int) -> None:
+        rows = slice(i * SWIGLU_ROWS, (i + 1) * SWIGLU_ROWS)
+        g = gate[rows]
+        with np.errstate(over="ignore"):  # exp(-g) may overflow: the quotient is then 0, as it should be
+            t = np.negative(g)
+            np.exp(t, out=t)
+        t += 1.0
+        g /= t
+        g *= up[rows]
+
+    executor.map(block, -(-gate.shape[0] // SWIGLU_ROWS))
+    return gate
