@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import FqError
 from .gguf_file import GGUFFile
@@ -41,31 +42,36 @@ def read_hparams(file: GGUFFile) -> HParams:
     def fail(message: str) -> ModelError:
         return ModelError(f"{file.path}: {message}")
 
-    arch = meta.get("general.architecture")
+    def scalar(key: str, kind: type, default: Any = None) -> Any:
+        value = meta.get(key, default)
+        if type(value) is not kind:  # exactly: an array has no truth value, and a bool is an int to Python
+            found = type(value).__name__
+            raise fail(f"{key} is missing" if value is None else f"{key} must be {kind.__name__}, not {found}")
+        return value
+
+    n_parts = scalar("split.count", int, 1)
+    if n_parts > 1:
+        raise fail(f"one of {n_parts} parts (split.count); join them first (llama-gguf-split --merge)")
+    arch = scalar("general.architecture", str)
     if arch != "llama":
         raise fail(f"architecture {arch!r} is not supported; this runs 'llama'")
     prefix = "llama."
 
     def count(key: str, default: int | None = None, most: int = 1 << 24) -> int:
-        value = meta.get(prefix + key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            what = "is missing" if value is None else f"must be an integer, not {type(value).__name__}"
-            raise fail(f"{prefix}{key} {what}")
+        value: int = scalar(prefix + key, int, default)
         if not 0 < value <= most:
             raise fail(f"{prefix}{key} is {value}; it must be between 1 and {most}")
         return value
 
     def number(key: str, default: float | None, least: float, most: float) -> float:
-        value = meta.get(prefix + key, default)
-        if not isinstance(value, float):
-            what = "is missing" if value is None else f"must be a float, not {type(value).__name__}"
-            raise fail(f"{prefix}{key} {what}")
-        if not least <= value <= most:
+        value: float = scalar(prefix + key, float, default)
+        if not least <= value <= most:  # false for NaN too
             raise fail(f"{prefix}{key} is {value}; it must be between {least} and {most}")
         return value
 
-    if meta.get(prefix + "expert_count", 0) != 0:
-        raise fail("mixture-of-experts models are not supported")
+    n_expert = scalar(prefix + "expert_count", int, 0)
+    if n_expert != 0:
+        raise fail(f"{prefix}expert_count is {n_expert}; mixture-of-experts models are not supported")
 
     n_layer = count("block_count", most=1024)
     n_embd = count("embedding_length")
@@ -77,15 +83,19 @@ def read_hparams(file: GGUFFile) -> HParams:
         raise fail(f"embedding length {n_embd} is not a multiple of {n_head} heads")
     n_embd_head = count("attention.key_length", n_embd // n_head, most=8192)
     if count("attention.value_length", n_embd_head, most=8192) != n_embd_head:
-        raise fail("keys and values of different lengths are not supported")
+        raise fail(f"{prefix}attention.value_length differs from the keys' {n_embd_head}; not supported")
     n_rot = count("rope.dimension_count", n_embd_head, most=8192)
     if n_rot % 2 or n_rot > n_embd_head:
         raise fail(f"{prefix}rope.dimension_count is {n_rot}; heads have {n_embd_head} elements")
 
-    scaling = meta.get(prefix + "rope.scaling.type", "none")
+    # as in llama.cpp: a factor without a type is linear, and older files call it rope.scale_linear
+    scaling = scalar(prefix + "rope.scaling.type", str, "linear")
     if scaling not in ("none", "linear"):
-        raise fail(f"rope scaling {scaling!r} is not supported; there are none, linear")
-    factor = number("rope.scaling.factor", 1.0, 1e-3, 1e6) if scaling == "linear" else 1.0
+        raise fail(f"{prefix}rope.scaling.type {scaling!r} is not supported; there are none, linear")
+    factor = 1.0
+    if scaling == "linear":
+        factor = number("rope.scale_linear", 1.0, 1e-3, 1e6)
+        factor = number("rope.scaling.factor", factor, 1e-3, 1e6)
 
     embd = file.tensors.get("token_embd.weight")
     if embd is None:
@@ -93,8 +103,9 @@ def read_hparams(file: GGUFFile) -> HParams:
     if len(embd.shape) != 2 or embd.shape[1] != n_embd:
         raise fail(f"token_embd.weight has shape {embd.shape}; the embedding length is {n_embd}")
     n_vocab = embd.shape[0]
-    if meta.get(prefix + "vocab_size", n_vocab) != n_vocab:
-        raise fail(f"{prefix}vocab_size is {meta[prefix + 'vocab_size']}; token_embd.weight has {n_vocab} rows")
+    vocab_size = scalar(prefix + "vocab_size", int, n_vocab)
+    if vocab_size != n_vocab:
+        raise fail(f"{prefix}vocab_size is {vocab_size}; token_embd.weight has {n_vocab} rows")
 
     return HParams(
         n_layer=n_layer,

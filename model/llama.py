@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fq_kernels.rules import Norm
 
 from .gguf_file import GGUFFile
@@ -83,6 +85,9 @@ def check_tensors(file: GGUFFile, hp: HParams, graph: Graph) -> None:
         info = file.tensors[ROPE_FACTORS]
         if info.shape != (hp.n_rot // 2,) or info.type.name != "F32":
             raise ModelError(f"{file.path}: tensor {ROPE_FACTORS} must be F32 of shape {(hp.n_rot // 2,)}")
+        factors = np.frombuffer(file.tensor(ROPE_FACTORS), np.float32)
+        if not (np.isfinite(factors) & (factors > 0)).all():
+            raise ModelError(f"{file.path}: tensor {ROPE_FACTORS} must hold positive finite numbers")
     for name in file.tensors:
         if name not in used:
             raise ModelError(f"{file.path}: tensor {name} is not one that the llama graph uses")

@@ -43,11 +43,12 @@ class Model:
             for name, info in self.file.tensors.items():
                 packed = self.file.tensor(name)
                 if len(info.shape) == 1:
-                    self.vectors[name] = np.frombuffer(packed, np.float32)
+                    # a copy: in the file it may not be aligned
+                    self.vectors[name] = np.frombuffer(packed, np.float32).copy()
                 elif can_unpack(info.type):
                     self.weights[name] = Weight(packed, info.type, info.shape[1])
                 else:
-                    raise ModelError(f"{path}: tensor {name} has type {info.type.name}, which cannot be unpacked")
+                    raise ModelError(f"{self.path}: tensor {name} has type {info.type.name}; no way to unpack it")
         except BaseException:
             self.file.close()
             raise
@@ -95,6 +96,7 @@ class Context:
         self._cos, self._sin = _rope_tables(hp, n_ctx, model.vectors.get(ROPE_FACTORS))
         self._ends = model.graph.last_uses()
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
 
     def clear(self) -> None:
         """Forget the sequence; rules and counters stay."""
@@ -106,15 +108,21 @@ class Context:
         outputs picks the tokens whose logits are wanted; None: the last one. Raises FqError
         if the context is full or a token is not in the vocabulary.
         """
-        ids = np.asarray(tokens, np.int64)
+        ids = np.asarray(tokens)
         if ids.ndim != 1 or not ids.size:
             raise FqError("no tokens to evaluate")
+        if ids.dtype.kind not in "iu":
+            raise FqError(f"token ids must be integers, not {ids.dtype}")
         if self.n_past + ids.size > self.n_ctx:
             raise FqError(f"{self.n_past + ids.size} tokens do not fit a context of {self.n_ctx}")
         if ids.min() < 0 or ids.max() >= self.model.hparams.n_vocab:
             raise FqError(f"token ids must be between 0 and {self.model.hparams.n_vocab - 1}")
         values: list[np.ndarray | None] = [None] * len(self.model.graph.nodes)
         out_rows = slice(ids.size - 1, ids.size) if outputs is None else outputs
+        sizes = (ids.size, len(range(*out_rows.indices(ids.size))))
+        if sizes != self._sizes:
+            self._free.clear()
+            self._sizes = sizes
         with blas_threads.single():
             for i, node in enumerate(self.model.graph.nodes):
                 inputs = [values[source] for source in node.inputs]
@@ -129,7 +137,8 @@ class Context:
     def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
         weights, executor = self.model.weights, self.executor
         if node.op is Op.GET_ROWS:
-            return weights[node.weight].unpack(ids)
+            weight = weights[node.weight]
+            return weight.unpack(ids, self._buffer((ids.size, weight.n_in)))
         x = inputs[0]
         if node.op is Op.RMS_NORM:
             return self.fake_quant.rms_norm(

@@ -1,0 +1,287 @@
+"""What each command does: options in, text on stdout (progress on stderr), JSON where asked."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fq_kernels import Executor, get_format, isa
+from fq_kernels.rules import FakeQuant, Rule, Site
+
+from . import show, store
+from .errors import FqError
+from .generate import Sampler, Timings
+from .generate import generate as generate_tokens
+from .perplexity import Perplexity
+from .runner import Context, Model
+
+INTERRUPTED = 130
+SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
+MAX_DEFAULT_CTX = 4096
+MAX_TEXT_BYTES = 1 << 30
+
+
+# ---------------------------------------------------------------- shared pieces
+
+
+@contextlib.contextmanager
+def _download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    print(f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}", file=sys.stderr)
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(unit="B", unit_scale=True, desc=alias, disable=None, leave=False) as bar:
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _find_model(name: str, offline: bool) -> Path:
+    with contextlib.ExitStack() as stack:
+        return store.find(name, offline=offline,
+                          on_fetch=lambda alias: stack.enter_context(_download_bar(alias)))
+
+
+def _executor(threads: int | None) -> Executor:
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return Executor(threads)
+    except ValueError as e:
+        raise FqError(f"--threads: {e}") from None
+
+
+def _fake_quant(args: argparse.Namespace, model: Model, on_row: Callable[[Site, float, float], None] | None
+                ) -> FakeQuant | None:
+    if args.fake_quant_ffn_norm is None:
+        for option in ("layer", "point", "kind", "mode"):
+            if getattr(args, f"fake_quant_{option}") != {"layer": -1, "point": "raw", "kind": "ffn_norm",
+                                                         "mode": "every"}[option]:
+                raise FqError(f"--fake-quant-{option} needs --fake-quant-ffn-norm TYPE")
+        return None
+    try:
+        fmt = get_format(args.fake_quant_ffn_norm)
+        if fmt.rounding == "stochastic" and "seed=" not in args.fake_quant_ffn_norm:
+            fmt = get_format(fmt.with_seed(args.seed))
+        rule = Rule(fmt, kind=args.fake_quant_kind, layer=args.fake_quant_layer,
+                    point=args.fake_quant_point, mode=args.fake_quant_mode)
+        return FakeQuant(model.norms, [rule], on_row)
+    except ValueError as e:
+        raise FqError(f"--fake-quant: {e}") from None
+
+
+def _row_printer(model: Model, type_: str | None) -> Callable[[Site, float, float], None]:
+    names = {node.norm: node.name for node in model.graph.nodes if node.norm}
+
+    def line(site: Site, first: float, last: float) -> None:
+        print(f"{site.norm.kind} fake quantization ({type_}): {names[site.norm]} - "
+              f"diff: first={first:.6f}, last={last:.6f}", file=sys.stderr)
+
+    return line
+
+
+def _check_json_target(target: str | None) -> None:
+    """Find out before the work, not after it, that the file cannot be written."""
+    if target in (None, "-"):
+        return
+    path = Path(target)
+    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+        raise FqError(f"--json {target}: cannot be written there")
+
+
+def _write_json(data: Any, target: str) -> None:
+    text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    # whole or not at all
+    part = Path(f"{target}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _finite(data: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _read_text(name: str | None) -> tuple[str, str]:
+    """(the text, what to call it)."""
+    path = SAMPLE_TEXT if name is None else Path(name)
+    if path.is_dir():
+        raise FqError(f"{path}: is a directory")
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise FqError(f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise FqError(f"{path}: not UTF-8 at byte {e.start}") from None
+    if not text.strip():
+        raise FqError(f"{path}: the text is empty")
+    return text, "sample text of the package" if name is None else str(path)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def pull(args: argparse.Namespace) -> int:
+    if args.alias not in store.ALIASES:
+        raise FqError(f"unknown model alias {args.alias!r}; there are {', '.join(store.ALIASES)}")
+    if store.cached(args.alias):
+        path = store.pull(args.alias)
+    else:
+        with _download_bar(args.alias) as progress:
+            path = store.pull(args.alias, progress)
+    print(path)
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    _check_json_target(args.json)
+    model = Model(_find_model(args.model, args.offline))
+    data = show.inspect_data(model)
+    if args.json:
+        _write_json(data, args.json)
+    else:
+        print(show.inspect_text(data))
+    return 0
+
+
+def graph(args: argparse.Namespace) -> int:
+    _check_json_target(args.json)
+    model = Model(_find_model(args.model, args.offline))
+    data = show.graph_data(model)
+    if args.json:
+        _write_json(data, args.json)
+    else:
+        print(show.graph_text(data))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_json_target(args.json)
+    sampler = Sampler(args.temp, args.top_k, args.top_p, args.seed)
+    if args.predict < -1:
+        raise FqError(f"--predict must be >= 0, or -1 until the context is full, not {args.predict}")
+    if args.system_prompt is not None and not args.chat:
+        raise FqError("--system-prompt needs --chat")
+    path = _find_model(args.model, args.offline)
+    start = time.perf_counter()
+    model = Model(path)
+    tokenizer = model.tokenizer
+    prompt = args.prompt
+    if args.chat:
+        messages = [{"role": "user", "content": prompt}]
+        if args.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": args.system_prompt})
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special=False, parse_special=True)
+    else:
+        ids = tokenizer.encode(prompt, parse_special=True)
+    on_row = _row_printer(model, args.fake_quant_ffn_norm) if args.fake_quant_verbose else None
+    fake_quant = _fake_quant(args, model, on_row)
+    with _executor(args.threads) as executor:
+        n_ctx = args.ctx_size or min(model.hparams.n_ctx_train, MAX_DEFAULT_CTX)
+        context = Context(model, n_ctx, executor, fake_quant)
+        timings = Timings(load_ms=(time.perf_counter() - start) * 1e3)
+        stop: frozenset[int] = frozenset() if args.ignore_eos else frozenset(tokenizer.eog_ids)
+        # with --json - stdout is for JSON alone
+        out = sys.stderr if args.json == "-" else sys.stdout
+        generated: list[int] = []
+        interrupted = False
+        decoder = tokenizer.stream_decoder()
+        if not args.chat:
+            out.write(prompt)
+            out.flush()
+        try:
+            for token in generate_tokens(context, ids, args.predict, sampler, stop=stop,
+                                         batch=args.batch_size, timings=timings):
+                generated.append(token)
+                out.write(decoder.push(token))
+                out.flush()
+        except KeyboardInterrupt:
+            interrupted = True
+        out.write(decoder.finish() + "\n")
+        out.flush()
+    timings.total_ms = (time.perf_counter() - start) * 1e3
+    if interrupted:
+        print(f"fq: interrupted after {len(generated)} tokens: this is a partial result", file=sys.stderr)
+    print(f"\n{show.timings_text(timings, len(generated))}", file=sys.stderr)
+    if fake_quant:
+        print(f"\n{show.fake_quant_text(fake_quant.as_dict())}", file=sys.stderr)
+    if args.json:
+        data: dict[str, Any] = {
+            "model": model.path,
+            "prompt_tokens": ids,
+            "generated_tokens": generated,
+            "text": tokenizer.decode(generated),
+            "partial": interrupted,
+            "timings": asdict(timings),
+            "numerics": _numerics(executor),
+        }
+        if fake_quant:
+            data["fake_quant"] = fake_quant.as_dict()
+        _write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0
+
+
+def perplexity(args: argparse.Namespace) -> int:
+    _check_json_target(args.json)
+    text, text_name = _read_text(args.file)
+    start = time.perf_counter()
+    model = Model(_find_model(args.model, args.offline))
+    on_row = _row_printer(model, args.fake_quant_ffn_norm) if args.fake_quant_verbose else None
+    fake_quant = _fake_quant(args, model, on_row)
+    if fake_quant is None and args.no_baseline:
+        raise FqError("--no-baseline without a rule leaves nothing to run")
+    with _executor(args.threads) as executor:
+        tokens = model.tokenizer.encode(text, add_special=False)
+        measurement = Perplexity(
+            model, tokens, n_ctx=args.ctx_size, chunks=args.chunks, fake_quant=fake_quant,
+            baseline=not args.no_baseline, control=args.control, executor=executor, batch=args.batch_size,
+        )
+        if args.chunks > measurement.n_chunks:
+            print(f"fq: the text has {measurement.n_chunks} chunks of {args.ctx_size}, "
+                  f"not {args.chunks}", file=sys.stderr)
+        interrupted = False
+        try:
+            for _ in show.progress(measurement):
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = time.perf_counter() - start
+    if interrupted:
+        print(f"fq: interrupted after {measurement.done} of {measurement.n_chunks} chunks: "
+              "this is a partial result", file=sys.stderr)
+        if not measurement.done:
+            return INTERRUPTED
+    data = measurement.result() | {
+        "text": text_name,
+        "seconds": seconds,
+        "numerics": _numerics(executor),
+    }
+    print(show.perplexity_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        _write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0
+
+
+def _numerics(executor: Executor) -> dict[str, Any]:
+    return {"activations": "exact", "kv_cache": "F32", "isa": isa(), "threads": executor.threads}

