@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from model.errors import FqError
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 _SPACE = "\u2581"  # SPM's visible space
+_SEGMENT = 1 << 16  # characters
 # Every cut of an SPM token is tried when its merges are made; real ones have some tens of characters.
 _MAX_SPM_TOKEN = 1024
 
@@ -279,14 +280,38 @@ class Tokenizer:
             if self.kind == "llama":
                 # The start of a text, and what follows a token matched whole, is the start of a word.
                 part = _SPACE * self.add_space_prefix + part.replace(" ", _SPACE)
-            # The batch call is the one that skips character offsets: twice as fast.
-            found: list[int] = self._library.encode_batch_fast([part], add_special_tokens=False)[0].ids
-            if self._stand_ins:
-                found = [j for i in found for j in self._stand_ins.get(i, (i,))]
-            ids += found
+            for segment in self._segments(part):
+                # The batch call is the one that skips character offsets: twice as fast.
+                found: list[int] = self._library.encode_batch_fast([segment], add_special_tokens=False)[0].ids
+                if self._stand_ins:
+                    found = [j for i in found for j in self._stand_ins.get(i, (i,))]
+                ids += found
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def _segments(self, text: str) -> Iterator[str]:
+        """The text cut where no token can reach across: the library takes some 200 bytes of memory per byte
+        of text, and does not listen to Ctrl-C."""
+        start = 0
+        while self._word_break and len(text) - start > _SEGMENT:
+            found = self._word_break.search(text, start + _SEGMENT)
+            if found is None:
+                break
+            yield text[start : found.start()]
+            start = found.start()
+        yield text[start:]
+
+    @cached_property
+    def _word_break(self) -> re.Pattern[str] | None:
+        """Between a letter and the space before a letter. Every pre-tokenizer here cuts there; SPM has none,
+        but merges across it only if the vocabulary has a token with such a place inside."""
+        if self.kind == "gpt2":
+            return re.compile("(?<=[a-z])(?= [a-z])")
+        inner = re.compile(f"[^{_SPACE}]{_SPACE}")
+        if any(inner.search(token) for token in self._tokens):
+            return None
+        return re.compile(f"(?<=[a-z])(?={_SPACE}[a-z])")
 
     def _parts(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at the tokens that are matched whole: stretches of text, and their ids."""

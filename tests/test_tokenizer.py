@@ -288,6 +288,20 @@ def test_spm_tokens_that_span_words():
     tokens[tokens.index("xyz")] = "a\u2581b"
     spanning = Tokenizer.from_metadata(metadata)
     assert [tokens[i] for i in spanning.encode("a b", add_special=False)] == ["\u2581", "a\u2581b"]
+    # so a text must not be cut between its words
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.tokenizer._SEGMENT", 1)
+        assert [tokens[i] for i in spanning.encode("a b", add_special=False)] == ["\u2581", "a\u2581b"]
+
+
+@given(st.text(alphabet="helowrd  '1\n\u00e9", max_size=60))
+def test_long_texts_are_cut_where_no_token_reaches_across(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.tokenizer._SEGMENT", 1 << 40)
+        whole = [t.encode(text) for t in (SPM, BPE)]
+        patch.setattr("model.tokenizer._SEGMENT", 1)
+        assert [t.encode(text) for t in (SPM, BPE)] == whole
+    assert len(list(SPM._segments("\u2581aa\u2581bb" * 50_000))) > 1
 
 
 def test_spm_without_byte_tokens_uses_the_unknown_token():
