@@ -45,8 +45,8 @@ def read_hparams(file: GGUFFile) -> HParams:
     def scalar(key: str, kind: type, default: Any = None) -> Any:
         value = meta.get(key, default)
         if type(value) is not kind:  # exactly: an array has no truth value, and a bool is an int to Python
-            found = type(value).__name__
-            raise fail(f"{key} is missing" if value is None else f"{key} must be {kind.__name__}, not {found}")
+            wrong = f"must be {kind.__name__}, not {type(value).__name__}"
+            raise fail(f"{key} {'is missing' if value is None else wrong}")
         return value
 
     n_parts = scalar("split.count", int, 1)

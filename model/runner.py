@@ -22,6 +22,8 @@ from .weights import Weight, blas_threads, can_unpack, mul_mat
 # Rows per task of element-wise work and of attention: enough to pay for the hand-out.
 SWIGLU_ROWS = 64
 ATTENTION_ROWS = 128
+# 0 on and below the diagonal, minus infinity above; its corner masks fewer rows
+_CAUSAL_MASK = np.triu(np.full((ATTENTION_ROWS, ATTENTION_ROWS), -np.inf, np.float32), 1)
 
 
 class Model:
@@ -48,7 +50,7 @@ class Model:
                 elif can_unpack(info.type):
                     self.weights[name] = Weight(packed, info.type, info.shape[1])
                 else:
-                    raise ModelError(f"{self.path}: tensor {name} has type {info.type.name}; no way to unpack it")
+                    raise ModelError(f"{self.path}: cannot unpack tensor {name} of type {info.type.name}")
         except BaseException:
             self.file.close()
             raise
@@ -137,15 +139,18 @@ class Context:
     def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
         weights, executor = self.model.weights, self.executor
         if node.op is Op.GET_ROWS:
+            assert node.weight is not None
             weight = weights[node.weight]
             return weight.unpack(ids, self._buffer((ids.size, weight.n_in)))
         x = inputs[0]
         if node.op is Op.RMS_NORM:
+            assert node.norm is not None and node.weight is not None
             return self.fake_quant.rms_norm(
                 node.norm, x, eps=self.model.hparams.rms_eps, weight=self.model.vectors[node.weight],
                 out=self._buffer(x.shape), executor=executor,
             )
         if node.op is Op.MUL_MAT:
+            assert node.weight is not None
             weight = weights[node.weight]
             return mul_mat(x, weight, executor, self._buffer((x.shape[0], weight.n_out)))
         if node.op is Op.ADD:
@@ -155,6 +160,7 @@ class Context:
             heads = x.reshape(x.shape[0], -1, self.model.hparams.n_embd_head)
             return rope(heads, self._cos[now], self._sin[now], executor=executor)
         if node.op is Op.ATTENTION:
+            assert node.layer is not None
             return self._attention(node.layer, *inputs)
         if node.op is Op.SWIGLU:
             return _swiglu(x, inputs[1], executor)
@@ -184,7 +190,7 @@ class Context:
             block_q = heads[begin:end, head].transpose(1, 0, 2) * scale  # (group, rows, d)
             p = np.matmul(block_q, keys[head, :n_kv].T)  # (group, rows, n_kv)
             if end - begin > 1:
-                p[:, :, n_past + begin :] += _causal_mask(end - begin)
+                p[:, :, n_past + begin :] += _CAUSAL_MASK[: end - begin, : end - begin]
             p -= p.max(axis=-1, keepdims=True)
             np.exp(p, out=p)
             attended = np.matmul(p, values[head, :n_kv])  # (group, rows, d)
@@ -226,16 +232,6 @@ def _rope_tables(hp: HParams, n_ctx: int, factors: np.ndarray | None) -> tuple[n
         freq /= factors
     angles = np.arange(n_ctx, dtype=np.float64)[:, None] * freq
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-_masks: dict[int, np.ndarray] = {}
-
-
-def _causal_mask(rows: int) -> np.ndarray:
-    """(rows, rows): 0 on and below the diagonal, minus infinity above."""
-    if rows not in _masks:
-        _masks[rows] = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
-    return _masks[rows]
 
 
 def _swiglu(gate: np.ndarray, up: np.ndarray, executor: Executor) -> np.ndarray:

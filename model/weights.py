@@ -106,6 +106,7 @@ class _BlasThreads:
 
                 self.controller = ThreadpoolController()
             if self.users == 0:
+                self._free_control()
                 self.limit = self.controller.limit(limits=1, user_api="blas")
             self.users += 1
         try:
@@ -114,7 +115,22 @@ class _BlasThreads:
             with self.lock:
                 self.users -= 1
                 if self.users == 0:
+                    self._free_control()
                     self.limit.restore_original_limits()
+                    self._free_control()
+
+    @staticmethod
+    def _free_control() -> None:
+        """Let any thread set OpenBLAS's limit next.
+
+        From threadpoolctl 3.8 on, the first thread to set it is the only one that can, without an
+        error for the others, but the last evaluation to end need not be on the thread of the first.
+        """
+        from threadpoolctl import OpenBLASController
+
+        clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
 
 
 blas_threads = _BlasThreads()
