@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 
     from .errors import FqError
-    from .generate import Sampler, Timings, generate
+    from .generation import Sampler, Timings, generate
     from .gguf_file import GGUFError, GGUFFile
     from .graph import Graph
     from .hparams import HParams, ModelError
@@ -37,9 +37,9 @@ _HOMES = {
     "Rule": "fq_kernels.rules",
     "Site": "fq_kernels.rules",
     "FqError": "model.errors",
-    "Sampler": "model.generate",
-    "Timings": "model.generate",
-    "generate": "model.generate",
+    "Sampler": "model.generation",
+    "Timings": "model.generation",
+    "generate": "model.generation",
     "GGUFError": "model.gguf_file",
     "GGUFFile": "model.gguf_file",
     "Graph": "model.graph",
@@ -83,7 +83,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # import_module, as `model.generate` is a submodule too and the function must win
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -19,8 +19,7 @@ from fq_kernels.rules import FakeQuant, Rule, Site
 
 from . import show, store
 from .errors import FqError
-from .generate import Sampler, Timings
-from .generate import generate as generate_tokens
+from .generation import Sampler, Timings, generate
 from .perplexity import Perplexity
 from .runner import Context, Model
 
@@ -37,7 +36,8 @@ MAX_TEXT_BYTES = 1 << 30
 def _download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    print(f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}", file=sys.stderr)
+    print(f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}",
+          file=sys.stderr)
     # disable=None: no bar where stderr is not a terminal
     with tqdm(unit="B", unit_scale=True, desc=alias, disable=None, leave=False) as bar:
         def update(done: int, total: int) -> None:
@@ -64,19 +64,20 @@ def _executor(threads: int | None) -> Executor:
 
 def _fake_quant(args: argparse.Namespace, model: Model, on_row: Callable[[Site, float, float], None] | None
                 ) -> FakeQuant | None:
+    options = {
+        name: value
+        for name in ("kind", "layer", "point", "mode")
+        if (value := getattr(args, f"fake_quant_{name}")) is not None
+    }
     if args.fake_quant_ffn_norm is None:
-        for option in ("layer", "point", "kind", "mode"):
-            if getattr(args, f"fake_quant_{option}") != {"layer": -1, "point": "raw", "kind": "ffn_norm",
-                                                         "mode": "every"}[option]:
-                raise FqError(f"--fake-quant-{option} needs --fake-quant-ffn-norm TYPE")
+        for name in [*options, *(["verbose"] if args.fake_quant_verbose else [])]:
+            raise FqError(f"--fake-quant-{name} needs --fake-quant-ffn-norm TYPE")
         return None
     try:
         fmt = get_format(args.fake_quant_ffn_norm)
         if fmt.rounding == "stochastic" and "seed=" not in args.fake_quant_ffn_norm:
             fmt = get_format(fmt.with_seed(args.seed))
-        rule = Rule(fmt, kind=args.fake_quant_kind, layer=args.fake_quant_layer,
-                    point=args.fake_quant_point, mode=args.fake_quant_mode)
-        return FakeQuant(model.norms, [rule], on_row)
+        return FakeQuant(model.norms, [Rule(fmt, **options)], on_row)
     except ValueError as e:
         raise FqError(f"--fake-quant: {e}") from None
 
@@ -96,6 +97,8 @@ def _check_json_target(target: str | None) -> None:
     if target in (None, "-"):
         return
     path = Path(target)
+    if path.exists() and not path.is_file() and not path.is_dir() and os.access(path, os.W_OK):
+        return
     if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
         raise FqError(f"--json {target}: cannot be written there")
 
@@ -104,6 +107,10 @@ def _write_json(data: Any, target: str) -> None:
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
+        return
+    if os.path.exists(target) and not os.path.isfile(target):
+        # a device or a pipe is written to; it must not be replaced by a file
+        Path(target).write_text(text)
         return
     # whole or not at all
     part = Path(f"{target}.{os.getpid()}.part")
@@ -155,22 +162,20 @@ def pull(args: argparse.Namespace) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    _check_json_target(args.json)
     model = Model(_find_model(args.model, args.offline))
     data = show.inspect_data(model)
     if args.json:
-        _write_json(data, args.json)
+        _write_json(data, "-")
     else:
         print(show.inspect_text(data))
     return 0
 
 
 def graph(args: argparse.Namespace) -> int:
-    _check_json_target(args.json)
     model = Model(_find_model(args.model, args.offline))
     data = show.graph_data(model)
     if args.json:
-        _write_json(data, args.json)
+        _write_json(data, "-")
     else:
         print(show.graph_text(data))
     return 0
@@ -205,20 +210,24 @@ def run(args: argparse.Namespace) -> int:
         # with --json - stdout is for JSON alone
         out = sys.stderr if args.json == "-" else sys.stdout
         generated: list[int] = []
+        pieces: list[str] = []
         interrupted = False
         decoder = tokenizer.stream_decoder()
+        tokens = generate(context, ids, args.predict, sampler, stop=stop,
+                                 batch=args.batch_size, timings=timings)
         if not args.chat:
             out.write(prompt)
             out.flush()
         try:
-            for token in generate_tokens(context, ids, args.predict, sampler, stop=stop,
-                                         batch=args.batch_size, timings=timings):
+            for token in tokens:
                 generated.append(token)
-                out.write(decoder.push(token))
+                pieces.append(decoder.push(token))
+                out.write(pieces[-1])
                 out.flush()
         except KeyboardInterrupt:
             interrupted = True
-        out.write(decoder.finish() + "\n")
+        pieces.append(decoder.finish())
+        out.write(pieces[-1] + "\n")
         out.flush()
     timings.total_ms = (time.perf_counter() - start) * 1e3
     if interrupted:
@@ -231,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
             "model": model.path,
             "prompt_tokens": ids,
             "generated_tokens": generated,
-            "text": tokenizer.decode(generated),
+            "text": "".join(pieces),
             "partial": interrupted,
             "timings": asdict(timings),
             "numerics": _numerics(executor),
@@ -244,6 +253,8 @@ def run(args: argparse.Namespace) -> int:
 
 def perplexity(args: argparse.Namespace) -> int:
     _check_json_target(args.json)
+    if args.seed < 0:
+        raise FqError(f"--seed must be >= 0, not {args.seed}")
     text, text_name = _read_text(args.file)
     start = time.perf_counter()
     model = Model(_find_model(args.model, args.offline))
@@ -252,7 +263,8 @@ def perplexity(args: argparse.Namespace) -> int:
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with _executor(args.threads) as executor:
-        tokens = model.tokenizer.encode(text, add_special=False)
+        # with BOS if the vocabulary adds it, as llama-perplexity has it
+        tokens = model.tokenizer.encode(text)
         measurement = Perplexity(
             model, tokens, n_ctx=args.ctx_size, chunks=args.chunks, fake_quant=fake_quant,
             baseline=not args.no_baseline, control=args.control, executor=executor, batch=args.batch_size,

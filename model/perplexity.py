@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,14 @@ def first_scored(n_ctx: int) -> int:
 
 def n_scored_per_chunk(n_ctx: int) -> int:
     return n_ctx - 1 - first_scored(n_ctx)
+
+
+class _Chunk(NamedTuple):
+    """A chunk's figures: nll of the stream asked for, and the comparisons that were asked for."""
+
+    nll: np.ndarray
+    paired: Paired | None
+    control: Paired | None
 
 
 class Perplexity:
@@ -54,6 +62,8 @@ class Perplexity:
             raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
         if batch < 1:
             raise FqError(f"batch size must be at least 1, not {batch}")
+        if n_ctx > model.hparams.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
         if len(ids) < n_ctx:
             raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
         if chunks == 0 or chunks < -1:
@@ -69,30 +79,47 @@ class Perplexity:
         self.executor = executor
         self.context = Context(model, n_ctx, executor)
         self._no_rules = FakeQuant(model.norms)
-        self.done = 0
-        self.nll: list[np.ndarray] = []  # of the stream asked for, per chunk
-        self.paired: list[Paired] = []
-        self.control_paired: list[Paired] = []
+        self._chunks: list[_Chunk] = []
+
+    @property
+    def done(self) -> int:
+        """Chunks that ended."""
+        return len(self._chunks)
+
+    @property
+    def nll(self) -> list[np.ndarray]:
+        """Of the stream asked for, per chunk."""
+        return [chunk.nll for chunk in self._chunks]
+
+    @property
+    def paired(self) -> list[Paired]:
+        return [chunk.paired for chunk in self._chunks if chunk.paired is not None]
+
+    @property
+    def control_paired(self) -> list[Paired]:
+        return [chunk.control for chunk in self._chunks if chunk.control is not None]
 
     def __iter__(self) -> Iterator[int]:
         while self.done < self.n_chunks:
+            index = self.done
             counters = copy.deepcopy(self.fake_quant.counters) if self.fake_quant else None
             try:
-                self._run_chunk(self.done)
+                # one append keeps all of a chunk's figures, or none, whenever Ctrl-C comes
+                self._chunks.append(self._run_chunk(index))
             except BaseException:
-                if self.fake_quant and counters is not None:
+                if self.done == index and self.fake_quant and counters is not None:
                     # the unfinished chunk's rows are in no figure
                     self.fake_quant.counters = counters
                 raise
-            self.done += 1
-            yield self.done - 1
+            yield index
 
-    def _run_chunk(self, index: int) -> None:
+    def _run_chunk(self, index: int) -> _Chunk:
         ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
         targets = ids[first_scored(self.n_ctx) + 1 :].copy()
         tokenizer = self.model.tokenizer
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             ids[0] = tokenizer.bos_id
+        paired = control = None
         base = self._logits(ids, self._no_rules) if self.with_baseline else None
         if self.fake_quant is None:
             assert base is not None
@@ -105,17 +132,11 @@ class Perplexity:
                 paired = compare(base, logits, targets, self.executor)
                 nll = paired.nll
             del logits
-        control = None
         if self.with_control:
             assert base is not None
             again = self._logits(ids, self._no_rules)
             control = compare(base, again, targets, self.executor)
-        # all of a chunk's figures are kept, or none
-        self.nll.append(nll)
-        if self.fake_quant is not None and base is not None:
-            self.paired.append(paired)
-        if control is not None:
-            self.control_paired.append(control)
+        return _Chunk(nll, paired, control)
 
     def _logits(self, ids: np.ndarray, fake_quant: FakeQuant) -> np.ndarray:
         """Logits of the scored positions, float32 (n_scored, n_vocab)."""
@@ -142,11 +163,12 @@ class Perplexity:
         for nll in self.nll:
             total += float(nll.sum())
             count += len(nll)
-            cumulative.append(math.exp(total / count) if total / count < 700 else math.inf)
-        ppl, se = ppl_se(np.concatenate(self.nll)) if self.nll else (math.nan, math.nan)
+            cumulative.append(math.inf if total / count >= 700 else math.exp(total / count))
         chunks: list[dict[str, float]] = [
-            {"nll": float(nll.mean()), "ppl_cumulative": c} for nll, c in zip(self.nll, cumulative, strict=True)
+            {"nll": float(nll.mean()), "ppl_cumulative": ppl}
+            for nll, ppl in zip(self.nll, cumulative, strict=True)
         ]
+        ppl, se = ppl_se(np.concatenate(self.nll)) if self.nll else (math.nan, math.nan)
         for chunk, paired in zip(chunks, self.paired, strict=False):
             chunk["nll_base"] = float(paired.nll_base.mean())
             chunk["mean_kld"] = float(paired.kld.mean())

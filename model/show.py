@@ -13,7 +13,7 @@ import numpy as np
 
 from fq_kernels.rules import describe_norms
 
-from .generate import Timings
+from .generation import Timings
 from .perplexity import Perplexity
 from .runner import Model
 
@@ -23,10 +23,10 @@ MAX_VALUE_CHARS = 96
 def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset()) -> str:
     """Rows of cells, the first one the heading, in columns; ``right`` names those aligned right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -35,7 +35,9 @@ def progress(run: Perplexity) -> Iterator[int]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=run.n_chunks, unit="chunk", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+        sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals say 0
+        with tqdm(total=run.n_chunks, unit="chunk", file=sys.stderr, leave=False,
+                  dynamic_ncols=sized, ncols=None if sized else 80) as bar:
             for chunk in run:
                 bar.set_postfix_str(f"PPL {run.ppl:.4f}", refresh=False)
                 bar.update()
@@ -167,7 +169,9 @@ def timings_text(t: Timings, n_generated: int) -> str:
 def fake_quant_text(data: dict[str, Any]) -> str:
     """The rules, the counts over the layers, and a row for each site that a rule takes."""
     layers = [norm for norm in data["norms"] if norm["layer"] is not None]
-    seen = Tally({kind: sum(n["rows_seen"] for n in layers if n["kind"] == kind) for kind in ("attn_norm", "ffn_norm")})
+    seen: Tally[str] = Tally()
+    for norm in layers:
+        seen[norm["kind"]] += norm["rows_seen"]
     rounded, total = data["rows_quantised"], data["rows_seen"]
     rows = [["site", "rows seen", "rounded", "coverage", "max |e|", "mean |e|", "mean e", "SQNR dB"]]
     for s in data["sites"]:
@@ -211,7 +215,8 @@ def perplexity_text(data: dict[str, Any]) -> str:
             f"PPL quantised           {c['ppl_quant']:.4f} ± {c['ppl_quant_se']:.5f}",
             f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e} ± {c['ln_ppl_ratio_se']:.1e}"
             + _interval(c["ln_ppl_ratio_ci95_chunks"]),
-            f"mean KL divergence      {c['mean_kld']:.3e} ± {c['kld_se']:.1e}" + _interval(c["mean_kld_ci95_chunks"]),
+            f"mean KL divergence      {c['mean_kld']:.3e} ± {c['kld_se']:.1e}"
+            + _interval(c["mean_kld_ci95_chunks"]),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",
             f"same top token          {100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f} %",
         ]
@@ -219,7 +224,8 @@ def perplexity_text(data: dict[str, Any]) -> str:
         lines.append(f"PPL {data['ppl']:.4f} ± {data['ppl_se']:.5f}")
     if "control" in data:
         k = data["control"]
-        verdict = "exactly 0, as it must be" if k["exactly_zero"] else "NOT 0: the figures above cannot be trusted"
+        verdict = ("exactly 0, as it must be" if k["exactly_zero"]
+                   else "NOT 0: the figures above cannot be trusted")
         lines.append(f"control (baseline against itself): ln(PPL ratio) {k['ln_ppl_ratio']:g}, "
                      f"max KL {k['max_kld']:g}, same top token {100 * k['same_top']:g} %: {verdict}")
     if "fake_quant" in data:

@@ -71,10 +71,12 @@ def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: 
         result.nll_base[rows] = -lp
         result.nll[rows] = -lq
         result.dp[rows] = np.exp(lq) - np.exp(lp)
-        result.same_top[rows] = log_p.argmax(axis=1) == log_q.argmax(axis=1)
-        np.subtract(log_p, log_q, out=log_q)
-        np.exp(log_p, out=log_p)
-        log_q *= log_p
+        result.same_top[rows] = base[rows].argmax(axis=1) == other[rows].argmax(axis=1)
+        with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
+            np.subtract(log_p, log_q, out=log_q)
+            np.exp(log_p, out=log_p)
+            log_q *= log_p
+        log_q[log_p == 0] = 0.0
         result.kld[rows] = log_q.sum(axis=1)
 
     executor.map(block, -(-n // ROWS))
@@ -85,14 +87,16 @@ def mean_se(values: np.ndarray) -> tuple[float, float]:
     """Mean and its standard error, values taken as independent (nan for a single value)."""
     n = len(values)
     mean = float(np.mean(values))
-    return mean, (float(math.sqrt(np.mean((values - mean) ** 2) / (n - 1))) if n > 1 else math.nan)
+    if n < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    return mean, float(math.sqrt(np.mean((values - mean) ** 2) / (n - 1)))
 
 
 def ppl_se(nll: np.ndarray) -> tuple[float, float]:
     """exp(mean nll) and PPL * sqrt((E[nll^2] - E[nll]^2) / (n - 1))."""
     mean, se = mean_se(nll)
     # a broken model's nll may be too large for exp
-    ppl = math.exp(mean) if mean < 700 else math.inf
+    ppl = math.inf if mean >= 700 else math.exp(mean)
     return ppl, ppl * se
 
 
@@ -122,6 +126,7 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
     return table
 
 
+@np.errstate(invalid="ignore")  # a broken model's figures may be infinite; their differences are nan
 def summarise(chunks: list[Paired]) -> dict[str, Any]:
     """The comparison of all chunks (of equal size), as written to JSON."""
     all_ = Paired.concatenate(chunks)
@@ -158,9 +163,11 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
 
 def is_exactly_zero(comparison: dict[str, Any]) -> bool:
     """Whether every difference of a comparison is 0: what the control must be."""
-    zero = ("ln_ppl_ratio", "ln_ppl_ratio_se", "mean_kld", "kld_se", "median_kld", "max_kld", "mean_dp", "rms_dp")
+    zero = ("ln_ppl_ratio", "mean_kld", "median_kld", "max_kld", "mean_dp", "rms_dp")
     return (
         all(comparison[key] == 0.0 for key in zero)
+        # nan for a single token
+        and not any(comparison[key] > 0.0 for key in ("ln_ppl_ratio_se", "kld_se"))
         and comparison["kld"]["min"] == 0.0
         and comparison["same_top"] == 1.0
     )

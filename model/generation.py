@@ -48,7 +48,8 @@ class Sampler:
             p = _softmax(values)
             keep = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1
             order, values = order[:keep], values[:keep]
-        p = _softmax(values / self.temp)
+        with np.errstate(over="ignore"):  # a tiny temperature: -inf, so probability 0
+            p = _softmax((values - values[0]) / self.temp)
         return int(self.rng.choice(order, p=p))
 
 
@@ -75,8 +76,8 @@ def generate(context: Context, prompt: Sequence[int], n: int, sampler: Sampler, 
     """Evaluate ``prompt``, then yield up to n tokens (-1: until the context is full).
 
     A token of ``stop`` ends the text and is not yielded. The last token yielded is never
-    evaluated, so n tokens take n - 1 evaluations after the prompt. Raises FqError for an
-    empty prompt or one that does not fit the context.
+    evaluated, so n tokens take n - 1 evaluations after the prompt. Raises FqError, at once,
+    for an empty prompt or one that does not fit the context.
     """
     timings = timings or Timings()
     if not len(prompt):
@@ -85,6 +86,11 @@ def generate(context: Context, prompt: Sequence[int], n: int, sampler: Sampler, 
         raise FqError(f"the prompt has {len(prompt)} tokens, the context {context.n_ctx}")
     if batch < 1:
         raise FqError(f"batch size must be at least 1, not {batch}")
+    return _tokens(context, prompt, n, sampler, stop, batch, timings)
+
+
+def _tokens(context: Context, prompt: Sequence[int], n: int, sampler: Sampler,
+            stop: frozenset[int] | set[int], batch: int, timings: Timings) -> Iterator[int]:
     start = time.perf_counter()
     for begin in range(0, len(prompt), batch):
         part = prompt[begin : begin + batch]

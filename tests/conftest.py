@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+import fq_kernels
+from model import Model, find
+from model.synthetic import tiny_shape, write_llama_gguf
+
+settings.register_profile("default", deadline=None)
+# The same examples on every run: a failure there is the change's, not the day's.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session")
+def executor():
+    with fq_kernels.Executor(2) as shared:
+        yield shared
+
+
+# Class scope is once per plain test function too, and unlike function scope hypothesis
+# takes it: one instruction set for all examples of a test is what is meant.
+@pytest.fixture(scope="class", params=fq_kernels.supported_isas())
+def isa(request):
+    """Each instruction set in turn, forced for one test."""
+    before = fq_kernels.isa()
+    fq_kernels.force_isa(request.param)
+    yield request.param
+    fq_kernels.force_isa(before)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    """The real model, from the user's cache, fetched into it at first use. Without it tests fail."""
+    return find("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path):
+    return Model(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    """Two layers of random F32 weights, a vocabulary that adds BOS, a context of 128."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    write_llama_gguf(path, tiny_shape(n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="F32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path):
+    return Model(tiny_path)
