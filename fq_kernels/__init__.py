@@ -1,9 +1,9 @@
 """Bit-exact normalisation and rounding kernels; needs numpy alone.
 
-    >>> import numpy as np, fq_kernels
-    >>> x = np.array([[1.0, 2.0, 3.0]], np.float32)
-    >>> fq_kernels.rms_norm_f32(x, eps=1e-5, quant="bf16").shape
-    (1, 3)
+>>> import numpy as np, fq_kernels
+>>> x = np.array([[1.0, 2.0, 3.0]], np.float32)
+>>> fq_kernels.rms_norm_f32(x, eps=1e-5, quant="bf16").shape
+(1, 3)
 """
 
 from ._kernels import (

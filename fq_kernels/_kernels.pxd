@@ -17,7 +17,7 @@ cdef extern from "rms_norm.h" nogil:
     ctypedef struct fq_rms_norm_args:
         fq_rows x, out
         int64_t n
-        float eps
+        double eps
         const float *weight
         int quant, quant_weighted
         uint64_t seed, first_row

@@ -1,6 +1,7 @@
 # cython: language_level=3, embedsignature=True
 """Validation, the GIL, and the call into C. The contracts are in src/*.h."""
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -8,13 +9,14 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import atexit
+import operator
 import os
 import threading
 import weakref
 
 import numpy as np
 
-from .formats import get_format
+from .formats import Format, get_format, roundings
 
 # ---------------------------------------------------------------- instruction sets
 
@@ -101,6 +103,8 @@ cdef void _call_python(void *args, int64_t begin, int64_t end) noexcept with gil
 _executors = weakref.WeakSet()
 
 
+# no_gc_clear: collected as part of a cycle, __dealloc__ still needs the pool
+@cython.no_gc_clear
 cdef class Executor:
     """Persistent threads that share the rows of a kernel call.
 
@@ -148,7 +152,7 @@ cdef class Executor:
                     self.workers.append(worker)
         return self.pool.c
 
-    def map(self, fn, int64_t n):
+    def map(self, fn, n):
         """Call ``fn(i)`` for every i in range(n), on all threads, in no fixed order.
 
         For Python functions that spend their time with the GIL released (numpy, BLAS).
@@ -156,10 +160,12 @@ cdef class Executor:
         yet begun are dropped.
         """
         cdef _PythonTask task = _PythonTask.__new__(_PythonTask)
+        cdef int64_t count = operator.index(n)
         cdef fq_pool *pool = self.ready()
+        cdef _Pool held = self.pool  # fn may fork, and the child's executor then lets it go
         task.fn = fn
         with nogil:
-            fq_pool_run(pool, _call_python, <void *> task, n, 1)
+            fq_pool_run(pool, _call_python, <void *> task, count, 1)
         if task.error is not None:
             raise task.error
 
@@ -167,10 +173,11 @@ cdef class Executor:
         """End the threads. Further calls raise RuntimeError."""
         self.closed = True
         self.pool.stop()
-        for worker in self.workers:
+        # taken over first: of two workers that close at once, one must not join the other
+        workers, self.workers = self.workers, []
+        for worker in workers:
             if worker is not threading.current_thread():
                 worker.join()
-        self.workers = []
 
     def __enter__(self):
         return self
@@ -230,9 +237,9 @@ cdef class _Array:
     def __cinit__(self, name, array, dtype, bint writable=False):
         self.name = name
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} must be a numpy array of {dtype}, not {type(array).__name__}")
+            raise TypeError(f"{name} must be a numpy array of {dtype.__name__}, not {type(array).__name__}")
         if array.dtype != dtype or not array.dtype.isnative:
-            raise TypeError(f"{name} must have dtype {dtype}, not {array.dtype}")
+            raise TypeError(f"{name} must have dtype {dtype.__name__}, not {array.dtype}")
         if not array.flags.aligned:
             raise ValueError(f"{name} is not aligned to its element size")
         if writable and not array.flags.writeable:
@@ -360,12 +367,14 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     n_rows = ax.n_rows()
     a.n = ax.n()
     try:
-        eps_value = float(eps)
-    except (TypeError, ValueError):
+        eps_value = eps
+    except TypeError:
         raise TypeError(f"eps must be a number, not {eps!r}") from None
+    except OverflowError:
+        raise ValueError(f"eps is too large: {eps!r}") from None
     if isnan(eps_value) or eps_value < 0:
         raise ValueError(f"eps must be >= 0, not {eps!r}")
-    a.eps = <float> eps_value
+    a.eps = eps_value
 
     cdef _Array aw
     a.weight = NULL
@@ -383,8 +392,14 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
         fmt = get_format(quant)
         a.quant = fmt.kernel_rule
         a.seed = fmt.seed
-    a.quant_begin, a.quant_end = (0, n_rows) if quant_rows is None else quant_rows
-    a.first_row = first_row
+    try:
+        a.quant_begin, a.quant_end = (0, n_rows) if quant_rows is None else map(operator.index, quant_rows)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"quant_rows must be (begin, end), not {quant_rows!r}") from None
+    try:
+        a.first_row = operator.index(first_row)
+    except (TypeError, OverflowError):
+        raise ValueError(f"first_row must be an integer from 0 to 2**64 - 1, not {first_row!r}") from None
 
     cdef _Array ast
     a.stats = NULL
@@ -399,6 +414,9 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     for other, name in ((weight, "weight"), (row_stats, "row_stats")):
         if other is not None and _overlap(out, other):
             raise ValueError(f"out overlaps {name}")
+    for other, name in ((x, "x"), (weight, "weight")):
+        if row_stats is not None and other is not None and _overlap(row_stats, other):
+            raise ValueError(f"row_stats overlaps {name}")
     pool = _pool_of(executor)
     ax.rows(&a.x)
     ao.rows(&a.out)
@@ -410,11 +428,11 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     return out
 
 
-cdef _round(fq_task_fn fn, x, in_dtype, out, out_dtype, fmt, executor):
+cdef _round(fq_task_fn fn, x, in_dtype, out, out_dtype, fmt, executor, name_x="x"):
     cdef fq_round_args a
     cdef fq_pool *pool
     cdef int64_t n_rows
-    cdef _Array ax = _Array("x", x, in_dtype)
+    cdef _Array ax = _Array(name_x, x, in_dtype)
     a.n = ax.n()
     n_rows = ax.n_rows()
     a.quant = fmt.kernel_rule
@@ -447,7 +465,12 @@ def round_trip(x, quant, *, out=None, executor=None):
 
 
 def _bf16(rounding, seed):
-    return get_format(f"bf16:{rounding},seed={seed}")
+    if rounding not in roundings("bf16"):
+        raise ValueError(f"rounding must be one of {', '.join(roundings('bf16'))}, not {rounding!r}")
+    try:
+        return get_format(Format("bf16", rounding, operator.index(seed)))
+    except TypeError:
+        raise TypeError(f"seed must be an integer, not {seed!r}") from None
 
 
 def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=None):
@@ -467,7 +490,8 @@ def float_to_bf16(x, *, rounding="nearest-even", seed=0, executor=None):
 
 def bf16_to_float(bits, *, executor=None):
     """(..., n) uint16 bf16 codes -> float32 of the same shape, exactly."""
-    return _round(table.bf16_to_float, bits, np.uint16, None, np.float32, _bf16("nearest-even", 0), executor)
+    fmt = _bf16("nearest-even", 0)
+    return _round(table.bf16_to_float, bits, np.uint16, None, np.float32, fmt, executor, "bits")
 
 # ---------------------------------------------------------------- packed weights
 

@@ -60,7 +60,8 @@ def get_format(spec: str | Format) -> Format:
     """
     if isinstance(spec, Format):
         if (spec.name, spec.rounding) not in _KERNEL_RULES:
-            raise ValueError(f"unknown format {spec.name}:{spec.rounding}; there are {', '.join(format_names())}")
+            name = f"{spec.name}:{spec.rounding}"
+            raise ValueError(f"unknown format {name}; there are {', '.join(format_names())}")
         if not 0 <= spec.seed < 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {spec.seed}")
         return spec

@@ -221,8 +221,16 @@ class FakeQuant:
             "sites": [c.as_dict() for c in self.matched],
         }
 
-    def rms_norm(self, norm: Norm, x: np.ndarray, *, eps: float, weight: np.ndarray, out: np.ndarray,
-                 executor: Any = None) -> np.ndarray:
+    def rms_norm(
+        self,
+        norm: Norm,
+        x: np.ndarray,
+        *,
+        eps: float,
+        weight: np.ndarray,
+        out: np.ndarray,
+        executor: Any = None,
+    ) -> np.ndarray:
         """rms_norm_f32 of x (rows, n) under the rule for ``norm``; counts the rows."""
         counter = self.counters[norm]
         rows, n = x.shape
@@ -239,8 +247,18 @@ class FakeQuant:
         if fmt.rounding == "stochastic":
             # each norm draws numbers of its own
             fmt = fmt.with_seed((fmt.seed * 0x9E3779B97F4A7C15 + counter.seed) % 2**64)
-        rms_norm_f32(x, eps=eps, weight=weight, quant=fmt, point=rule.point, out=out, executor=executor,
-                     quant_rows=(0, wanted), first_row=counter.rows_seen, row_stats=stats)
+        rms_norm_f32(
+            x,
+            eps=eps,
+            weight=weight,
+            quant=fmt,
+            point=rule.point,
+            out=out,
+            executor=executor,
+            quant_rows=(0, wanted),
+            first_row=counter.rows_seen,
+            row_stats=stats,
+        )
         counter.add(rows, stats[:wanted], n)
         if self.on_row:
             site = Site(norm, rule.point)

@@ -1,14 +1,14 @@
 """Runs llama-architecture GGUF files and measures what rounding their norm outputs costs.
 
-    from model import Executor, FakeQuant, Model, Perplexity, Rule, find
+from model import Executor, FakeQuant, Model, Perplexity, Rule, find
 
-    model = Model(find("smollm2"))
-    rules = FakeQuant(model.norms, [Rule("bf16", kind="ffn_norm")])
-    run = Perplexity(model, model.tokenizer.encode(text), chunks=8, fake_quant=rules,
-                     executor=Executor(2))
-    for chunk in run:
-        print(chunk, run.ppl)
-    print(run.result()["comparison"]["mean_kld"])
+model = Model(find("smollm2"))
+rules = FakeQuant(model.norms, [Rule("bf16", kind="ffn_norm")])
+run = Perplexity(model, model.tokenizer.encode(text), chunks=8, fake_quant=rules,
+                 executor=Executor(2))
+for chunk in run:
+    print(chunk, run.ppl)
+print(run.result()["comparison"]["mean_kld"])
 """
 
 import importlib

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fq",
         description="Measure what rounding a normalisation layer's output to a narrow format "
-                    "costs a real LLM.",
+        "costs a real LLM.",
     )
     parser.add_argument("--version", action="version", version=f"fq {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -42,56 +42,99 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     pull = command("pull", "Fetch a model into the user cache and check it.")
-    pull.add_argument("alias", nargs="?", default=DEFAULT_ALIAS,
-                      help=f"one of {aliases} (default %(default)s)")
+    pull.add_argument(
+        "alias", nargs="?", default=DEFAULT_ALIAS, help=f"one of {aliases} (default %(default)s)"
+    )
 
     inspect = command("inspect", "Show a model's metadata, tensors by type, and norm sites.")
     graph = command("graph", "Show the graph's nodes, in order, with shapes.")
     for sub in (inspect, graph):
-        sub.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_ALIAS,
-                         help=f"a GGUF file or an alias: {aliases} (default %(default)s)")
+        sub.add_argument(
+            "model",
+            metavar="MODEL",
+            nargs="?",
+            default=DEFAULT_ALIAS,
+            help=f"a GGUF file or an alias: {aliases} (default %(default)s)",
+        )
         sub.add_argument("--json", action="store_true", help="as JSON")
         sub.add_argument("--offline", action="store_true", help="never fetch anything")
 
     run = command("run", "Generate text.")
     run.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="the text to continue")
-    run.add_argument("-n", "--predict", type=int, default=128, metavar="N",
-                     help="tokens to generate, -1 until the context is full (default %(default)s)")
+    run.add_argument(
+        "-n",
+        "--predict",
+        type=int,
+        default=128,
+        metavar="N",
+        help="tokens to generate, -1 until the context is full (default %(default)s)",
+    )
     run.add_argument("--temp", type=float, default=0.0, help="temperature; 0 is greedy (default %(default)s)")
-    run.add_argument("--top-k", type=int, default=40,
-                     help="keep the K likeliest, 0 for all (default %(default)s)")
-    run.add_argument("--top-p", type=float, default=0.95,
-                     help="keep this much probability (default %(default)s)")
+    run.add_argument(
+        "--top-k", type=int, default=40, help="keep the K likeliest, 0 for all (default %(default)s)"
+    )
+    run.add_argument(
+        "--top-p", type=float, default=0.95, help="keep this much probability (default %(default)s)"
+    )
     run.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-generation token")
     run.add_argument("--chat", action="store_true", help="put the prompt through the model's chat template")
     run.add_argument("-sys", "--system-prompt", metavar="TEXT", help="system message, with --chat")
 
     perplexity = command("perplexity", "Measure perplexity, and with a rule what the rounding changes.")
-    perplexity.add_argument("-f", "--file", metavar="FILE",
-                            help="UTF-8 text (default: the sample in the package)")
-    perplexity.add_argument("--chunks", type=int, default=-1, metavar="N",
-                            help="chunks to run, -1 for all (default %(default)s)")
-    perplexity.add_argument("--no-baseline", action="store_true",
-                            help="do not run the model without the rule")
-    perplexity.add_argument("--control", action="store_true",
-                            help="also compare the baseline with itself: every difference must be exactly 0")
+    perplexity.add_argument(
+        "-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)"
+    )
+    perplexity.add_argument(
+        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
+    )
+    perplexity.add_argument(
+        "--no-baseline", action="store_true", help="do not run the model without the rule"
+    )
+    perplexity.add_argument(
+        "--control",
+        action="store_true",
+        help="also compare the baseline with itself: every difference must be exactly 0",
+    )
 
     for sub, ctx, ctx_help in (
         (run, 0, "context in tokens; 0: the model's, at most 4096"),
         (perplexity, 512, "tokens per chunk"),
     ):
-        sub.add_argument("-m", "--model", metavar="MODEL", default=DEFAULT_ALIAS,
-                         help=f"a GGUF file or an alias: {aliases} "
-                              "(default %(default)s, fetched on first use)")
+        sub.add_argument(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            default=DEFAULT_ALIAS,
+            help=f"a GGUF file or an alias: {aliases} (default %(default)s, fetched on first use)",
+        )
         sub.add_argument("--offline", action="store_true", help="never fetch anything")
-        sub.add_argument("-t", "--threads", type=int, default=None, metavar="N",
-                         help="threads, BLAS included (default: the processors of this process)")
-        sub.add_argument("-c", "--ctx-size", type=int, default=ctx, metavar="N",
-                         help=f"{ctx_help} (default %(default)s)")
-        sub.add_argument("-b", "--batch-size", type=int, default=512, metavar="N",
-                         help="tokens per evaluation (default %(default)s)")
-        sub.add_argument("-s", "--seed", type=int, default=0, metavar="N",
-                         help="for sampling and stochastic rounding (default %(default)s)")
+        sub.add_argument(
+            "-t",
+            "--threads",
+            type=int,
+            default=None,
+            metavar="N",
+            help="threads, BLAS included (default: the processors of this process)",
+        )
+        sub.add_argument(
+            "-c", "--ctx-size", type=int, default=ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"
+        )
+        sub.add_argument(
+            "-b",
+            "--batch-size",
+            type=int,
+            default=512,
+            metavar="N",
+            help="tokens per evaluation (default %(default)s)",
+        )
+        sub.add_argument(
+            "-s",
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="for sampling and stochastic rounding (default %(default)s)",
+        )
         sub.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
         _add_fake_quant(sub)
     return parser
@@ -99,18 +142,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fake_quant(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fake quantisation")
-    group.add_argument("--fake-quant-ffn-norm", metavar="TYPE",
-                       help="round norm outputs to TYPE: bf16, bf16:truncate, bf16:nearest-away, "
-                            "bf16:nearest-even-ftz, bf16:stochastic, f16")
+    group.add_argument(
+        "--fake-quant-ffn-norm",
+        metavar="TYPE",
+        help="round norm outputs to TYPE: bf16, bf16:truncate, bf16:nearest-away, "
+        "bf16:nearest-even-ftz, bf16:stochastic, f16",
+    )
     group.add_argument("--fake-quant-layer", type=int, metavar="N", help="layer, -1 for all (default -1)")
-    group.add_argument("--fake-quant-point", metavar="POINT",
-                       help="raw (before the weight) or weighted (default raw)")
-    group.add_argument("--fake-quant-kind", metavar="KIND",
-                       help="ffn_norm, attn_norm, output_norm or all (default ffn_norm)")
-    group.add_argument("--fake-quant-mode", metavar="MODE",
-                       help="every row, or first-call: the first row to reach each site (default every)")
-    group.add_argument("--fake-quant-verbose", action="store_true",
-                       help="print each rounded row's |difference| of its first and last element")
+    group.add_argument(
+        "--fake-quant-point", metavar="POINT", help="raw (before the weight) or weighted (default raw)"
+    )
+    group.add_argument(
+        "--fake-quant-kind", metavar="KIND", help="ffn_norm, attn_norm, output_norm or all (default ffn_norm)"
+    )
+    group.add_argument(
+        "--fake-quant-mode",
+        metavar="MODE",
+        help="every row, or first-call: the first row to reach each site (default every)",
+    )
+    group.add_argument(
+        "--fake-quant-verbose",
+        action="store_true",
+        help="print each rounded row's |difference| of its first and last element",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,10 +36,12 @@ MAX_TEXT_BYTES = 1 << 30
 def _download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    print(f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}",
-          file=sys.stderr)
+    print(
+        f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}", file=sys.stderr
+    )
     # disable=None: no bar where stderr is not a terminal
     with tqdm(unit="B", unit_scale=True, desc=alias, disable=None, leave=False) as bar:
+
         def update(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
@@ -49,8 +51,9 @@ def _download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
 
 def _find_model(name: str, offline: bool) -> Path:
     with contextlib.ExitStack() as stack:
-        return store.find(name, offline=offline,
-                          on_fetch=lambda alias: stack.enter_context(_download_bar(alias)))
+        return store.find(
+            name, offline=offline, on_fetch=lambda alias: stack.enter_context(_download_bar(alias))
+        )
 
 
 def _executor(threads: int | None) -> Executor:
@@ -62,8 +65,9 @@ def _executor(threads: int | None) -> Executor:
         raise FqError(f"--threads: {e}") from None
 
 
-def _fake_quant(args: argparse.Namespace, model: Model, on_row: Callable[[Site, float, float], None] | None
-                ) -> FakeQuant | None:
+def _fake_quant(
+    args: argparse.Namespace, model: Model, on_row: Callable[[Site, float, float], None] | None
+) -> FakeQuant | None:
     options = {
         name: value
         for name in ("kind", "layer", "point", "mode")
@@ -86,8 +90,11 @@ def _row_printer(model: Model, type_: str | None) -> Callable[[Site, float, floa
     names = {node.norm: node.name for node in model.graph.nodes if node.norm}
 
     def line(site: Site, first: float, last: float) -> None:
-        print(f"{site.norm.kind} fake quantization ({type_}): {names[site.norm]} - "
-              f"diff: first={first:.6f}, last={last:.6f}", file=sys.stderr)
+        print(
+            f"{site.norm.kind} fake quantization ({type_}): {names[site.norm]} - "
+            f"diff: first={first:.6f}, last={last:.6f}",
+            file=sys.stderr,
+        )
 
     return line
 
@@ -213,8 +220,9 @@ def run(args: argparse.Namespace) -> int:
         pieces: list[str] = []
         interrupted = False
         decoder = tokenizer.stream_decoder()
-        tokens = generate(context, ids, args.predict, sampler, stop=stop,
-                                 batch=args.batch_size, timings=timings)
+        tokens = generate(
+            context, ids, args.predict, sampler, stop=stop, batch=args.batch_size, timings=timings
+        )
         if not args.chat:
             out.write(prompt)
             out.flush()
@@ -266,12 +274,21 @@ def perplexity(args: argparse.Namespace) -> int:
         # with BOS if the vocabulary adds it, as llama-perplexity has it
         tokens = model.tokenizer.encode(text)
         measurement = Perplexity(
-            model, tokens, n_ctx=args.ctx_size, chunks=args.chunks, fake_quant=fake_quant,
-            baseline=not args.no_baseline, control=args.control, executor=executor, batch=args.batch_size,
+            model,
+            tokens,
+            n_ctx=args.ctx_size,
+            chunks=args.chunks,
+            fake_quant=fake_quant,
+            baseline=not args.no_baseline,
+            control=args.control,
+            executor=executor,
+            batch=args.batch_size,
         )
         if args.chunks > measurement.n_chunks:
-            print(f"fq: the text has {measurement.n_chunks} chunks of {args.ctx_size}, "
-                  f"not {args.chunks}", file=sys.stderr)
+            print(
+                f"fq: the text has {measurement.n_chunks} chunks of {args.ctx_size}, not {args.chunks}",
+                file=sys.stderr,
+            )
         interrupted = False
         try:
             for _ in show.progress(measurement):
@@ -280,8 +297,11 @@ def perplexity(args: argparse.Namespace) -> int:
             interrupted = True
     seconds = time.perf_counter() - start
     if interrupted:
-        print(f"fq: interrupted after {measurement.done} of {measurement.n_chunks} chunks: "
-              "this is a partial result", file=sys.stderr)
+        print(
+            f"fq: interrupted after {measurement.done} of {measurement.n_chunks} chunks: "
+            "this is a partial result",
+            file=sys.stderr,
+        )
         if not measurement.done:
             return INTERRUPTED
     data = measurement.result() | {

@@ -70,9 +70,16 @@ class Timings:
     total_ms: float = 0.0
 
 
-def generate(context: Context, prompt: Sequence[int], n: int, sampler: Sampler, *,
-             stop: frozenset[int] | set[int] = frozenset(), batch: int = 512,
-             timings: Timings | None = None) -> Iterator[int]:
+def generate(
+    context: Context,
+    prompt: Sequence[int],
+    n: int,
+    sampler: Sampler,
+    *,
+    stop: frozenset[int] | set[int] = frozenset(),
+    batch: int = 512,
+    timings: Timings | None = None,
+) -> Iterator[int]:
     """Evaluate ``prompt``, then yield up to n tokens (-1: until the context is full).
 
     A token of ``stop`` ends the text and is not yielded. The last token yielded is never
@@ -89,8 +96,15 @@ def generate(context: Context, prompt: Sequence[int], n: int, sampler: Sampler, 
     return _tokens(context, prompt, n, sampler, stop, batch, timings)
 
 
-def _tokens(context: Context, prompt: Sequence[int], n: int, sampler: Sampler,
-            stop: frozenset[int] | set[int], batch: int, timings: Timings) -> Iterator[int]:
+def _tokens(
+    context: Context,
+    prompt: Sequence[int],
+    n: int,
+    sampler: Sampler,
+    stop: frozenset[int] | set[int],
+    batch: int,
+    timings: Timings,
+) -> Iterator[int]:
     start = time.perf_counter()
     for begin in range(0, len(prompt), batch):
         part = prompt[begin : begin + batch]

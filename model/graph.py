@@ -49,8 +49,17 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
 
-    def add(self, name: str, op: Op, inputs: tuple[int, ...], shape: Shape, *, layer: int | None = None,
-            weight: str | None = None, norm: Norm | None = None) -> int:
+    def add(
+        self,
+        name: str,
+        op: Op,
+        inputs: tuple[int, ...],
+        shape: Shape,
+        *,
+        layer: int | None = None,
+        weight: str | None = None,
+        norm: Norm | None = None,
+    ) -> int:
         """Append a node and return its index. With a layer the name becomes ``name-layer``."""
         full_name = name if layer is None else f"{name}-{layer}"
         self.nodes.append(Node(full_name, op, inputs, shape, layer, weight, norm))

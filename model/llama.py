@@ -23,11 +23,19 @@ def build_llama(hp: HParams, *, tied_output: bool) -> Graph:
 
     x = g.add("inp_embd", Op.GET_ROWS, (), embd, weight="token_embd.weight")
     for il in range(hp.n_layer):
+
         def mul_mat(name: str, tensor: str, source: int, shape: tuple[int | str, ...], il: int = il) -> int:
             return g.add(name, Op.MUL_MAT, (source,), shape, layer=il, weight=f"blk.{il}.{tensor}.weight")
 
-        h = g.add("attn_norm", Op.RMS_NORM, (x,), embd, layer=il, weight=f"blk.{il}.attn_norm.weight",
-                  norm=Norm("attn_norm", il))
+        h = g.add(
+            "attn_norm",
+            Op.RMS_NORM,
+            (x,),
+            embd,
+            layer=il,
+            weight=f"blk.{il}.attn_norm.weight",
+            norm=Norm("attn_norm", il),
+        )
         q = mul_mat("Qcur", "attn_q", h, (N_TOKENS, n_q))
         q = g.add("Qcur", Op.ROPE, (q,), q_shape, layer=il)
         k = mul_mat("Kcur", "attn_k", h, (N_TOKENS, n_kv))
@@ -42,18 +50,31 @@ def build_llama(hp: HParams, *, tied_output: bool) -> Graph:
             x = g.add("inpSA_rows", Op.OUT_ROWS, (x,), embd, layer=il)
         ffn_inp = g.add("ffn_inp", Op.ADD, (h, x), embd, layer=il)
 
-        h = g.add("ffn_norm", Op.RMS_NORM, (ffn_inp,), embd, layer=il, weight=f"blk.{il}.ffn_norm.weight",
-                  norm=Norm("ffn_norm", il))
+        h = g.add(
+            "ffn_norm",
+            Op.RMS_NORM,
+            (ffn_inp,),
+            embd,
+            layer=il,
+            weight=f"blk.{il}.ffn_norm.weight",
+            norm=Norm("ffn_norm", il),
+        )
         gate = mul_mat("ffn_gate", "ffn_gate", h, (embd[0], hp.n_ff))
         up = mul_mat("ffn_up", "ffn_up", h, (embd[0], hp.n_ff))
         h = g.add("ffn_swiglu", Op.SWIGLU, (gate, up), (embd[0], hp.n_ff), layer=il)
         h = mul_mat("ffn_out", "ffn_down", h, embd)
         x = g.add("l_out", Op.ADD, (h, ffn_inp), embd, layer=il)
 
-    x = g.add("result_norm", Op.RMS_NORM, (x,), embd, weight="output_norm.weight",
-              norm=Norm("output_norm", None))
-    g.add("result_output", Op.MUL_MAT, (x,), (N_OUTPUTS, hp.n_vocab),
-          weight="token_embd.weight" if tied_output else "output.weight")
+    x = g.add(
+        "result_norm", Op.RMS_NORM, (x,), embd, weight="output_norm.weight", norm=Norm("output_norm", None)
+    )
+    g.add(
+        "result_output",
+        Op.MUL_MAT,
+        (x,),
+        (N_OUTPUTS, hp.n_vocab),
+        weight="token_embd.weight" if tied_output else "output.weight",
+    )
     return g
 
 

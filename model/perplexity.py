@@ -53,9 +53,17 @@ class Perplexity:
     """
 
     def __init__(
-        self, model: Model, tokens: Sequence[int] | np.ndarray, *, n_ctx: int = 512, chunks: int = -1,
-        fake_quant: FakeQuant | None = None, baseline: bool = True, control: bool = False,
-        executor: Executor, batch: int = DEFAULT_BATCH,
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        n_ctx: int = 512,
+        chunks: int = -1,
+        fake_quant: FakeQuant | None = None,
+        baseline: bool = True,
+        control: bool = False,
+        executor: Executor,
+        batch: int = DEFAULT_BATCH,
     ) -> None:
         ids = np.asarray(tokens, np.int64)
         if n_ctx < 3:

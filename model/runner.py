@@ -82,8 +82,9 @@ class Context:
     evaluations. Not for use by two threads at once; several contexts of one model are.
     """
 
-    def __init__(self, model: Model, n_ctx: int, executor: Executor,
-                 fake_quant: FakeQuant | None = None) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int, executor: Executor, fake_quant: FakeQuant | None = None
+    ) -> None:
         hp = model.hparams
         if not 0 < n_ctx <= hp.n_ctx_train:
             raise FqError(f"context of {n_ctx} tokens: the model allows 1 to {hp.n_ctx_train}")
@@ -146,8 +147,12 @@ class Context:
         if node.op is Op.RMS_NORM:
             assert node.norm is not None and node.weight is not None
             return self.fake_quant.rms_norm(
-                node.norm, x, eps=self.model.hparams.rms_eps, weight=self.model.vectors[node.weight],
-                out=self._buffer(x.shape), executor=executor,
+                node.norm,
+                x,
+                eps=self.model.hparams.rms_eps,
+                weight=self.model.vectors[node.weight],
+                out=self._buffer(x.shape),
+                executor=executor,
             )
         if node.op is Op.MUL_MAT:
             assert node.weight is not None

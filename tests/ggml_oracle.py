@@ -70,7 +70,5 @@ def float_to_bf16(x: np.ndarray) -> np.ndarray:
     """ggml_fp32_to_bf16_row_ref of (n,) float32 -> (n,) uint16."""
     base, _ = _ggml()
     out = np.empty(x.shape, np.uint16)
-    base.ggml_fp32_to_bf16_row_ref(
-        x.ctypes.data_as(POINTER(c_float)), out.ctypes.data_as(c_void_p), x.size
-    )
+    base.ggml_fp32_to_bf16_row_ref(x.ctypes.data_as(POINTER(c_float)), out.ctypes.data_as(c_void_p), x.size)
     return out

@@ -35,16 +35,30 @@ def environment(**variables):
     """This process's, with the package importable from any folder and no cache but an empty one."""
     root = str(Path(model.__file__).parents[1])
     path = [variables.pop("first_on_path", ""), root, os.environ.get("PYTHONPATH")]
-    ours = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUTF8": "1",
-            "PYTHONUNBUFFERED": "", "FQ_CACHE": "/nonexistent/cache"}
+    ours = {
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONUTF8": "1",
+        "PYTHONUNBUFFERED": "",
+        "FQ_CACHE": "/nonexistent/cache",
+    }
     return os.environ | ours | variables
 
 
 def popen(*args, env=None, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "model", *map(str, args)],
-        **({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
-            "encoding": "utf-8", "env": env or environment(), "cwd": HERE} | options),
+        **(
+            {
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                "encoding": "utf-8",
+                "env": env or environment(),
+                "cwd": HERE,
+            }
+            | options
+        ),
     )
 
 
@@ -90,9 +104,23 @@ def test_help_names_the_commands_and_their_options():
     for name in COMMANDS:
         out, err = fq(name, "--help")
         assert out.startswith(f"usage: fq {name} ") and not err
-    for option in ("--fake-quant-ffn-norm", "--fake-quant-layer", "--fake-quant-point", "--fake-quant-kind",
-                   "--fake-quant-mode", "--fake-quant-verbose", "--no-baseline", "--control", "--threads",
-                   "--ctx-size", "--batch-size", "--seed", "--json", "--offline", "--chunks"):
+    for option in (
+        "--fake-quant-ffn-norm",
+        "--fake-quant-layer",
+        "--fake-quant-point",
+        "--fake-quant-kind",
+        "--fake-quant-mode",
+        "--fake-quant-verbose",
+        "--no-baseline",
+        "--control",
+        "--threads",
+        "--ctx-size",
+        "--batch-size",
+        "--seed",
+        "--json",
+        "--offline",
+        "--chunks",
+    ):
         assert option in out
 
 
@@ -192,17 +220,33 @@ def test_sampling_depends_on_the_seed_alone(tiny_path):
     assert tokens("--temp", "1", "--top-k", "1", "--seed", "2") == tokens()
 
 
-@pytest.mark.parametrize("layer, mode, kind, rounded", [
-    (5, "first-call", "ffn_norm", {("ffn_norm", 5): 1}),
-    (-1, "first-call", "ffn_norm", {("ffn_norm", i): 1 for i in range(22)}),
-    (-1, "first-call", "attn_norm", {("attn_norm", i): 1 for i in range(22)}),
-    (5, "every", "ffn_norm", {("ffn_norm", 5): 7}),
-    (-1, "every", "ffn_norm", {("ffn_norm", i): 7 for i in range(21)} | {("ffn_norm", 21): 5}),
-])
+@pytest.mark.parametrize(
+    "layer, mode, kind, rounded",
+    [
+        (5, "first-call", "ffn_norm", {("ffn_norm", 5): 1}),
+        (-1, "first-call", "ffn_norm", {("ffn_norm", i): 1 for i in range(22)}),
+        (-1, "first-call", "attn_norm", {("attn_norm", i): 1 for i in range(22)}),
+        (5, "every", "ffn_norm", {("ffn_norm", 5): 7}),
+        (-1, "every", "ffn_norm", {("ffn_norm", i): 7 for i in range(21)} | {("ffn_norm", 21): 5}),
+    ],
+)
 def test_the_reports_commands(tiny22_path, layer, mode, kind, rounded):
     """The counts that the original experiment should have printed: 3 prompt tokens and 4 decoded."""
-    out, err = fq("run", "-m", tiny22_path, *REPORT, "--fake-quant-layer", layer, "--fake-quant-mode", mode,
-                  "--fake-quant-kind", kind, "--fake-quant-verbose", "--json", "-")
+    out, err = fq(
+        "run",
+        "-m",
+        tiny22_path,
+        *REPORT,
+        "--fake-quant-layer",
+        layer,
+        "--fake-quant-mode",
+        mode,
+        "--fake-quant-kind",
+        kind,
+        "--fake-quant-verbose",
+        "--json",
+        "-",
+    )
     data = json.loads(out)
     assert (data["timings"]["prompt_n"], data["timings"]["eval_n"]) == (3, 4)
     norms = {(n["kind"], n["layer"]): n for n in data["fake_quant"]["norms"]}
@@ -213,8 +257,12 @@ def test_the_reports_commands(tiny22_path, layer, mode, kind, rounded):
     assert data["fake_quant"]["rows_quantised"] == sum(rounded.values())
     [site] = [s for s in data["fake_quant"]["sites"] if (s["kind"], s["layer"]) == (kind, 5)]
     assert (site["rows_seen"], site["rows_quantised"]) == (7, rounded[kind, 5])
-    lines = re.findall(rf"{kind} fake quantization \(bf16\): {kind}-(\d+) - "
-                       r"diff: first=\d+\.\d{6}, last=\d+\.\d{6}$", err, re.MULTILINE)
+    lines = re.findall(
+        rf"{kind} fake quantization \(bf16\): {kind}-(\d+) - "
+        r"diff: first=\d+\.\d{6}, last=\d+\.\d{6}$",
+        err,
+        re.MULTILINE,
+    )
     assert sorted(map(int, lines)) == sorted(i for (_, i), n in rounded.items() for _ in range(n))
 
 
@@ -234,9 +282,32 @@ def test_text_that_the_terminal_cannot_show(tiny_path, tmp_path):
 def test_perplexity_with_everything(tiny_path, tmp_path):
     target = tmp_path / "figures.json"
     out, err = fq(
-        "perplexity", "-m", tiny_path, "-f", SAMPLE_TEXT, "-c", "32", "--chunks", "3", "-b", "20", "-t", "2",
-        "--seed", "7", "--control", "--json", target, "--fake-quant-ffn-norm", "bf16:stochastic",
-        "--fake-quant-layer", "1", "--fake-quant-point", "weighted", "--fake-quant-kind", "all",
+        "perplexity",
+        "-m",
+        tiny_path,
+        "-f",
+        SAMPLE_TEXT,
+        "-c",
+        "32",
+        "--chunks",
+        "3",
+        "-b",
+        "20",
+        "-t",
+        "2",
+        "--seed",
+        "7",
+        "--control",
+        "--json",
+        target,
+        "--fake-quant-ffn-norm",
+        "bf16:stochastic",
+        "--fake-quant-layer",
+        "1",
+        "--fake-quant-point",
+        "weighted",
+        "--fake-quant-kind",
+        "all",
     )
     data = json.loads(target.read_text())
     assert (data["n_ctx"], data["n_chunks"], data["n_scored"], data["partial"]) == (32, 3, 45, False)
@@ -248,16 +319,23 @@ def test_perplexity_with_everything(tiny_path, tmp_path):
     ]
     comparison = data["comparison"]
     assert comparison["mean_kld"] > 0
-    for figure in (f"PPL baseline            {comparison['ppl_base']:.4f} ±",
-                   f"PPL quantised           {comparison['ppl_quant']:.4f} ±",
-                   f"{comparison['ln_ppl_ratio']:+.3e} ±", f"{comparison['mean_kld']:.3e} ±",
-                   f"{comparison['median_kld']:.3e}, {comparison['max_kld']:.3e}",
-                   f"{100 * comparison['same_top']:.3f} ±",
-                   "ln(PPL ratio) 0, max KL 0, same top token 100 %: exactly 0"):
+    for figure in (
+        f"PPL baseline            {comparison['ppl_base']:.4f} ±",
+        f"PPL quantised           {comparison['ppl_quant']:.4f} ±",
+        f"{comparison['ln_ppl_ratio']:+.3e} ±",
+        f"{comparison['mean_kld']:.3e} ±",
+        f"{comparison['median_kld']:.3e}, {comparison['max_kld']:.3e}",
+        f"{100 * comparison['same_top']:.3f} ±",
+        "ln(PPL ratio) 0, max KL 0, same top token 100 %: exactly 0",
+    ):
         assert figure in out
     for site in data["fake_quant"]["sites"]:
-        assert re.search(rf"^{site['kind']}\[1\]\.weighted +{site['rows_seen']} +{site['rows_quantised']} "
-                         rf"+100\.0 % .*{site['sqnr_db']:.2f}$", out, re.MULTILINE)
+        assert re.search(
+            rf"^{site['kind']}\[1\]\.weighted +{site['rows_seen']} +{site['rows_quantised']} "
+            rf"+100\.0 % .*{site['sqnr_db']:.2f}$",
+            out,
+            re.MULTILINE,
+        )
     # no terminal: a line per chunk, and no bar
     assert re.fullmatch(r"(\[[123]/3\] PPL \d+\.\d{4}  \d+\.\d s, \d+ s left\n){3}", err)
 
@@ -275,8 +353,9 @@ def test_perplexity_to_stdout_is_json_alone(tiny_path):
 def test_perplexity_of_the_baseline_alone_and_of_fewer_chunks_than_asked(tiny_path, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("Hello world. " * 60)
-    out, err = fq("perplexity", "-m", tiny_path, "-f", text, "-c", "64", "--chunks", "50",
-                  "--json", os.devnull)
+    out, err = fq(
+        "perplexity", "-m", tiny_path, "-f", text, "-c", "64", "--chunks", "50", "--json", os.devnull
+    )
     chunks = int(re.search(r"fq: the text has (\d+) chunks of 64, not 50", err).group(1))
     assert f"[{chunks}/{chunks}]" in err and f"{chunks} chunks of 64" in out
     assert re.search(r"^PPL \d", out, re.MULTILINE) and "PARTIAL" not in out
@@ -386,15 +465,21 @@ BAD_INPUT = [
     ([*RUN, "--fake-quant-ffn-norm", ""], "unknown format ''"),
     ([*RUN, "--fake-quant-ffn-norm", "bf16:stochastic,seed=x"], "unknown option 'seed=x'"),
     ([*PPL, "--fake-quant-ffn-norm", "bf16:stochastic", "--seed", "-1"], "seed must be"),
-    ([*PPL, *BF16, "--fake-quant-kind", "k_norm"],
-     "kind must be one of attn_norm, ffn_norm, output_norm, all"),
+    (
+        [*PPL, *BF16, "--fake-quant-kind", "k_norm"],
+        "kind must be one of attn_norm, ffn_norm, output_norm, all",
+    ),
     ([*PPL, *BF16, "--fake-quant-point", "cooked"], "point must be one of raw, weighted"),
     ([*PPL, *BF16, "--fake-quant-mode", "once"], "mode must be one of every, first-call"),
     ([*PPL, *BF16, "--fake-quant-layer", "-2"], "layer must be a layer number, or -1"),
-    ([*PPL, *BF16, "--fake-quant-layer", "2"],
-     "matches no site; there are attn_norm[0-1], ffn_norm[0-1], output_norm; points raw, weighted"),
-    ([*RUN, *BF16, "--fake-quant-kind", "output_norm", "--fake-quant-layer", "1"],
-     "matches no site; there are"),
+    (
+        [*PPL, *BF16, "--fake-quant-layer", "2"],
+        "matches no site; there are attn_norm[0-1], ffn_norm[0-1], output_norm; points raw, weighted",
+    ),
+    (
+        [*RUN, *BF16, "--fake-quant-kind", "output_norm", "--fake-quant-layer", "1"],
+        "matches no site; there are",
+    ),
     ([*RUN, "--fake-quant-layer", "1"], "--fake-quant-layer needs --fake-quant-ffn-norm TYPE"),
     ([*PPL, "--fake-quant-point", "weighted"], "--fake-quant-point needs"),
     ([*PPL, "--fake-quant-kind", "all"], "--fake-quant-kind needs"),
@@ -420,17 +505,31 @@ def test_bad_input_is_one_line_and_status_2(args, message, tiny_path, bad):
 
 def run_raw(args):
     """Like fq(status=2), for arguments that may be bytes."""
-    done = subprocess.run([sys.executable, "-m", "model", *args], capture_output=True, env=environment(),
-                          stdin=subprocess.DEVNULL, timeout=TIMEOUT, cwd=HERE)
+    done = subprocess.run(
+        [sys.executable, "-m", "model", *args],
+        capture_output=True,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT,
+        cwd=HERE,
+    )
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 2, err
     return out, err
 
 
-@pytest.mark.parametrize("args", [
-    [], ["conquer"], ["run"], ["run", "-p", "x", "-n", "many"], ["perplexity", "--chunks"],
-    ["graph", "a", "b"],
-], ids=str)
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["conquer"],
+        ["run"],
+        ["run", "-p", "x", "-n", "many"],
+        ["perplexity", "--chunks"],
+        ["graph", "a", "b"],
+    ],
+    ids=str,
+)
 def test_usage_errors(args):
     out, err = fq(*args, status=2)
     assert not out and err.startswith("usage: fq") and "error: " in err.splitlines()[-1]
@@ -452,8 +551,9 @@ def interrupt(process):
 
 def test_interrupted_perplexity_prints_and_writes_what_it_has(ctrl_c, tiny22_path, long_text, tmp_path):
     target = tmp_path / "figures.json"
-    with popen("perplexity", "-m", tiny22_path, "-f", long_text, "-c", "256", "--json", target, "--control",
-               *BF16) as process:
+    with popen(
+        "perplexity", "-m", tiny22_path, "-f", long_text, "-c", "256", "--json", target, "--control", *BF16
+    ) as process:
         first = process.stderr.readline()
         assert first.startswith("[1/")
         out, err = interrupt(process)
@@ -471,8 +571,9 @@ def test_interrupted_perplexity_prints_and_writes_what_it_has(ctrl_c, tiny22_pat
 
 def test_interrupted_run_keeps_its_tokens(ctrl_c, tiny22_path, tmp_path):
     target = tmp_path / "run.json"
-    with popen("run", "-m", tiny22_path, "-p", "Hello world", "-n", "-1", "--ignore-eos",
-               "--json", target) as process:
+    with popen(
+        "run", "-m", tiny22_path, "-p", "Hello world", "-n", "-1", "--ignore-eos", "--json", target
+    ) as process:
         process.stdout.read(len("Hello world") + 1)  # and something more
         _, err = interrupt(process)
     data = json.loads(target.read_text())

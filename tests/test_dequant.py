@@ -1,0 +1,249 @@
+"""Packed weights against gguf-py's reference, matvec and rope against their contracts."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import assert_same_bits, layouts, seeds
+
+from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvec, rope
+
+TYPES = {gguf.GGMLQuantizationType(t).name: t for t in PACKED_TYPES}
+# where a block holds float16 scales
+SCALES = {
+    "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+}  # fmt: skip
+SPECIAL = np.array(
+    [0.0, -0.0, 6e-8, -6e-8, 3e-5, 6.1e-5, 1.0, -1.0, 65504.0, -65504.0, np.inf, -np.inf, np.nan], np.float16
+)
+
+
+def expected_floats(packed: np.ndarray, ggml_type: int) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(ggml_type))
+    return np.ascontiguousarray(values, np.float32)
+
+
+def random_blocks(ggml_type: int, rows: int, blocks: int, seed: int = 0) -> np.ndarray:
+    size = PACKED_TYPES[ggml_type][1]
+    return np.random.default_rng(seed).integers(0, 256, (rows, blocks * size), np.uint8)
+
+
+def tame(packed: np.ndarray, name: str) -> np.ndarray:
+    """The same blocks with every scale (and every plain float) of ordinary size."""
+    if name == "F32":
+        floats = np.random.default_rng(4).standard_normal((packed.shape[0], packed.shape[1] // 4))
+        return floats.astype(np.float32).view(np.uint8)
+    if name == "BF16":
+        packed[:, 1::2] = packed[:, 1::2] & 0x80 | 0x3F
+    for at in SCALES.get(name, []):
+        packed[:, at + 1 :: PACKED_TYPES[TYPES[name]][1]] &= 0xAF
+        packed[:, at + 1 :: PACKED_TYPES[TYPES[name]][1]] |= 0x20
+    return packed
+
+
+def test_the_types_are_ggmls():
+    for ggml_type, block_and_size in PACKED_TYPES.items():
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(ggml_type)] == block_and_size
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_random_bytes(isa, executor, name):
+    packed = random_blocks(TYPES[name], 24, 40)
+    expected = expected_floats(packed, TYPES[name])
+    assert_same_bits(dequantize(packed, TYPES[name]), expected)
+    out = np.empty_like(expected)
+    assert dequantize(packed, TYPES[name], out=out, executor=executor) is out
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_special_scales(isa, name):
+    offsets, size = SCALES[name], PACKED_TYPES[TYPES[name]][1]
+    pairs = [(a, b) for a in SPECIAL for b in SPECIAL]
+    packed = random_blocks(TYPES[name], len(pairs), 2)
+    for at, scales in zip(offsets, zip(*pairs, strict=True), strict=False):
+        for block in (0, 1):
+            start = block * size + at
+            packed[:, start : start + 2] = np.array(scales, np.float16)[:, np.newaxis].view(np.uint8)
+    assert_same_bits(dequantize(packed, TYPES[name]), expected_floats(packed, TYPES[name]))
+
+
+def test_all_float16_and_bfloat16(isa):
+    codes = np.arange(2**16, dtype=np.uint16)
+    packed = codes.view(np.uint8).reshape(4, -1)
+    assert_same_bits(dequantize(packed, TYPES["F16"]).ravel(), codes.view(np.float16).astype(np.float32))
+    bits = dequantize(packed, TYPES["BF16"]).ravel().view(np.uint32)
+    assert np.array_equal(bits, codes.astype(np.uint32) << 16)
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(TYPES)), seed=seeds, blocks=st.integers(1, 3))
+def test_layout_does_not_matter(data, name, seed, blocks):
+    outer = tuple(data.draw(st.lists(st.integers(1, 4), max_size=3)))
+    flat = random_blocks(TYPES[name], int(np.prod(outer)), blocks, seed)
+    expected = expected_floats(flat, TYPES[name]).reshape(*outer, -1)
+    _, packed = data.draw(layouts(len(outer) + 1)).place(flat.reshape(*outer, -1))
+    memory, out = data.draw(layouts(len(outer) + 1)).place(np.zeros_like(expected))
+    before = memory.copy()
+    dequantize(packed, TYPES[name], out=out)
+    assert_same_bits(out, expected)
+    out[...] = 0
+    assert memory.tobytes() == before.tobytes(), "written beside the rows"
+
+
+def test_empty():
+    assert dequantize(np.empty((3, 0), np.uint8), TYPES["Q4_K"]).shape == (3, 0)
+    assert dequantize(np.empty((0, 144), np.uint8), TYPES["Q4_K"]).shape == (0, 256)
+    assert matvec(np.empty((0, 256), np.float32), np.zeros((5, 144), np.uint8), TYPES["Q4_K"]).shape == (0, 5)
+    assert matvec(np.ones((2, 256), np.float32), np.empty((0, 144), np.uint8), TYPES["Q4_K"]).shape == (2, 0)
+    assert not matvec(np.empty((2, 0), np.float32), np.empty((3, 0), np.uint8), TYPES["Q4_K"]).any()
+
+
+def test_dequantize_errors():
+    packed, q4_k = np.zeros((2, 288), np.uint8), TYPES["Q4_K"]
+    shared = np.zeros(4 * 512 * 2, np.uint8)
+    cases = [
+        (ValueError, "ggml type 9 has no kernel", (packed, 9), {}),
+        (ValueError, "ggml type -1 has no kernel", (packed, -1), {}),
+        (ValueError, "packed rows of 287 bytes", (packed[:, :287], q4_k), {}),
+        (TypeError, "packed must .*uint8.*int8", (packed.view(np.int8), q4_k), {}),
+        (TypeError, "packed must .*bytes", (b"\0" * 144, q4_k), {}),
+        (ValueError, "packed must have at least one axis", (np.array(1, np.uint8), q4_k), {}),
+        (ValueError, "last axis of packed", (packed[:, ::2], q4_k), {}),
+        (ValueError, "out has shape", (packed, q4_k), {"out": np.ones((2, 511), np.float32)}),
+        (TypeError, "out must .*float32.*float64", (packed, q4_k), {"out": np.ones((2, 512))}),
+        (TypeError, "executor must ", (packed, q4_k), {"executor": 1}),
+        (ValueError, "out overlaps packed", (shared[: 2 * 288].reshape(2, 288), q4_k),
+         {"out": shared.view(np.float32)[:1024].reshape(2, 512)}),
+        (ValueError, "out .*share", (packed, q4_k),
+         {"out": np.lib.stride_tricks.as_strided(np.ones(512, np.float32), (2, 512), (0, 4))}),
+    ]  # fmt: skip
+    for error, message, arguments, options in cases:
+        before = options["out"].copy() if "out" in options else None
+        with pytest.raises(error, match=message):
+            dequantize(*arguments, **options)
+        assert before is None or before.tobytes() == options["out"].tobytes()
+
+
+# matvec
+
+
+def matvec_contract(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """(t, k), (n, k) float32 -> (t, n): 64 partial sums by k modulo 64, then added pairwise."""
+    sums = np.zeros((x.shape[0], w.shape[0], 64), np.float32)
+    for k in range(0, x.shape[1], 64):
+        product = x[:, np.newaxis, k : k + 64] * w[np.newaxis, :, k : k + 64]
+        sums[..., : product.shape[-1]] += product
+    while sums.shape[-1] > 1:
+        half = sums.shape[-1] // 2
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
+
+
+MATVEC_CASES = [
+    (name, n, k)
+    for name in TYPES
+    for n, k in [(3, 256), (7, 1024), (40, 1280), (2, 2048), (5, 2816)]
+] + [
+    ("F32", 3, 1), ("F32", 3, 63), ("F32", 4, 65), ("F32", 2, 1023), ("F32", 3, 1025), ("F16", 3, 2047),
+    ("BF16", 2, 1090), ("Q8_0", 5, 32), ("Q4_0", 5, 96), ("Q4_1", 3, 1056), ("Q5_0", 3, 1120),
+    ("Q5_1", 4, 2080),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "n", "k"), MATVEC_CASES)
+def test_matvec_is_its_contract(isa, name, n, k):
+    packed = tame(random_blocks(TYPES[name], n, k // PACKED_TYPES[TYPES[name]][0]), name)
+    x = np.random.default_rng(k).standard_normal((MATVEC_MAX_TOKENS, k)).astype(np.float32)
+    w = expected_floats(packed, TYPES[name])
+    expected = matvec_contract(x, w)
+    bound = 1e-6 * np.abs(x).astype(np.float64) @ np.abs(w.T).astype(np.float64)
+    assert (np.abs(expected - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound).all()
+    for tokens in range(1, MATVEC_MAX_TOKENS + 1):
+        assert_same_bits(matvec(x[:tokens], packed, TYPES[name]), expected[:tokens])
+
+
+def test_matvec_thread_count_does_not_matter(isa):
+    packed = tame(random_blocks(TYPES["Q4_K"], 333, 4), "Q4_K")
+    x = np.random.default_rng(1).standard_normal((3, 1024)).astype(np.float32)
+    expected = matvec_contract(x, expected_floats(packed, TYPES["Q4_K"]))
+    for threads in (1, 2, 3, 7):
+        with Executor(threads) as executor:
+            out = np.empty((3, 333), np.float32)
+            assert matvec(x, packed, TYPES["Q4_K"], out=out, executor=executor) is out
+            assert_same_bits(out, expected)
+
+
+def test_matvec_errors():
+    x, packed, q4_k = np.ones((2, 512), np.float32), np.zeros((3, 288), np.uint8), TYPES["Q4_K"]
+    cases = [
+        (ValueError, "x has 9 tokens", (np.ones((9, 512), np.float32), packed, q4_k), {}),
+        (ValueError, "x must .*512", (np.ones((2, 511), np.float32), packed, q4_k), {}),
+        (ValueError, "x must ", (np.ones(512, np.float32), packed, q4_k), {}),
+        (ValueError, "x must ", (np.ones((2, 513), np.float32)[:, :512], packed, q4_k), {}),
+        (TypeError, "x must .*float64", (np.ones((2, 512)), packed, q4_k), {}),
+        (ValueError, "packed must ", (x, np.zeros((6, 288), np.uint8)[::2], q4_k), {}),
+        (ValueError, "packed must ", (x, packed[0], q4_k), {}),
+        (ValueError, "packed rows of 287 bytes", (x, packed[:, :287], q4_k), {}),
+        (ValueError, "ggml type 4 has no kernel", (x, packed, 4), {}),
+        (ValueError, "out must ", (x, packed, q4_k), {"out": np.ones((3, 2), np.float32)}),
+        (ValueError, "out must ", (x, packed, q4_k), {"out": np.ones((2, 6), np.float32)[:, :3]}),
+        (TypeError, "out must .*float64", (x, packed, q4_k), {"out": np.ones((2, 3))}),
+        (ValueError, "out overlaps an input", (x, packed, q4_k), {"out": x.reshape(-1)[:6].reshape(2, 3)}),
+        (TypeError, "executor must ", (x, packed, q4_k), {"executor": 1}),
+    ]
+    for error, message, arguments, options in cases:
+        with pytest.raises(error, match=message):
+            matvec(*arguments, **options)
+    assert (x == 1).all()
+
+
+# rope
+
+
+@pytest.mark.parametrize("n_rot", [0, 2, 10, 16, 64])
+@pytest.mark.parametrize("shape", [(1, 1, 64), (5, 3, 64), (70, 9, 64)])
+def test_rope_rotates_pairs(isa, executor, shape, n_rot):
+    rng = np.random.default_rng(n_rot)
+    x = rng.standard_normal(shape).astype(np.float32)
+    angles = rng.uniform(-np.pi, np.pi, (shape[0], n_rot // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    pairs = x[..., :n_rot:2].astype(np.float64) + 1j * x[..., 1:n_rot:2]
+    turned = pairs * (cos.astype(np.float64) + 1j * sin)[:, np.newaxis]
+    got = x.copy()
+    assert rope(got, cos, sin) is got
+    bound = 1e-6 * np.abs(pairs)
+    assert (np.abs(got[..., :n_rot:2] - turned.real) <= bound).all()
+    assert (np.abs(got[..., 1:n_rot:2] - turned.imag) <= bound).all()
+    assert got[..., n_rot:].tobytes() == x[..., n_rot:].tobytes()
+    # the contract's bits: two products and a sum, each rounded to float32
+    a, b, c, s = x[..., :n_rot:2], x[..., 1:n_rot:2], cos[:, np.newaxis], sin[:, np.newaxis]
+    assert_same_bits(got[..., :n_rot:2], a * c - b * s)
+    assert_same_bits(got[..., 1:n_rot:2], a * s + b * c)
+    assert_same_bits(rope(x.copy(), cos, sin, executor=executor), got)
+
+
+def test_rope_errors():
+    x, cos = np.ones((2, 3, 8), np.float32), np.ones((2, 4), np.float32)
+    read_only, wide = x.copy(), np.ones((2, 5), np.float32)
+    read_only.flags.writeable = False
+    cases = [
+        (ValueError, "x must be C-contiguous", (x[0], cos, cos)),
+        (ValueError, "x must be C-contiguous", (x[:, ::2], cos, cos)),
+        (ValueError, "x is read-only", (read_only, cos, cos)),
+        (TypeError, "x must .*float64", (x.astype(np.float64), cos, cos)),
+        (TypeError, "cos must .*float64", (x, cos.astype(np.float64), cos)),
+        (TypeError, "sin must .*list", (x, cos, [1.0])),
+        (ValueError, "cos must be C-contiguous", (x, cos[:1], cos)),
+        (ValueError, "cos must be C-contiguous", (x, cos[0], cos)),
+        (ValueError, "sin must be C-contiguous", (x, cos, cos[:, :3])),
+        (ValueError, "cos rotates 10 elements", (x, wide, wide)),
+    ]
+    for error, message, arguments in cases:
+        with pytest.raises(error, match=message):
+            rope(*arguments)
+    assert (x == 1).all()
