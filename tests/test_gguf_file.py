@@ -93,8 +93,7 @@ def test_table_equals_gguf_py() -> None:
 
 def test_table_equals_ggml() -> None:
     spec = importlib.util.find_spec("libggml")
-    if spec is None or spec.origin is None:
-        pytest.skip("libggml-python is not installed")
+    assert spec is not None and spec.origin is not None
     root = Path(spec.origin).parent
     header = (root / "include" / "ggml.h").read_text()
     named = re.findall(r"^\s*GGML_TYPE_(\w+)\s*=\s*(\d+),", header, re.MULTILINE)
@@ -619,26 +618,17 @@ def test_directory(tmp_path: Path) -> None:
     assert "is a directory" in str(refuse(tmp_path))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_fifo_does_not_hang(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     assert "not a regular file" in str(refuse(path))
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 def test_socket() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder, "s")  # socket paths must be short
         listener.bind(str(path))
         assert "cannot be opened" in str(refuse(path))
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser reads everything")
-def test_unreadable_file(save: Any) -> None:
-    path = save(build())
-    path.chmod(0)
-    assert "Permission denied" in str(refuse(path))
 
 
 def test_permission_error_is_typed(save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,7 +649,6 @@ def test_unusual_paths(save: Any, tmp_path: Path) -> None:
     assert GGUFFile(os.fsencode(save(build()))).size == HEADER_BYTES
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_descriptors_are_not_leaked(save: Any) -> None:
     paths = [save(build()), save(build(version=1), "bad.gguf")]
     GGUFFile(paths[0]).close()
