@@ -48,8 +48,8 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-HEADERS = ["common.h", "rounding.h", "rms_norm.h", "dequant.h", "dispatch.h", "executor.h"]
-BODIES = ["kernels.inc", "rms_norm.inc", "dequant.inc", "llama_ops.inc"]
+HEADERS = ["common.h", "certified_sum.h", "rounding.h", "rms_norm.h", "dequant.h", "dispatch.h", "executor.h"]
+BODIES = ["kernels.inc", "rms_norm.inc", "rms_norm_avx512.inc", "dequant.inc", "llama_ops.inc"]
 
 setup(
     ext_modules=cythonize(

@@ -22,6 +22,7 @@ cdef extern from "rms_norm.h" nogil:
         int quant, quant_weighted
         uint64_t seed, first_row
         int64_t quant_begin, quant_end
+        int stream
         double *stats
     ctypedef struct fq_round_args:
         fq_rows x, out

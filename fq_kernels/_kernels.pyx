@@ -221,6 +221,11 @@ cdef fq_pool *_pool_of(executor) except? NULL:
     return (<Executor> executor).ready()
 
 
+# Output from which on it is written past the cache: it would not stay there anyway, and a
+# line that is written whole need not be read first.
+cdef int64_t STREAM_ELEMENTS = 1 << 19
+
+
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
     fq_pool_run(pool, fn, args, rows, (GRAIN + n - 1) // n if n > 0 else rows)
 
@@ -351,7 +356,8 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
                order over the outer axes
     first_row  what stochastic rounding counts the first row as
     row_stats  (rows, N_STATS) float64 C-contiguous, filled with each rounded row's error
-               sums (fq_kernels.rules.RowStat); rows not rounded get zeros
+               sums (fq_kernels.rules.RowStat); rows not rounded get zeros, but for
+               SUMMED_IN_ORDER
 
     Returns out. Raises TypeError or ValueError naming the argument, with nothing written:
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
@@ -420,6 +426,7 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     pool = _pool_of(executor)
     ax.rows(&a.x)
     ao.rows(&a.out)
+    a.stream = n_rows * a.n >= STREAM_ELEMENTS and out is not x
     if row_stats is not None:
         row_stats.fill(0.0)
     if a.n > 0 and n_rows > 0:

