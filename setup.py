@@ -49,7 +49,14 @@ class BuildKernels(build_ext):
 
 
 HEADERS = ["common.h", "certified_sum.h", "rounding.h", "rms_norm.h", "dequant.h", "dispatch.h", "executor.h"]
-BODIES = ["kernels.inc", "rms_norm.inc", "rms_norm_avx512.inc", "dequant.inc", "llama_ops.inc"]
+BODIES = [
+    "kernels.inc",
+    "rms_norm.inc",
+    "rms_norm_avx512.inc",
+    "rounding_avx512.inc",
+    "dequant.inc",
+    "llama_ops.inc",
+]
 
 setup(
     ext_modules=cythonize(

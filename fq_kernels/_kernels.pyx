@@ -3,10 +3,11 @@
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.math cimport isnan
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.string cimport strcmp
 
 import atexit
 import operator
@@ -15,6 +16,7 @@ import threading
 import weakref
 
 import numpy as np
+from numpy import empty as np_empty, ndarray as np_ndarray
 
 from .formats import Format, get_format, roundings
 
@@ -208,9 +210,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-# Elements per range: enough to pay for handing the range out.
+# Elements per range at least: enough to pay for handing the range out. And ranges at most:
+# kernels overlap the rows of a range, not those of two.
 
 cdef int64_t GRAIN = 16384
+cdef int64_t MAX_RANGES = 32
 
 
 cdef fq_pool *_pool_of(executor) except? NULL:
@@ -227,7 +231,12 @@ cdef int64_t STREAM_ELEMENTS = 1 << 19
 
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
-    fq_pool_run(pool, fn, args, rows, (GRAIN + n - 1) // n if n > 0 else rows)
+    cdef int64_t grain = (GRAIN + n - 1) // n if n > 0 else rows
+    if pool == NULL:
+        grain = rows
+    elif grain * MAX_RANGES < rows:
+        grain = (rows + MAX_RANGES - 1) // MAX_RANGES
+    fq_pool_run(pool, fn, args, rows, grain)
 
 # ---------------------------------------------------------------- arguments
 
@@ -237,40 +246,26 @@ cdef class _Array:
 
     cdef Py_buffer b
     cdef bint held
+    cdef object array
     cdef str name
-
-    def __cinit__(self, name, array, dtype, bint writable=False):
-        self.name = name
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} must be a numpy array of {dtype.__name__}, not {type(array).__name__}")
-        if array.dtype != dtype or not array.dtype.isnative:
-            raise TypeError(f"{name} must have dtype {dtype.__name__}, not {array.dtype}")
-        if not array.flags.aligned:
-            raise ValueError(f"{name} is not aligned to its element size")
-        if writable and not array.flags.writeable:
-            raise ValueError(f"{name} is read-only")
-        PyObject_GetBuffer(array, &self.b, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
-        self.held = True
-        if self.b.ndim == 0:
-            raise ValueError(f"{name} must have at least one axis")
-        if self.n() > 1 and self.b.strides[self.b.ndim - 1] != self.b.itemsize:
-            raise ValueError(f"the last axis of {name} must be contiguous")
+    cdef char *low   # first byte of any element
+    cdef char *high  # one past the last
 
     def __dealloc__(self):
         if self.held:
             PyBuffer_Release(&self.b)
 
-    cdef int64_t n(self):
+    cdef int64_t n(self) noexcept:
         return self.b.shape[self.b.ndim - 1]
 
-    cdef int64_t n_rows(self):
+    cdef int64_t n_rows(self) noexcept:
         cdef int64_t rows = 1
         cdef int d
         for d in range(self.b.ndim - 1):
             rows *= self.b.shape[d]
         return rows
 
-    cdef int rows(self, fq_rows *r) except -1:
+    cdef void rows(self, fq_rows *r) noexcept:
         """Outer axes, merged wherever two of them step evenly."""
         cdef int d, k = 0
         for d in range(self.b.ndim - 1):
@@ -289,56 +284,115 @@ cdef class _Array:
             k = 1
         r.ndim = k
         r.data = <char *> self.b.buf
-        return 0
 
-
-def _same_layout(a, b):
-    return (
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.shape == b.shape
-        and a.strides == b.strides
-        and a.itemsize == b.itemsize
-    )
-
-
-def _overlap(a, b):
-    # bounds first: the exact test is a search that can be slow, so it has a limit
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=10**6)
-    except np.exceptions.TooHardError:
+    cdef bint same_layout(self, _Array other) noexcept:
+        cdef int d
+        if self.b.buf != other.b.buf or self.b.ndim != other.b.ndim or self.b.itemsize != other.b.itemsize:
+            return False
+        for d in range(self.b.ndim):
+            if self.b.shape[d] != other.b.shape[d] or self.b.strides[d] != other.b.strides[d]:
+                return False
         return True
 
-
-def _overlaps_itself(a):
-    axes = sorted((abs(stride), size) for stride, size in zip(a.strides, a.shape) if size > 1)
-    extent = a.itemsize
-    for stride, size in axes:
-        if stride < extent:
+    cdef bint overlaps(self, _Array other) except -1:
+        # bounds first: the exact test is a search that can be slow, so it has a limit
+        if self.low >= other.high or other.low >= self.high:
+            return False
+        try:
+            return np.shares_memory(self.array, other.array, max_work=10**6)
+        except np.exceptions.TooHardError:
             return True
-        extent = stride * (size - 1) + extent
-    return False
+
+    cdef bint overlaps_itself(self) except -1:
+        if PyBuffer_IsContiguous(&self.b, b"C") or self.low == self.high:
+            return False
+        axes = sorted((abs(self.b.strides[d]), self.b.shape[d])
+                      for d in range(self.b.ndim) if self.b.shape[d] > 1)
+        extent = self.b.itemsize
+        for stride, size in axes:
+            if stride < extent:
+                return True
+            extent += stride * (size - 1)
+        return False
 
 
-def _output(out, x, dtype, name_x="x"):
-    """``out`` checked against x, or a new array."""
+cdef dict _DTYPE_NAMES = {b"f": "float32", b"d": "float64", b"H": "uint16", b"B": "uint8"}
+
+
+cdef _Array _open(str name, array, const char *code, bint writable=False):
+    """The array's buffer if it has the dtype of the buffer protocol's ``code``, is aligned and
+    has a contiguous last axis."""
+    cdef _Array a = _Array.__new__(_Array)
+    cdef int d, last
+    if not isinstance(array, np_ndarray):
+        raise TypeError(f"{name} must be a numpy array of {_DTYPE_NAMES[code]}, not {type(array).__name__}")
+    try:
+        PyObject_GetBuffer(array, &a.b, PyBUF_STRIDES | PyBUF_FORMAT)
+    except ValueError:  # dtypes that the buffer protocol has no code for
+        raise TypeError(f"{name} must have dtype {_DTYPE_NAMES[code]}, not {array.dtype}") from None
+    a.held = True
+    a.array = array
+    a.name = name
+    # numpy puts "=" before the code where elements are not aligned
+    if strcmp(a.b.format + (a.b.format[0] == b"="), code) != 0:
+        raise TypeError(f"{name} must have dtype {_DTYPE_NAMES[code]}, not {array.dtype}")
+    if writable and a.b.readonly:
+        raise ValueError(f"{name} is read-only")
+    if a.b.ndim == 0:
+        raise ValueError(f"{name} must have at least one axis")
+    last = a.b.ndim - 1
+    if a.b.shape[last] > 1 and a.b.strides[last] != a.b.itemsize:
+        raise ValueError(f"the last axis of {name} must be contiguous")
+    a.low = a.high = <char *> a.b.buf
+    a.high += a.b.itemsize
+    for d in range(a.b.ndim):
+        if a.b.shape[d] == 0:
+            a.high = a.low = <char *> a.b.buf
+            return a
+        if a.b.shape[d] > 1:
+            if a.b.strides[d] % a.b.itemsize != 0:
+                raise ValueError(f"{name} is not aligned to its element size")
+            if a.b.strides[d] > 0:
+                a.high += a.b.strides[d] * (a.b.shape[d] - 1)
+            else:
+                a.low += a.b.strides[d] * (a.b.shape[d] - 1)
+    if <uintptr_t> a.b.buf % a.b.itemsize != 0:
+        raise ValueError(f"{name} is not aligned to its element size")
+    return a
+
+
+cdef _Array _output(out, const char *code, _Array x):
+    """``out``, or a new array, checked against x."""
+    cdef _Array a
+    cdef int d
+    cdef bint same_shape
     if out is None:
-        return np.empty(x.shape, dtype)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
-    if out.shape != x.shape:
-        raise ValueError(f"out has shape {out.shape}, {name_x} has {x.shape}")
-    if out is not x and not _same_layout(out, x) and _overlap(out, x):
-        raise ValueError(f"out overlaps {name_x} in part; it must be {name_x} itself or apart from it")
-    if out.size and _overlaps_itself(out):
+        return _open("out", np_empty(x.array.shape, _DTYPE_NAMES[code]), code)
+    a = _open("out", out, code, True)
+    same_shape = a.b.ndim == x.b.ndim
+    for d in range(a.b.ndim):
+        same_shape = same_shape and a.b.shape[d] == x.b.shape[d]
+    if not same_shape:
+        raise ValueError(f"out has shape {out.shape}, {x.name} has {x.array.shape}")
+    if not a.same_layout(x) and a.overlaps(x):
+        raise ValueError(f"out overlaps {x.name} in part; it must be {x.name} itself or apart from it")
+    if a.overlaps_itself():
         raise ValueError("out has elements that share memory")
-    return out
+    return a
 
 
 # ---------------------------------------------------------------- kernels
 
 N_STATS = FQ_STAT_COUNT
+
+# formats already parsed, by what was asked for: parsing takes longer than a row
+cdef dict _formats = {}
+
+
+cdef object _keep(key, fmt):
+    if len(_formats) < 64:
+        _formats[key] = fmt
+    return fmt
 
 
 def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, executor=None,
@@ -369,7 +423,7 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     cdef int64_t n_rows
     cdef double eps_value
 
-    cdef _Array ax = _Array("x", x, np.float32)
+    cdef _Array ax = _open("x", x, b"f")
     n_rows = ax.n_rows()
     a.n = ax.n()
     try:
@@ -385,7 +439,7 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     cdef _Array aw
     a.weight = NULL
     if weight is not None:
-        aw = _Array("weight", weight, np.float32)
+        aw = _open("weight", weight, b"f")
         if aw.b.ndim != 1 or aw.n() != a.n:
             raise ValueError(f"weight has shape {weight.shape}, rows of x have length {a.n}")
         a.weight = <const float *> aw.b.buf
@@ -395,7 +449,9 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     a.quant = 0
     a.seed = 0
     if quant is not None:
-        fmt = get_format(quant)
+        fmt = _formats.get(quant) if type(quant) is str else None
+        if fmt is None:
+            fmt = _keep(quant, get_format(quant))
         a.quant = fmt.kernel_rule
         a.seed = fmt.seed
     try:
@@ -410,42 +466,43 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     cdef _Array ast
     a.stats = NULL
     if row_stats is not None:
-        ast = _Array("row_stats", row_stats, np.float64, writable=True)
+        ast = _open("row_stats", row_stats, b"d", True)
         if row_stats.shape != (n_rows, FQ_STAT_COUNT) or not row_stats.flags.c_contiguous:
             raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
                              f"not {row_stats.shape}")
         a.stats = <double *> ast.b.buf
-    out = _output(out, x, np.float32)
-    cdef _Array ao = _Array("out", out, np.float32, writable=True)
-    for other, name in ((weight, "weight"), (row_stats, "row_stats")):
-        if other is not None and _overlap(out, other):
-            raise ValueError(f"out overlaps {name}")
-    for other, name in ((x, "x"), (weight, "weight")):
-        if row_stats is not None and other is not None and _overlap(row_stats, other):
-            raise ValueError(f"row_stats overlaps {name}")
+    cdef _Array ao = _output(out, b"f", ax)
+    if weight is not None and ao.overlaps(aw):
+        raise ValueError("out overlaps weight")
+    if row_stats is not None:
+        if ao.overlaps(ast):
+            raise ValueError("out overlaps row_stats")
+        if ast.overlaps(ax):
+            raise ValueError("row_stats overlaps x")
+        if weight is not None and ast.overlaps(aw):
+            raise ValueError("row_stats overlaps weight")
     pool = _pool_of(executor)
     ax.rows(&a.x)
     ao.rows(&a.out)
-    a.stream = n_rows * a.n >= STREAM_ELEMENTS and out is not x
+    a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
     if row_stats is not None:
         row_stats.fill(0.0)
     if a.n > 0 and n_rows > 0:
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
-    return out
+    return ao.array
 
 
-cdef _round(fq_task_fn fn, x, in_dtype, out, out_dtype, fmt, executor, name_x="x"):
+cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fmt, executor, str name_x="x"):
     cdef fq_round_args a
     cdef fq_pool *pool
     cdef int64_t n_rows
-    cdef _Array ax = _Array(name_x, x, in_dtype)
+    cdef _Array ax = _open(name_x, x, in_code)
     a.n = ax.n()
     n_rows = ax.n_rows()
     a.quant = fmt.kernel_rule
     a.seed = fmt.seed
-    out = _output(out, x, out_dtype)
-    cdef _Array ao = _Array("out", out, out_dtype, writable=True)
+    cdef _Array ao = _output(out, out_code, ax)
     pool = _pool_of(executor)
     ax.rows(&a.x)
     ao.rows(&a.out)
@@ -459,7 +516,7 @@ cdef _round(fq_task_fn fn, x, in_dtype, out, out_dtype, fmt, executor, name_x="x
             a.out.stride[0] = ao.b.itemsize
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
-    return out
+    return ao.array
 
 
 def round_trip(x, quant, *, out=None, executor=None):
@@ -468,16 +525,20 @@ def round_trip(x, quant, *, out=None, executor=None):
     x (..., n) float32; out as in rms_norm_f32. Returns out. Stochastic rounding counts
     elements in C order from 0.
     """
-    return _round(table.round_trip_f32, x, np.float32, out, np.float32, get_format(quant), executor)
+    return _round(table.round_trip_f32, x, b"f", out, b"f", get_format(quant), executor)
 
 
 def _bf16(rounding, seed):
+    fmt = _formats.get((rounding, seed)) if type(rounding) is str and type(seed) is int else None
+    if fmt is not None:
+        return fmt
     if rounding not in roundings("bf16"):
         raise ValueError(f"rounding must be one of {', '.join(roundings('bf16'))}, not {rounding!r}")
     try:
-        return get_format(Format("bf16", rounding, operator.index(seed)))
+        fmt = get_format(Format("bf16", rounding, operator.index(seed)))
     except TypeError:
         raise TypeError(f"seed must be an integer, not {seed!r}") from None
+    return _keep((rounding, seed), fmt)
 
 
 def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=None):
@@ -492,13 +553,13 @@ def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=No
 
 def float_to_bf16(x, *, rounding="nearest-even", seed=0, executor=None):
     """(..., n) float32 -> bf16 codes, uint16 of the same shape."""
-    return _round(table.float_to_bf16, x, np.float32, None, np.uint16, _bf16(rounding, seed), executor)
+    return _round(table.float_to_bf16, x, b"f", None, b"H", _bf16(rounding, seed), executor)
 
 
 def bf16_to_float(bits, *, executor=None):
     """(..., n) uint16 bf16 codes -> float32 of the same shape, exactly."""
     fmt = _bf16("nearest-even", 0)
-    return _round(table.bf16_to_float, bits, np.uint16, None, np.float32, fmt, executor, "bits")
+    return _round(table.bf16_to_float, bits, b"H", None, b"f", fmt, executor, "bits")
 
 # ---------------------------------------------------------------- packed weights
 
@@ -532,18 +593,18 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
     cdef fq_pool *pool
     cdef fq_task_fn fn = table.dequantize
     cdef int64_t n_rows
-    cdef _Array ap = _Array("packed", packed, np.uint8)
+    cdef _Array ap = _open("packed", packed, b"B")
     a.n = _row_length(packed, ggml_type)
     a.fn = table.dequant[ggml_type]
     shape = packed.shape[:-1] + (a.n,)
     if out is None:
         out = np.empty(shape, np.float32)
-    cdef _Array ao = _Array("out", out, np.float32, writable=True)
+    cdef _Array ao = _open("out", out, b"f", True)
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}, the rows unpack to {shape}")
-    if _overlap(out, packed):
+    if ao.overlaps(ap):
         raise ValueError("out overlaps packed")
-    if out.size and _overlaps_itself(out):
+    if ao.overlaps_itself():
         raise ValueError("out has elements that share memory")
     pool = _pool_of(executor)
     n_rows = ap.n_rows()
@@ -566,8 +627,8 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     cdef fq_pool *pool
     cdef fq_task_fn fn = table.matvec
     cdef int64_t n_rows
-    cdef _Array ax = _Array("x", x, np.float32)
-    cdef _Array ap = _Array("packed", packed, np.uint8)
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ap = _open("packed", packed, b"B")
     a.k = _row_length(packed, ggml_type)
     if x.ndim != 2 or not x.flags.c_contiguous or x.shape[1] != a.k:
         raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
@@ -578,10 +639,10 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     n_rows = packed.shape[0]
     if out is None:
         out = np.empty((x.shape[0], n_rows), np.float32)
-    cdef _Array ao = _Array("out", out, np.float32, writable=True)
+    cdef _Array ao = _open("out", out, b"f", True)
     if out.shape != (x.shape[0], n_rows) or not out.flags.c_contiguous:
         raise ValueError(f"out must be C-contiguous of shape {(x.shape[0], n_rows)}, not {out.shape}")
-    if _overlap(out, x) or _overlap(out, packed):
+    if ao.overlaps(ax) or ao.overlaps(ap):
         raise ValueError("out overlaps an input")
     a.fn = table.dequant[ggml_type]
     a.packed = <const uint8_t *> ap.b.buf
@@ -609,9 +670,9 @@ def rope(x, cos, sin, *, executor=None):
     cdef fq_pool *pool
     cdef fq_task_fn fn = table.rope
     cdef int64_t n_tokens
-    cdef _Array ax = _Array("x", x, np.float32, writable=True)
-    cdef _Array ac = _Array("cos", cos, np.float32)
-    cdef _Array asn = _Array("sin", sin, np.float32)
+    cdef _Array ax = _open("x", x, b"f", True)
+    cdef _Array ac = _open("cos", cos, b"f")
+    cdef _Array asn = _open("sin", sin, b"f")
     if x.ndim != 3 or not x.flags.c_contiguous:
         raise ValueError("x must be C-contiguous of shape (n_tokens, n_head, head_dim)")
     n_tokens = x.shape[0]

@@ -14,9 +14,12 @@ from fq_kernels import (
     bf16_round_trip,
     bf16_to_float,
     float_to_bf16,
+    force_isa,
     format_names,
+    isa,
     reference,
     round_trip,
+    supported_isas,
 )
 
 DETERMINISTIC = ["nearest-even", "nearest-even-ftz", "truncate", "nearest-away"]
@@ -45,6 +48,42 @@ def test_nearest_even_is_ggmls_for_all_floats(executor):
         assert np.array_equal(got, expected), f"in chunk {i}"
 
     executor.map(check, 2**32 // chunk)
+
+
+def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
+    # in spans that stay in the cache; the sets are switched outside, as that is for the whole process
+    total, span = 2**21, 2**16
+    x = np.arange(total, dtype=np.uint32)
+    expected, got = np.empty(total, np.float32), np.empty(total, np.float32)
+
+    def each(compute) -> None:
+        executor.map(lambda i: compute(slice(i * span, (i + 1) * span)), total // span)
+
+    def scalar(part: slice) -> None:
+        round_trip(x[part].view(np.float32), quant, out=expected[part])
+
+    def other(part: slice) -> None:
+        round_trip(x[part].view(np.float32), quant, out=got[part])
+        same = np.array_equal(expected[part].view(np.uint64), got[part].view(np.uint64))
+        assert same, f"{name}, {quant}, near {x[part.start]:#x}"
+
+    def next_floats(part: slice) -> None:
+        x[part] += np.uint32(total)
+
+    in_use = isa()
+    try:
+        for _ in range(2**32 // total):
+            for quant in DETERMINISTIC_FORMATS:
+                force_isa("scalar")
+                each(scalar)
+                for name in supported_isas()[1:]:
+                    force_isa(name)
+                    each(other)
+            with np.errstate(over="ignore"):  # past the last float: to the first
+                each(next_floats)
+    finally:
+        force_isa(in_use)
+    assert x[0] == 0
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
