@@ -392,7 +392,7 @@ ERRORS = {
     "quant_rows text": (ValueError, "quant_rows must ", lambda: {"quant_rows": ("a", "b")}),
     "first_row negative": (ValueError, "first_row must ", lambda: {"first_row": -1}),
     "first_row text": (ValueError, "first_row must ", lambda: {"first_row": "a"}),
-    "row_stats float32": (TypeError, "row_stats must ", lambda: {"row_stats": np.zeros((4, N_STATS), np.float32)}),
+    "row_stats float32": (TypeError, "row_stats must ", lambda: {"row_stats": normal(4, N_STATS)}),
     "row_stats short": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((3, N_STATS))}),
     "row_stats narrow": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((4, 8))}),
     "row_stats strided": (ValueError, "row_stats must ", lambda: {"row_stats": np.zeros((8, N_STATS))[::2]}),

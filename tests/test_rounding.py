@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ggml_oracle
 import numpy as np
 import pytest
@@ -59,11 +61,11 @@ def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
     def each(compute) -> None:
         executor.map(lambda i: compute(slice(i * span, (i + 1) * span)), total // span)
 
-    def scalar(part: slice) -> None:
-        round_trip(x[part].view(np.float32), quant, out=expected[part])
+    def fill(out: np.ndarray, quant: str, part: slice) -> None:
+        round_trip(x[part].view(np.float32), quant, out=out[part])
 
-    def other(part: slice) -> None:
-        round_trip(x[part].view(np.float32), quant, out=got[part])
+    def check(name: str, quant: str, part: slice) -> None:
+        fill(got, quant, part)
         same = np.array_equal(expected[part].view(np.uint64), got[part].view(np.uint64))
         assert same, f"{name}, {quant}, near {x[part.start]:#x}"
 
@@ -75,10 +77,10 @@ def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
         for _ in range(2**32 // total):
             for quant in DETERMINISTIC_FORMATS:
                 force_isa("scalar")
-                each(scalar)
+                each(partial(fill, expected, quant))
                 for name in supported_isas()[1:]:
                     force_isa(name)
-                    each(other)
+                    each(partial(check, name, quant))
             with np.errstate(over="ignore"):  # past the last float: to the first
                 each(next_floats)
     finally:
