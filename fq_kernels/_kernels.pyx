@@ -7,6 +7,7 @@ from cpython.buffer cimport (
 )
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import atexit
 import operator
@@ -219,6 +220,55 @@ cdef fq_pool *_pool_of(executor) except? NULL:
     if not isinstance(executor, Executor):
         raise TypeError(f"executor must be an Executor or None, not {type(executor).__name__}")
     return (<Executor> executor).ready()
+
+
+# What bench/ times: through ``map`` it would be Python's overhead.
+
+cdef extern from *:
+    int64_t _atomic_add "__atomic_add_fetch"(int64_t *, int64_t, int) nogil
+    int64_t _atomic_load "__atomic_load_n"(int64_t *, int) nogil
+    int _SEQ_CST "__ATOMIC_SEQ_CST"
+
+
+cdef int64_t _now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef void _nothing(void *args, int64_t begin, int64_t end) noexcept nogil:
+    pass
+
+
+cdef void _meet(void *args, int64_t begin, int64_t end) noexcept nogil:
+    cdef int64_t *missing = <int64_t *> args
+    cdef int64_t start = _now_ns()
+    _atomic_add(missing, -1, _SEQ_CST)
+    # a limit, since nothing promises that another thread takes the other range
+    while _atomic_load(missing, _SEQ_CST) > 0 and _now_ns() - start < 1000000:
+        pass
+
+
+def _dispatch_ns(Executor executor, int64_t repeats, *, int64_t gap_ns=0, bint meet=False):
+    """Nanoseconds that each of ``repeats`` empty jobs, a range per thread, keeps the caller.
+
+    With ``meet`` a range waits for the others to begin: the time until all threads work.
+    Between two jobs the caller computes for ``gap_ns``; the workers may fall asleep.
+    """
+    cdef fq_pool *pool = executor.ready()
+    cdef int64_t i, begin, missing, threads = executor.threads
+    times = np.empty(repeats, np.int64)
+    cdef int64_t *t = <int64_t *> <size_t> times.ctypes.data
+    with nogil:
+        for i in range(repeats):
+            begin = _now_ns()
+            while _now_ns() - begin < gap_ns:
+                pass
+            missing = threads
+            begin = _now_ns()
+            fq_pool_run(pool, _meet if meet else _nothing, &missing, threads, 1)
+            t[i] = _now_ns() - begin
+    return times
 
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
