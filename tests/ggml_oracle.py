@@ -162,3 +162,16 @@ def float_to_bf16(x: np.ndarray) -> np.ndarray:
     out = np.empty(x.shape, np.uint16)
     base.ggml_fp32_to_bf16_row_ref(x.ctypes.data_as(POINTER(c_float)), out.ctypes.data_as(c_void_p), x.size)
     return out
+
+
+def bf16_conversions() -> tuple:
+    """ggml's own float32 -> bf16 and bf16 -> float32 of (from, to, n): addresses and a length."""
+    _, cpu = _ggml()
+    return cpu.ggml_cpu_fp32_to_bf16, cpu.ggml_cpu_bf16_to_fp32
+
+
+def features() -> list[str]:
+    """The instruction sets that this build of ggml was made for, of those that matter here."""
+    _, cpu = _ggml()
+    names = ("sse3", "avx", "avx2", "fma", "avx512", "avx512_bf16", "neon", "sve")
+    return [name for name in names if getattr(cpu, f"ggml_cpu_has_{name}")()]
