@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # last: an installed package goes before the sources
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package goes before the sources
 
 import fq_kernels
 from bench import report
 from bench.cases import OPS, Bench, Place
 from bench.harness import Contestant, alternate
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_contestants_alternate_and_warm_up_is_dropped():
