@@ -108,9 +108,11 @@ def isas_for(op: Op, place: Place, settings: Settings) -> tuple[str, ...]:
 
 
 def measure(settings: Settings) -> Iterator[Result]:
-    def run(contestants: dict[str, Contestant | None]) -> dict[str, np.ndarray]:
+    def run(level: str, contestants: dict[str, Contestant | None]) -> dict[str, np.ndarray]:
         there = {name: c for name, c in contestants.items() if c is not None}
-        return alternate(there, settings.rounds, turn=settings.turn)
+        # far beyond the caches one call is a turn many times as long, and varies less
+        rounds = -(-settings.rounds // 3) if level == "memory" else settings.rounds
+        return alternate(there, rounds, turn=settings.turn)
 
     for level, place in places(settings):
         for op in ops_at(place):
@@ -121,13 +123,13 @@ def measure(settings: Settings) -> Iterator[Result]:
                         against["unfused"] = bench.ours(isa, unfused=True)
                     if place.threads > 1:
                         against["one thread"] = bench.ours(isa, one_thread=True)
-                    yield result(op.name, isa, place, level, run(against))
+                    yield result(op.name, isa, place, level, run(level, against))
                 if place.n != MAIN_LENGTH or op.quant or op.in_place:
                     continue
                 others = {"ggml": bench.ggml(), "memcpy": bench.memcpy(), "torch": bench.torch()}
                 if place.threads == 1:
                     others["numpy"] = bench.numpy()
-                times = run(others)
+                times = run(level, others)
                 for by in times:
                     if by == "memcpy" and (place.threads > 1 or op.name != "rms_norm"):
                         continue  # always the same one
