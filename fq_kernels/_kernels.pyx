@@ -7,11 +7,13 @@ from cpython.buffer cimport (
 )
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
-from libc.string cimport strcmp
+from libc.string cimport strchr, strcmp
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import atexit
 import operator
 import os
+import sys
 import threading
 import weakref
 
@@ -67,17 +69,17 @@ cdef class _Pool:
     cdef fq_pool *c
     cdef object __weakref__
 
-    def __cinit__(self):
-        self.c = fq_pool_new()
+    def __cinit__(self, int threads):
+        self.c = fq_pool_new(threads)
         if self.c == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         fq_pool_free(self.c)
 
-    def work(self):
+    def work(self, int thread):
         with nogil:
-            fq_pool_work(self.c)
+            fq_pool_work(self.c, thread)
 
     def stop(self):
         fq_pool_stop(self.c)
@@ -135,7 +137,7 @@ cdef class Executor:
         _executors.add(self)
 
     def _reset(self):
-        self.pool = _Pool()
+        self.pool = _Pool(self.threads)
         self.workers = []
         self.start_lock = threading.Lock()
 
@@ -148,8 +150,8 @@ cdef class Executor:
             raise RuntimeError("the executor is closed")
         if len(self.workers) < self.threads - 1:
             with self.start_lock:
-                for i in range(len(self.workers), self.threads - 1):
-                    worker = threading.Thread(target=self.pool.work, name=f"fq-executor-{i + 1}", daemon=True)
+                for i in range(len(self.workers) + 1, self.threads):
+                    worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
                     worker.start()
                     self.workers.append(worker)
         return self.pool.c
@@ -228,6 +230,55 @@ cdef fq_pool *_pool_of(executor) except? NULL:
 # Output from which on it is written past the cache: it would not stay there anyway, and a
 # line that is written whole need not be read first.
 cdef int64_t STREAM_ELEMENTS = 1 << 19
+
+
+# What bench/ times: through ``map`` it would be Python's overhead.
+
+cdef extern from *:
+    int64_t _atomic_add "__atomic_add_fetch"(int64_t *, int64_t, int) nogil
+    int64_t _atomic_load "__atomic_load_n"(int64_t *, int) nogil
+    int _SEQ_CST "__ATOMIC_SEQ_CST"
+
+
+cdef int64_t _now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef void _nothing(void *args, int64_t begin, int64_t end) noexcept nogil:
+    pass
+
+
+cdef void _meet(void *args, int64_t begin, int64_t end) noexcept nogil:
+    cdef int64_t *missing = <int64_t *> args
+    cdef int64_t start = _now_ns()
+    _atomic_add(missing, -1, _SEQ_CST)
+    # a limit, since nothing promises that another thread takes the other range
+    while _atomic_load(missing, _SEQ_CST) > 0 and _now_ns() - start < 1000000:
+        pass
+
+
+def _dispatch_ns(Executor executor, int64_t repeats, *, int64_t gap_ns=0, bint meet=False):
+    """Nanoseconds that each of ``repeats`` empty jobs, a range per thread, keeps the caller.
+
+    With ``meet`` a range waits for the others to begin: the time until all threads work.
+    Between two jobs the caller computes for ``gap_ns``; the workers may fall asleep.
+    """
+    cdef fq_pool *pool = executor.ready()
+    cdef int64_t i, begin, missing, threads = executor.threads
+    times = np.empty(repeats, np.int64)
+    cdef int64_t *t = <int64_t *> <size_t> times.ctypes.data
+    with nogil:
+        for i in range(repeats):
+            begin = _now_ns()
+            while _now_ns() - begin < gap_ns:
+                pass
+            missing = threads
+            begin = _now_ns()
+            fq_pool_run(pool, _meet if meet else _nothing, &missing, threads, 1)
+            t[i] = _now_ns() - begin
+    return times
 
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
@@ -316,6 +367,8 @@ cdef class _Array:
         return False
 
 
+cdef bytes _native_order = b"@=<" if sys.byteorder == "little" else b"@=>!"
+cdef const char *_NATIVE_ORDER = _native_order
 cdef dict _DTYPE_NAMES = {b"f": "float32", b"d": "float64", b"H": "uint16", b"B": "uint8"}
 
 
@@ -333,8 +386,8 @@ cdef _Array _open(str name, array, const char *code, bint writable=False):
     a.held = True
     a.array = array
     a.name = name
-    # numpy puts "=" before the code where elements are not aligned
-    if strcmp(a.b.format + (a.b.format[0] == b"="), code) != 0:
+    # the code may say native byte order in several ways
+    if strcmp(a.b.format + (strchr(_NATIVE_ORDER, a.b.format[0]) != NULL), code) != 0:
         raise TypeError(f"{name} must have dtype {_DTYPE_NAMES[code]}, not {array.dtype}")
     if writable and a.b.readonly:
         raise ValueError(f"{name} is read-only")

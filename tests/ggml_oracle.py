@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
-from functools import lru_cache
+from ctypes import POINTER, c_bool, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,29 @@ import numpy as np
 
 class _InitParams(ctypes.Structure):
     _fields_ = [("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool)]
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [
+        ("work_size", c_size_t),
+        ("work_data", c_void_p),
+        ("n_threads", c_int),
+        ("threadpool", c_void_p),
+        ("abort_callback", c_void_p),
+        ("abort_callback_data", c_void_p),
+        ("use_ref", c_bool),
+    ]
+
+
+class _PoolParams(ctypes.Structure):
+    _fields_ = [
+        ("cpumask", c_bool * 512),
+        ("n_threads", c_int),
+        ("prio", c_int),
+        ("poll", c_uint32),
+        ("strict_cpu", c_bool),
+        ("paused", c_bool),
+    ]
 
 
 @lru_cache
@@ -27,6 +50,7 @@ def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     for name, argtypes in {
         "ggml_new_tensor_2d": [c_void_p, c_int, c_int64, c_int64],
         "ggml_rms_norm": [c_void_p, c_void_p, c_float],
+        "ggml_rms_norm_inplace": [c_void_p, c_void_p, c_float],
         "ggml_mul": [c_void_p, c_void_p, c_void_p],
         "ggml_get_data": [c_void_p],
         "ggml_new_graph": [c_void_p],
@@ -35,7 +59,17 @@ def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         function.restype, function.argtypes = c_void_p, argtypes
     base.ggml_build_forward_expand.argtypes = [c_void_p, c_void_p]
     base.ggml_fp32_to_bf16_row_ref.argtypes = [POINTER(c_float), c_void_p, c_int64]
-    cpu.ggml_graph_compute_with_ctx.argtypes = [c_void_p, c_void_p, c_int]
+    base.ggml_threadpool_params_default.restype = _PoolParams
+    base.ggml_threadpool_params_default.argtypes = [c_int]
+    cpu.ggml_threadpool_new.restype = c_void_p
+    cpu.ggml_threadpool_new.argtypes = [POINTER(_PoolParams)]
+    for name in ("ggml_threadpool_free", "ggml_threadpool_pause", "ggml_threadpool_resume"):
+        getattr(cpu, name).argtypes = [c_void_p]
+    cpu.ggml_graph_plan.restype = _Plan
+    cpu.ggml_graph_plan.argtypes = [c_void_p, c_int, c_void_p]
+    cpu.ggml_graph_compute.argtypes = [c_void_p, POINTER(_Plan)]
+    cpu.ggml_cpu_fp32_to_bf16.argtypes = [c_void_p, c_void_p, c_int64]
+    cpu.ggml_cpu_bf16_to_fp32.argtypes = [c_void_p, c_void_p, c_int64]
     cpu.ggml_cpu_init()
     return base, cpu
 
@@ -45,25 +79,81 @@ def _array(base, tensor, shape):
     return np.ctypeslib.as_array(pointer, shape=shape)
 
 
+def _next_on_page(base, ctx):
+    """Fill ctx up until the next tensor's data starts a page.
+
+    As large arrays do: where out lies a little further into its page than x, loads of x wait
+    for stores to out, and what is timed is that.
+    """
+    a, b = (base.ggml_get_data(base.ggml_new_tensor_2d(ctx, 0, 4, 1)) for _ in range(2))
+    header = b - a - 16
+    base.ggml_new_tensor_2d(ctx, 0, (-(b + 16 + 2 * header) % 4096 or 4096) // 4, 1)
+
+
+class PreparedRmsNorm:
+    """ggml_rms_norm's graph, built and planned once: ``compute()`` does nothing but compute it.
+
+    ``x`` (rows, n), ``weight`` (n,) or None, and ``out`` (rows, n) are ggml's own memory, to be
+    filled and read by the caller; in place, ``out`` is ``x``. The threads are started here too,
+    and poll for work between two computations; ``pause()`` until ``resume()`` makes them sleep.
+    Use it in a ``with`` block: the arrays end with it.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        n: int,
+        eps: float,
+        *,
+        weighted: bool = False,
+        in_place: bool = False,
+        threads: int = 1,
+    ):
+        base, cpu = _ggml()
+        self._cpu = cpu
+        self._free = base.ggml_free
+        # a tensor each for x, the norm and its product with the weight; the rest for graph and padding
+        self._ctx = base.ggml_init(_InitParams((2 + weighted) * rows * n * 4 + (1 << 20), None, False))
+        _next_on_page(base, self._ctx)
+        source = base.ggml_new_tensor_2d(self._ctx, 0, n, rows)
+        _next_on_page(base, self._ctx)
+        result = (base.ggml_rms_norm_inplace if in_place else base.ggml_rms_norm)(self._ctx, source, eps)
+        self.x = _array(base, source, (rows, n))
+        self.weight = None
+        if weighted:
+            w = base.ggml_new_tensor_2d(self._ctx, 0, n, 1)
+            self.weight = _array(base, w, (n,))
+            _next_on_page(base, self._ctx)
+            result = base.ggml_mul(self._ctx, result, w)
+        self.out = _array(base, result, (rows, n))
+        graph = base.ggml_new_graph(self._ctx)
+        base.ggml_build_forward_expand(graph, result)
+        params = base.ggml_threadpool_params_default(threads)
+        self._pool = cpu.ggml_threadpool_new(ctypes.byref(params))
+        plan = cpu.ggml_graph_plan(graph, threads, self._pool)
+        self._work = ctypes.create_string_buffer(plan.work_size)
+        plan.work_data = ctypes.cast(self._work, c_void_p)
+        self.compute = partial(cpu.ggml_graph_compute, graph, ctypes.byref(plan))
+        self.pause = partial(cpu.ggml_threadpool_pause, self._pool)
+        self.resume = partial(cpu.ggml_threadpool_resume, self._pool)
+
+    def __enter__(self) -> PreparedRmsNorm:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.resume()
+        self._cpu.ggml_threadpool_free(self._pool)
+        self._free(self._ctx)
+
+
 def rms_norm(x: np.ndarray, eps: float, weight: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
     """ggml_rms_norm of (rows, n) float32, times (n,) weight if given."""
-    base, cpu = _ggml()
-    rows, n = x.shape
-    ctx = base.ggml_init(_InitParams(4 * x.size * 4 + (1 << 22), None, False))
-    try:
-        source = base.ggml_new_tensor_2d(ctx, 0, n, rows)
-        _array(base, source, x.shape)[:] = x
-        result = base.ggml_rms_norm(ctx, source, eps)
+    with PreparedRmsNorm(*x.shape, eps, weighted=weight is not None, threads=threads) as ggml:
+        ggml.x[:] = x
         if weight is not None:
-            w = base.ggml_new_tensor_2d(ctx, 0, n, 1)
-            _array(base, w, (n,))[:] = weight
-            result = base.ggml_mul(ctx, result, w)
-        graph = base.ggml_new_graph(ctx)
-        base.ggml_build_forward_expand(graph, result)
-        cpu.ggml_graph_compute_with_ctx(ctx, graph, threads)
-        return _array(base, result, x.shape).copy()
-    finally:
-        base.ggml_free(ctx)
+            ggml.weight[:] = weight
+        ggml.compute()
+        return ggml.out.copy()
 
 
 def float_to_bf16(x: np.ndarray) -> np.ndarray:
@@ -72,3 +162,16 @@ def float_to_bf16(x: np.ndarray) -> np.ndarray:
     out = np.empty(x.shape, np.uint16)
     base.ggml_fp32_to_bf16_row_ref(x.ctypes.data_as(POINTER(c_float)), out.ctypes.data_as(c_void_p), x.size)
     return out
+
+
+def bf16_conversions() -> tuple:
+    """ggml's own float32 -> bf16 and bf16 -> float32 of (from, to, n): addresses and a length."""
+    _, cpu = _ggml()
+    return cpu.ggml_cpu_fp32_to_bf16, cpu.ggml_cpu_bf16_to_fp32
+
+
+def features() -> list[str]:
+    """The instruction sets that this build of ggml was made for, of those that matter here."""
+    _, cpu = _ggml()
+    names = ("sse3", "avx", "avx2", "fma", "avx512", "avx512_bf16", "neon", "sve")
+    return [name for name in names if getattr(cpu, f"ggml_cpu_has_{name}")()]

@@ -152,6 +152,14 @@ def summed_in_order(x):
     return stats[:, RowStat.SUMMED_IN_ORDER]
 
 
+def test_memory_of_others_is_taken():
+    # whose buffers write the dtype as "<f"
+    memory = (ctypes.c_float * 130)()
+    x = np.ctypeslib.as_array(memory).reshape(2, 65)
+    x[:] = normal(2, 65)
+    assert_same_bits(rms_norm_f32(x, out=x), ggml(normal(2, 65), 1e-5))
+
+
 def test_which_rows_are_summed_in_order(isa):
     ordinary, hard = normal(2000, 2048), rows_whose_order_shows(2048)
     if isa == "scalar":

@@ -8,16 +8,27 @@
  * another within microseconds, and waking a sleeper costs more than that. */
 #define SPIN 2000
 
+typedef struct {
+    fq_task_fn fn;
+    void *args;
+    int64_t n, grain, ranges;
+} job;
+
+/* One thread's share of the ranges, on a cache line of its own. */
+typedef struct {
+    _Alignas(64) atomic_llong next;
+} share;
+
 struct fq_pool {
     pthread_mutex_t running; /* held by the caller whose job it is */
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
     atomic_uint generation; /* counts jobs */
-    int open, active, stop;
-    fq_task_fn fn;
-    void *args;
-    int64_t n, grain;
-    atomic_llong next;
+    int open, stop;
+    atomic_int active; /* workers inside the job; changed under the lock */
+    int threads; /* the caller and its workers */
+    job job;
+    share shares[];
 };
 
 static inline void spin_pause(void) {
@@ -35,12 +46,18 @@ static void init_locks(fq_pool *pool) {
     pthread_cond_init(&pool->idle, NULL);
 }
 
-fq_pool *fq_pool_new(void) {
-    fq_pool *pool = calloc(1, sizeof *pool);
+fq_pool *fq_pool_new(int threads) {
+    const size_t size = sizeof(fq_pool) + (size_t)threads * sizeof(share);
+    fq_pool *pool = aligned_alloc(_Alignof(fq_pool), size);
     if (pool) {
+        memset(pool, 0, size);
         init_locks(pool);
+        pool->threads = threads;
         atomic_init(&pool->generation, 0);
-        atomic_init(&pool->next, 0);
+        atomic_init(&pool->active, 0);
+        for (int i = 0; i < threads; i++) {
+            atomic_init(&pool->shares[i].next, 0);
+        }
     }
     return pool;
 }
@@ -59,16 +76,28 @@ void fq_pool_after_fork(fq_pool *pool) {
     /* The forking thread may itself be inside fq_pool_run, in a task that forks: it goes on
      * from `next` and must not wait for workers that are not there. */
     init_locks(pool);
-    pool->open = pool->active = 0;
+    pool->open = 0;
+    atomic_store(&pool->active, 0);
 }
 
-static void run_ranges(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t grain) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&pool->next, grain, memory_order_relaxed);
-        if (begin >= n) {
-            return;
+static inline int64_t share_begin(const fq_pool *pool, const job *j, int share) {
+    return j->ranges * share / pool->threads;
+}
+
+/* Each thread begins with the share that it had in the job before, whose rows its cache may
+ * still hold, and then helps the others. */
+static void run_ranges(fq_pool *pool, const job *j, int thread) {
+    for (int i = 0; i < pool->threads; i++) {
+        const int s = (thread + i) % pool->threads;
+        const int64_t end = share_begin(pool, j, s + 1);
+        for (;;) {
+            const int64_t range = atomic_fetch_add_explicit(&pool->shares[s].next, 1, memory_order_relaxed);
+            if (range >= end) {
+                break;
+            }
+            const int64_t begin = range * j->grain;
+            j->fn(j->args, begin, j->n - begin < j->grain ? j->n : begin + j->grain);
         }
-        fn(args, begin, n - begin < grain ? n : begin + grain);
     }
 }
 
@@ -88,36 +117,44 @@ void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t gr
         return;
     }
     pthread_mutex_lock(&pool->lock);
-    pool->fn = fn;
-    pool->args = args;
-    pool->n = n;
-    pool->grain = grain;
-    atomic_store(&pool->next, 0);
+    const job j = {fn, args, n, grain, (n + grain - 1) / grain};
+    pool->job = j;
+    for (int i = 0; i < pool->threads; i++) {
+        atomic_store_explicit(&pool->shares[i].next, share_begin(pool, &j, i), memory_order_relaxed);
+    }
     pool->open = 1;
     atomic_fetch_add(&pool->generation, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 
-    run_ranges(pool, fn, args, n, grain);
+    run_ranges(pool, &j, 0);
 
     pthread_mutex_lock(&pool->lock);
-    pool->open = 0; /* a worker that wakes only now stays out */
-    while (pool->active > 0) {
-        pthread_cond_wait(&pool->idle, &pool->lock);
-    }
+    pool->open = 0; /* a worker that comes only now stays out */
     pthread_mutex_unlock(&pool->lock);
+    /* what is left is at most one range per worker */
+    for (int i = 0; i < SPIN && atomic_load(&pool->active) > 0; i++) {
+        spin_pause();
+    }
+    if (atomic_load(&pool->active) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        while (atomic_load(&pool->active) > 0) {
+            pthread_cond_wait(&pool->idle, &pool->lock);
+        }
+        pthread_mutex_unlock(&pool->lock);
+    }
     pthread_mutex_unlock(&pool->running);
     fq_fpenv_leave(env);
 }
 
-void fq_pool_work(fq_pool *pool) {
+void fq_pool_work(fq_pool *pool, int thread) {
     unsigned seen = 0;
     for (;;) {
         for (int i = 0; i < SPIN && atomic_load_explicit(&pool->generation, memory_order_relaxed) == seen; i++) {
             spin_pause();
         }
         pthread_mutex_lock(&pool->lock);
-        while (!pool->stop && (!pool->open || atomic_load(&pool->generation) == seen)) {
+        while (!pool->stop && atomic_load(&pool->generation) == seen) {
             pthread_cond_wait(&pool->wake, &pool->lock);
         }
         if (pool->stop) {
@@ -125,18 +162,21 @@ void fq_pool_work(fq_pool *pool) {
             return;
         }
         seen = atomic_load(&pool->generation);
-        pool->active++;
-        fq_task_fn fn = pool->fn;
-        void *args = pool->args;
-        int64_t n = pool->n, grain = pool->grain;
+        if (!pool->open) {
+            /* too late for this job; the next one is likely soon */
+            pthread_mutex_unlock(&pool->lock);
+            continue;
+        }
+        atomic_fetch_add(&pool->active, 1);
+        const job j = pool->job;
         pthread_mutex_unlock(&pool->lock);
 
         fq_fpenv env = fq_fpenv_enter();
-        run_ranges(pool, fn, args, n, grain);
+        run_ranges(pool, &j, thread);
         fq_fpenv_leave(env);
 
         pthread_mutex_lock(&pool->lock);
-        if (--pool->active == 0) {
+        if (atomic_fetch_sub(&pool->active, 1) == 1) {
             pthread_cond_signal(&pool->idle);
         }
         pthread_mutex_unlock(&pool->lock);

@@ -16,12 +16,12 @@
 typedef void (*fq_task_fn)(void *args, int64_t begin, int64_t end);
 typedef struct fq_pool fq_pool;
 
-fq_pool *fq_pool_new(void); /* NULL when memory is short */
+fq_pool *fq_pool_new(int threads); /* the caller included; NULL when memory is short */
 void fq_pool_free(fq_pool *pool); /* no worker may be inside */
 /* pool may be NULL: the caller alone. */
 void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t grain);
-/* A worker's life: returns after fq_pool_stop. */
-void fq_pool_work(fq_pool *pool);
+/* A worker's life: returns after fq_pool_stop. thread is 1 to threads - 1. */
+void fq_pool_work(fq_pool *pool, int thread);
 void fq_pool_stop(fq_pool *pool);
 /* In a forked child, where the workers do not exist and locks may be held by nobody. */
 void fq_pool_after_fork(fq_pool *pool);

@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels: ``python -m bench.report``, or ``pytest bench``. See README.md."""
