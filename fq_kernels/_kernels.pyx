@@ -215,8 +215,8 @@ if hasattr(os, "register_at_fork"):
 # Elements per range at least: enough to pay for handing the range out. And ranges at most:
 # kernels overlap the rows of a range, not those of two.
 
-cdef int64_t GRAIN = 16384
-cdef int64_t MAX_RANGES = 32
+cdef int64_t GRAIN = 32768
+cdef int64_t MAX_RANGES = 16
 
 
 cdef fq_pool *_pool_of(executor) except? NULL:

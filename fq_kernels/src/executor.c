@@ -21,13 +21,15 @@ typedef struct {
 
 struct fq_pool {
     pthread_mutex_t running; /* held by the caller whose job it is */
+    int threads;             /* the caller and its workers */
+    job job;                 /* written while no worker is active */
+    atomic_uint generation;  /* counts jobs; 0 is none */
+    atomic_uint open;        /* the generation that workers may join, or 0 */
+    atomic_int active;       /* workers that have joined, or are about to find out that they may not */
+    /* sleeping, for workers and for the caller */
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
-    atomic_uint generation; /* counts jobs */
-    int open, stop;
-    atomic_int active; /* workers inside the job; changed under the lock */
-    int threads; /* the caller and its workers */
-    job job;
+    atomic_int sleepers, caller_sleeps, stop;
     share shares[];
 };
 
@@ -54,7 +56,11 @@ fq_pool *fq_pool_new(int threads) {
         init_locks(pool);
         pool->threads = threads;
         atomic_init(&pool->generation, 0);
+        atomic_init(&pool->open, 0);
         atomic_init(&pool->active, 0);
+        atomic_init(&pool->sleepers, 0);
+        atomic_init(&pool->caller_sleeps, 0);
+        atomic_init(&pool->stop, 0);
         for (int i = 0; i < threads; i++) {
             atomic_init(&pool->shares[i].next, 0);
         }
@@ -76,8 +82,10 @@ void fq_pool_after_fork(fq_pool *pool) {
     /* The forking thread may itself be inside fq_pool_run, in a task that forks: it goes on
      * from `next` and must not wait for workers that are not there. */
     init_locks(pool);
-    pool->open = 0;
+    atomic_store(&pool->open, 0);
     atomic_store(&pool->active, 0);
+    atomic_store(&pool->sleepers, 0);
+    atomic_store(&pool->caller_sleeps, 0);
 }
 
 static inline int64_t share_begin(const fq_pool *pool, const job *j, int share) {
@@ -116,31 +124,38 @@ void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t gr
         fq_fpenv_leave(env);
         return;
     }
-    pthread_mutex_lock(&pool->lock);
+    /* No lock on the way of a spinning worker: it counts itself as active and then looks
+     * whether the job is open; the caller closes the job and then looks whether anybody is
+     * active. Whichever comes second sees the other. Sleeping is entered the same way. */
     const job j = {fn, args, n, grain, (n + grain - 1) / grain};
     pool->job = j;
     for (int i = 0; i < pool->threads; i++) {
         atomic_store_explicit(&pool->shares[i].next, share_begin(pool, &j, i), memory_order_relaxed);
     }
-    pool->open = 1;
-    atomic_fetch_add(&pool->generation, 1);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    unsigned generation = atomic_load(&pool->generation) + 1;
+    generation += generation == 0;
+    atomic_store(&pool->open, generation);
+    atomic_store(&pool->generation, generation);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
 
     run_ranges(pool, &j, 0);
 
-    pthread_mutex_lock(&pool->lock);
-    pool->open = 0; /* a worker that comes only now stays out */
-    pthread_mutex_unlock(&pool->lock);
+    atomic_store(&pool->open, 0);
     /* what is left is at most one range per worker */
     for (int i = 0; i < SPIN && atomic_load(&pool->active) > 0; i++) {
         spin_pause();
     }
     if (atomic_load(&pool->active) > 0) {
         pthread_mutex_lock(&pool->lock);
+        atomic_store(&pool->caller_sleeps, 1);
         while (atomic_load(&pool->active) > 0) {
             pthread_cond_wait(&pool->idle, &pool->lock);
         }
+        atomic_store(&pool->caller_sleeps, 0);
         pthread_mutex_unlock(&pool->lock);
     }
     pthread_mutex_unlock(&pool->running);
@@ -149,43 +164,38 @@ void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t gr
 
 void fq_pool_work(fq_pool *pool, int thread) {
     unsigned seen = 0;
-    for (;;) {
+    while (!atomic_load(&pool->stop)) {
         for (int i = 0; i < SPIN && atomic_load_explicit(&pool->generation, memory_order_relaxed) == seen; i++) {
             spin_pause();
         }
-        pthread_mutex_lock(&pool->lock);
-        while (!pool->stop && atomic_load(&pool->generation) == seen) {
-            pthread_cond_wait(&pool->wake, &pool->lock);
-        }
-        if (pool->stop) {
+        if (atomic_load(&pool->generation) == seen) {
+            pthread_mutex_lock(&pool->lock);
+            atomic_fetch_add(&pool->sleepers, 1);
+            while (!atomic_load(&pool->stop) && atomic_load(&pool->generation) == seen) {
+                pthread_cond_wait(&pool->wake, &pool->lock);
+            }
+            atomic_fetch_sub(&pool->sleepers, 1);
             pthread_mutex_unlock(&pool->lock);
-            return;
         }
         seen = atomic_load(&pool->generation);
-        if (!pool->open) {
-            /* too late for this job; the next one is likely soon */
-            pthread_mutex_unlock(&pool->lock);
-            continue;
-        }
         atomic_fetch_add(&pool->active, 1);
-        const job j = pool->job;
-        pthread_mutex_unlock(&pool->lock);
-
-        fq_fpenv env = fq_fpenv_enter();
-        run_ranges(pool, &j, thread);
-        fq_fpenv_leave(env);
-
-        pthread_mutex_lock(&pool->lock);
-        if (atomic_fetch_sub(&pool->active, 1) == 1) {
-            pthread_cond_signal(&pool->idle);
+        if (atomic_load(&pool->open)) {
+            const job j = pool->job;
+            fq_fpenv env = fq_fpenv_enter();
+            run_ranges(pool, &j, thread);
+            fq_fpenv_leave(env);
         }
-        pthread_mutex_unlock(&pool->lock);
+        if (atomic_fetch_sub(&pool->active, 1) == 1 && atomic_load(&pool->caller_sleeps)) {
+            pthread_mutex_lock(&pool->lock);
+            pthread_cond_signal(&pool->idle);
+            pthread_mutex_unlock(&pool->lock);
+        }
     }
 }
 
 void fq_pool_stop(fq_pool *pool) {
     pthread_mutex_lock(&pool->lock);
-    pool->stop = 1;
+    atomic_store(&pool->stop, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
