@@ -79,9 +79,11 @@ void fq_pool_free(fq_pool *pool) {
 }
 
 void fq_pool_after_fork(fq_pool *pool) {
-    /* The forking thread may itself be inside fq_pool_run, in a task that forks: it goes on
-     * from `next` and must not wait for workers that are not there. */
+    /* The forking thread may itself be inside, in a task that forks. A caller goes on with
+     * its ranges and must not wait for workers that are not there; a worker, now the only
+     * thread, has nobody to wait for and ends. */
     init_locks(pool);
+    atomic_store(&pool->stop, 1);
     atomic_store(&pool->open, 0);
     atomic_store(&pool->active, 0);
     atomic_store(&pool->sleepers, 0);
