@@ -74,9 +74,11 @@ void fq_pool_free(fq_pool *pool) {
 
 void fq_pool_after_fork(fq_pool *pool) {
     /* The forking thread may itself be inside fq_pool_run, in a task that forks: it goes on
-     * from `next` and must not wait for workers that are not there. */
+     * from `next` and must not wait for workers that are not there. Or inside fq_pool_work:
+     * then nobody is left to send it another job. */
     init_locks(pool);
     pool->open = 0;
+    pool->stop = 1;
     atomic_store(&pool->active, 0);
 }
 
