@@ -12,6 +12,8 @@ from model.synthetic import tiny_shape, write_llama_gguf
 settings.register_profile("default", deadline=None)
 # The same examples on every run: a failure there is the change's, not the day's.
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
+# For code that runs ten times slower: what is looked for there does not hide in rare values.
+settings.register_profile("sanitizers", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 

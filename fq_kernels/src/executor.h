@@ -23,7 +23,8 @@ void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t gr
 /* A worker's life: returns after fq_pool_stop. thread is 1 to threads - 1. */
 void fq_pool_work(fq_pool *pool, int thread);
 void fq_pool_stop(fq_pool *pool);
-/* In a forked child, where the workers do not exist and locks may be held by nobody. */
+/* In a forked child, where locks may be held by nobody and no worker exists but the one that
+ * forked, in a task; that one returns at the end of its job. */
 void fq_pool_after_fork(fq_pool *pool);
 
 #endif
