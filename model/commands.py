@@ -168,24 +168,25 @@ def pull(args: argparse.Namespace) -> int:
     return 0
 
 
-def inspect(args: argparse.Namespace) -> int:
-    model = Model(_find_model(args.model, args.offline))
-    data = show.inspect_data(model)
+def _describe(
+    args: argparse.Namespace,
+    describe: Callable[[Model], dict[str, Any]],
+    as_text: Callable[[dict[str, Any]], str],
+) -> int:
+    data = describe(Model(_find_model(args.model, args.offline)))
     if args.json:
         _write_json(data, "-")
     else:
-        print(show.inspect_text(data))
+        print(as_text(data))
     return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    return _describe(args, show.inspect_data, show.inspect_text)
 
 
 def graph(args: argparse.Namespace) -> int:
-    model = Model(_find_model(args.model, args.offline))
-    data = show.graph_data(model)
-    if args.json:
-        _write_json(data, "-")
-    else:
-        print(show.graph_text(data))
-    return 0
+    return _describe(args, show.graph_data, show.graph_text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -112,7 +112,7 @@ class GeneratedModel:
     """A file of a known shape with random weights, written here: nothing is fetched."""
 
     file_name: str
-    n_bytes: int
+    n_bytes: int | None = None  # known when it is written
     source: str = "generated: TinyLlama 1.1B's shape and types, random weights"
 
     def fetch(self, target: Path, progress: Progress) -> None:
@@ -133,7 +133,7 @@ ALIASES: dict[str, PackagedModel | GeneratedModel] = {
         n_bytes=98362432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    "tinyllama-shape": GeneratedModel(file_name="tinyllama-shape.Q4_K_M.gguf", n_bytes=667987648),
+    "tinyllama-shape": GeneratedModel(file_name="tinyllama-shape.Q4_K_M.gguf"),
 }
 
 
@@ -158,7 +158,9 @@ def cache_folder() -> Path:
 def cached(alias: str) -> Path | None:
     """The alias's file if it is in the cache, whole."""
     path = cache_folder() / ALIASES[alias].file_name
-    return path if path.is_file() and path.stat().st_size == ALIASES[alias].n_bytes else None
+    if not path.is_file():
+        return None
+    return path if ALIASES[alias].n_bytes in (None, path.stat().st_size) else None
 
 
 def pull(alias: str, progress: Progress = lambda done, total: None) -> Path:
