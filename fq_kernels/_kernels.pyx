@@ -214,7 +214,6 @@ if hasattr(os, "register_at_fork"):
 
 # Elements per range at least: enough to pay for handing the range out. And ranges at most:
 # kernels overlap the rows of a range, not those of two.
-
 cdef int64_t GRAIN = 32768
 cdef int64_t MAX_RANGES = 16
 
