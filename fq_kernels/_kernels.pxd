@@ -65,6 +65,7 @@ cdef extern from "executor.h" nogil:
     void fq_pool_work(fq_pool *, int)
     void fq_pool_stop(fq_pool *)
     void fq_pool_after_fork(fq_pool *)
+    int fq_pool_threads(const fq_pool *)
 
 
 cdef extern from "dispatch.h" nogil:

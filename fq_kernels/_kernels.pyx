@@ -212,9 +212,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-# Elements per range at least: enough to pay for handing the range out. And ranges at most:
-# kernels overlap the rows of a range, not those of two.
+# Elements per range at least: enough to pay for handing the range out. Elements per thread
+# up to which each thread has one range, always the same: it finds its rows in its own L2.
+# Beyond that, ranges at most: kernels overlap the rows of a range, not those of two.
 cdef int64_t GRAIN = 32768
+cdef int64_t OWN_ELEMENTS = 1 << 18
 cdef int64_t MAX_RANGES = 16
 
 
@@ -281,11 +283,12 @@ def _dispatch_ns(Executor executor, int64_t repeats, *, int64_t gap_ns=0, bint m
 
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
-    cdef int64_t grain = (GRAIN + n - 1) // n if n > 0 else rows
-    if pool == NULL:
-        grain = rows
-    elif grain * MAX_RANGES < rows:
-        grain = (rows + MAX_RANGES - 1) // MAX_RANGES
+    cdef int64_t grain = rows, ranges
+    if pool != NULL:
+        ranges = fq_pool_threads(pool)
+        if rows * n > ranges * OWN_ELEMENTS:
+            ranges = max(ranges, MAX_RANGES)
+        grain = max((GRAIN + n - 1) // n, (rows + ranges - 1) // ranges)
     fq_pool_run(pool, fn, args, rows, grain)
 
 # ---------------------------------------------------------------- arguments
