@@ -13,6 +13,7 @@ cdef extern from "common.h" nogil:
 
 cdef extern from "rms_norm.h" nogil:
     enum:
+        FQ_STAT_OUT_OF_RANGE
         FQ_STAT_COUNT
     ctypedef struct fq_rms_norm_args:
         fq_rows x, out
@@ -28,7 +29,14 @@ cdef extern from "rms_norm.h" nogil:
         fq_rows x, out
         int64_t n
         int quant
-        uint64_t seed
+        uint64_t seed, first_row
+        int64_t quant_begin, quant_end
+        int stream
+        double *stats
+    ctypedef struct fq_count_args:
+        fq_rows value, result
+        int64_t n
+        double *stats
 
 
 cdef extern from "dequant.h" nogil:
@@ -71,7 +79,7 @@ cdef extern from "executor.h" nogil:
 cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
-        fq_task_fn rms_norm_f32, round_trip_f32, float_to_bf16, bf16_to_float
+        fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
         fq_task_fn dequantize, matvec, rope
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)

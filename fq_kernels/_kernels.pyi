@@ -42,6 +42,9 @@ def round_trip(
     *,
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float32]: ...
 def bf16_round_trip(
     x: npt.NDArray[np.float32],

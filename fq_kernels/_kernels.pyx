@@ -436,6 +436,92 @@ cdef _Array _output(out, const char *code, _Array x):
     return a
 
 
+# What rms_norm_f32 and round_trip have in common: which rows are rounded, and their counts.
+
+cdef int _which_rows(quant_rows, int64_t n_rows, int64_t *begin, int64_t *end) except -1:
+    try:
+        begin[0], end[0] = (0, n_rows) if quant_rows is None else map(operator.index, quant_rows)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"quant_rows must be (begin, end), not {quant_rows!r}") from None
+    return 0
+
+
+cdef int _index_of_first(first_row, uint64_t *index) except -1:
+    try:
+        index[0] = operator.index(first_row)
+    except (TypeError, OverflowError):
+        raise ValueError(f"first_row must be an integer from 0 to 2**64 - 1, not {first_row!r}") from None
+    return 0
+
+
+cdef _Array _stats_of(row_stats, int64_t n_rows):
+    cdef _Array a = _open("row_stats", row_stats, b"d", True)
+    if row_stats.shape != (n_rows, FQ_STAT_COUNT) or not row_stats.flags.c_contiguous:
+        raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
+                         f"not {row_stats.shape}")
+    return a
+
+
+cdef int _apart(_Array a, _Array b) except -1:
+    if a.overlaps(b):
+        raise ValueError(f"{a.name} overlaps {b.name}")
+    return 0
+
+
+cdef object _format_of(quant):
+    """The format asked for; None for none."""
+    if quant is None:
+        return None
+    fmt = _formats.get(quant) if type(quant) is str else None
+    return _keep(quant, get_format(quant)) if fmt is None else fmt
+
+
+# Rows of one call of a format's Python function, so that threads can share them.
+cdef int64_t FUNCTION_ROWS = 64
+
+
+cdef _count_rows(value, result, row_stats):
+    cdef fq_count_args a
+    cdef _Array av = _open("value", value, b"f")
+    cdef _Array ar = _open("result", result, b"f")
+    cdef _Array ast = _stats_of(row_stats, av.n_rows())
+    cdef fq_task_fn fn = table.count_rows
+    cdef int64_t n_rows = av.n_rows()
+    av.rows(&a.value)
+    ar.rows(&a.result)
+    a.n = av.n()
+    a.stats = <double *> ast.b.buf
+    with nogil:
+        fq_pool_run(NULL, fn, &a, n_rows, n_rows)
+
+
+def _round_by_function(fmt, values, begin, end, row_stats, executor):
+    """Rows begin to end of values (..., n), in C order, rounded in place by fmt.quantise."""
+    if not values.size:
+        return
+    rows = values.reshape(-1, values.shape[-1])
+    begin, end = max(begin, 0), min(end, len(rows))
+
+    def part(i):
+        some = slice(begin + i * step, min(begin + (i + 1) * step, end))
+        quantised = fmt.quantise(rows[some])
+        if row_stats is not None:
+            _count_rows(rows[some], quantised.values, row_stats[some])
+            if quantised.clipped is not None:
+                row_stats[some, FQ_STAT_OUT_OF_RANGE] = np.count_nonzero(quantised.clipped, axis=1)
+        rows[some] = quantised.values
+
+    step = FUNCTION_ROWS
+    if executor is None or fmt.whole_tensor:
+        step = max(end - begin, 1)
+        if end > begin:
+            part(0)
+    else:
+        executor.map(part, -(-max(end - begin, 0) // step))
+    if not np.may_share_memory(rows, values):  # strides that no view of two axes has
+        values[...] = rows.reshape(values.shape)
+
+
 # ---------------------------------------------------------------- kernels
 
 N_STATS = FQ_STAT_COUNT
@@ -470,13 +556,14 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
 
     Returns out. Raises TypeError or ValueError naming the argument, with nothing written:
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
-    weight of another length.
+    weight of another length. What a format's own Python function raises leaves out half done.
     """
     cdef fq_rms_norm_args a
     cdef fq_task_fn fn = table.rms_norm_f32
     cdef fq_pool *pool
     cdef int64_t n_rows
     cdef double eps_value
+    cdef bint by_function = False
 
     cdef _Array ax = _open("x", x, b"f")
     n_rows = ax.n_rows()
@@ -503,39 +590,29 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     a.quant_weighted = point == "weighted"
     a.quant = 0
     a.seed = 0
-    if quant is not None:
-        fmt = _formats.get(quant) if type(quant) is str else None
-        if fmt is None:
-            fmt = _keep(quant, get_format(quant))
+    fmt = _format_of(quant)
+    if fmt is not None:
         a.quant = fmt.kernel_rule
         a.seed = fmt.seed
-    try:
-        a.quant_begin, a.quant_end = (0, n_rows) if quant_rows is None else map(operator.index, quant_rows)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"quant_rows must be (begin, end), not {quant_rows!r}") from None
-    try:
-        a.first_row = operator.index(first_row)
-    except (TypeError, OverflowError):
-        raise ValueError(f"first_row must be an integer from 0 to 2**64 - 1, not {first_row!r}") from None
+        by_function = a.quant == 0
+        if by_function and not a.quant_weighted:
+            a.weight = NULL
+    _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
+    _index_of_first(first_row, &a.first_row)
 
     cdef _Array ast
     a.stats = NULL
     if row_stats is not None:
-        ast = _open("row_stats", row_stats, b"d", True)
-        if row_stats.shape != (n_rows, FQ_STAT_COUNT) or not row_stats.flags.c_contiguous:
-            raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
-                             f"not {row_stats.shape}")
+        ast = _stats_of(row_stats, n_rows)
         a.stats = <double *> ast.b.buf
     cdef _Array ao = _output(out, b"f", ax)
-    if weight is not None and ao.overlaps(aw):
-        raise ValueError("out overlaps weight")
+    if weight is not None:
+        _apart(ao, aw)
     if row_stats is not None:
-        if ao.overlaps(ast):
-            raise ValueError("out overlaps row_stats")
-        if ast.overlaps(ax):
-            raise ValueError("row_stats overlaps x")
-        if weight is not None and ast.overlaps(aw):
-            raise ValueError("row_stats overlaps weight")
+        _apart(ao, ast)
+        _apart(ast, ax)
+        if weight is not None:
+            _apart(ast, aw)
     pool = _pool_of(executor)
     ax.rows(&a.x)
     ao.rows(&a.out)
@@ -545,10 +622,15 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     if a.n > 0 and n_rows > 0:
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
+    if by_function:
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, executor)
+        if weight is not None and not a.quant_weighted:
+            np.multiply(ao.array, weight, out=ao.array)
     return ao.array
 
 
-cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fmt, executor, str name_x="x"):
+cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fmt, executor, str name_x="x",
+            quant_rows=None, first_row=0, row_stats=None):
     cdef fq_round_args a
     cdef fq_pool *pool
     cdef int64_t n_rows
@@ -557,15 +639,34 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     n_rows = ax.n_rows()
     a.quant = fmt.kernel_rule
     a.seed = fmt.seed
+    _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
+    _index_of_first(first_row, &a.first_row)
+    cdef _Array ast
+    a.stats = NULL
+    if row_stats is not None:
+        ast = _stats_of(row_stats, n_rows)
+        a.stats = <double *> ast.b.buf
     cdef _Array ao = _output(out, out_code, ax)
+    if row_stats is not None:
+        _apart(ao, ast)
+        _apart(ast, ax)
     pool = _pool_of(executor)
+    if row_stats is not None:
+        row_stats.fill(0.0)
+    if a.quant == 0:
+        if ao.b.buf != ax.b.buf:
+            ao.array[...] = ax.array
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, executor)
+        return ao.array
     ax.rows(&a.x)
     ao.rows(&a.out)
+    a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
     if a.n > 0 and n_rows > 0:
         # one long row is as much work as many: cut it where it is contiguous
-        if a.x.ndim == 1 and a.x.shape[0] == 1:
+        if a.x.ndim == 1 and a.x.shape[0] == 1 and row_stats is None and quant_rows is None and a.first_row == 0:
             n_rows = a.n
             a.n = 1
+            a.quant_end = n_rows
             a.x.shape[0] = a.out.shape[0] = n_rows
             a.x.stride[0] = ax.b.itemsize
             a.out.stride[0] = ao.b.itemsize
@@ -574,13 +675,15 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     return ao.array
 
 
-def round_trip(x, quant, *, out=None, executor=None):
+def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=0, row_stats=None):
     """Each element of x rounded to the format ``quant`` and widened again.
 
-    x (..., n) float32; out as in rms_norm_f32. Returns out. Stochastic rounding counts
-    elements in C order from 0.
+    x (..., n) float32; out, quant_rows, first_row and row_stats as in rms_norm_f32; rows that
+    are not rounded are copied. Returns out. Stochastic rounding counts elements in C order
+    from first_row * n.
     """
-    return _round(table.round_trip_f32, x, b"f", out, b"f", get_format(quant), executor)
+    return _round(table.round_trip_f32, x, b"f", out, b"f", get_format(quant), executor, "x",
+                  quant_rows, first_row, row_stats)
 
 
 def _bf16(rounding, seed):

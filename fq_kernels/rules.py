@@ -36,6 +36,7 @@ class RowStat(IntEnum):
     FIRST_ERROR = 7
     LAST_ERROR = 8
     SUMMED_IN_ORDER = 9
+    OUT_OF_RANGE = 10
 
 
 class Norm(NamedTuple):

@@ -283,6 +283,7 @@ def test_row_stats(quant, x, data, point):
         assert got[RowStat.CHANGED] == changed.sum()
         finite = np.isfinite(value) & np.isfinite(result)
         assert got[RowStat.NOT_FINITE] == n - finite.sum()
+        assert got[RowStat.OUT_OF_RANGE] == (np.isfinite(value) & ~np.isfinite(result)).sum()
         with np.errstate(invalid="ignore"):
             error = result.astype(np.float64) - value.astype(np.float64)
         e, v = error[finite], value[finite].astype(np.float64)

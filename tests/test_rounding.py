@@ -23,6 +23,8 @@ from fq_kernels import (
     round_trip,
     supported_isas,
 )
+from fq_kernels._kernels import N_STATS
+from fq_kernels.rules import RowStat
 
 DETERMINISTIC = ["nearest-even", "nearest-even-ftz", "truncate", "nearest-away"]
 ROUNDINGS = [*DETERMINISTIC, "stochastic"]
@@ -215,6 +217,49 @@ def test_layout_and_threads_do_not_matter(executor, quant, data, x):
     assert memory.tobytes() == before.tobytes(), "written beside the rows"
     assert round_trip(strided, quant, out=strided) is strided
     assert_same_bits(strided, expected)
+
+
+@given(x=float_arrays(), data=st.data())
+@pytest.mark.parametrize("quant", FORMATS)
+def test_some_rows_of_some_sequence(executor, quant, x, data):
+    rows = x.reshape(-1, x.shape[-1])
+    begin, end = data.draw(st.tuples(st.integers(-1, len(rows) + 1), st.integers(-1, len(rows) + 1)))
+    first = data.draw(st.sampled_from([0, 3, 2**50]))
+    expected = rows.copy()
+    some = slice(max(begin, 0), max(end, 0))
+    if len(rows[some]):
+        expected[some] = row_by_row(rows[some], quant, first + some.start)
+    stats = np.full((len(rows), N_STATS), np.nan)
+    options = {"quant_rows": (begin, end), "first_row": first}
+    assert_same_bits(round_trip(x, quant, **options, executor=executor).reshape(rows.shape), expected)
+    assert_same_bits(round_trip(x, quant, **options, row_stats=stats).reshape(rows.shape), expected)
+    for i, (value, result) in enumerate(zip(rows, expected, strict=True)):
+        inside = begin <= i < end
+        finite = np.isfinite(value) & np.isfinite(result)
+        error = result[finite].astype(np.float64) - value[finite]
+        assert stats[i, RowStat.NOT_FINITE] == inside * (x.shape[-1] - finite.sum())
+        assert stats[i, RowStat.OUT_OF_RANGE] == inside * (np.isfinite(value) & ~finite).sum()
+        assert stats[i, RowStat.MAX_ABS_ERROR] == inside * np.abs(error).max(initial=0)
+        assert stats[i, RowStat.SUM_ABS_ERROR] == pytest.approx(inside * np.abs(error).sum())
+
+
+def row_by_row(rows: np.ndarray, quant: str, first: int) -> np.ndarray:
+    return np.stack([round_trip(row[None], quant, first_row=first + i)[0] for i, row in enumerate(rows)])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 15, 16])
+@pytest.mark.parametrize("n", [1, 33, 2048, 1 << 20])
+@pytest.mark.parametrize("quant", DETERMINISTIC_FORMATS)
+def test_outputs_too_large_for_the_cache(isa, executor, quant, n, offset):
+    rows = (1 << 19) // n + 3
+    x = np.random.default_rng(0).standard_normal((rows, n), dtype=np.float32)
+    x[1, 0], x[2, -1] = np.nan, np.inf
+    memory = np.full(rows * n + 64, 7.0, np.float32)
+    out = memory[offset : offset + rows * n].reshape(rows, n)
+    round_trip(x, quant, out=out, executor=executor)
+    in_place = x.copy()
+    assert_same_bits(out, round_trip(in_place, quant, out=in_place))
+    assert (memory[:offset] == 7.0).all() and (memory[offset + rows * n :] == 7.0).all()
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (5, 0)])

@@ -9,6 +9,7 @@ typedef struct {
     const char *name;
     void (*rms_norm_f32)(void *args, int64_t begin, int64_t end);
     void (*round_trip_f32)(void *args, int64_t begin, int64_t end);
+    void (*count_rows)(void *args, int64_t begin, int64_t end);
     void (*float_to_bf16)(void *args, int64_t begin, int64_t end);
     void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
     void (*dequantize)(void *args, int64_t begin, int64_t end);

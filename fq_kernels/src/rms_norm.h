@@ -31,6 +31,7 @@ enum {
     FQ_STAT_FIRST_ERROR = 7, /* |result - value| of the row's first element */
     FQ_STAT_LAST_ERROR = 8,
     FQ_STAT_SUMMED_IN_ORDER = 9, /* 1 where the sum in lanes did not decide the mean; every row */
+    FQ_STAT_OUT_OF_RANGE = 10,   /* finite values whose result is not */
     FQ_STAT_COUNT
 };
 
@@ -49,12 +50,23 @@ typedef struct {
 } fq_rms_norm_args;
 
 /* Element-wise: the round trip x -> format -> float, float -> bf16 codes and back.
- * The stochastic rule counts elements by row * n + i. */
+ * The stochastic rule counts elements by (first_row + row) * n + i. The fields from
+ * first_row on are as above and for the round trip; rows that are not rounded are copied. */
 typedef struct {
     fq_rows x, out;
     int64_t n;
     int quant;
-    uint64_t seed;
+    uint64_t seed, first_row;
+    int64_t quant_begin, quant_end;
+    int stream;
+    double *stats;
 } fq_round_args;
+
+/* Counts what a rounding done elsewhere did: rows of values and of results. */
+typedef struct {
+    fq_rows value, result;
+    int64_t n;
+    double *stats;
+} fq_count_args;
 
 #endif
