@@ -9,9 +9,10 @@
 
 /* How long a worker looks for the next job, and a caller for the end of one, before it
  * sleeps: a graph's kernels follow one another within microseconds, and waking a sleeper
- * costs tens of them. From SPIN_ALONE on the processor is offered to whoever needs it. */
+ * costs tens of them. In the later part the processor is offered to whoever needs it; not
+ * before, since who takes it keeps it for milliseconds. */
 #define SPIN_NS 200000
-#define SPIN_ALONE 256
+#define SPIN_ALONE_NS 50000
 
 /* A range's number within a share must fit the claim word. */
 #define MAX_RANGES 32768
@@ -81,21 +82,24 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* One step of waiting; 0 when it has lasted long enough. */
 typedef struct {
-    int64_t steps, end;
+    int64_t steps, begin;
 } spinner;
 
+/* One step of waiting; 0 when it has lasted long enough. */
 static inline int spin(spinner *s) {
     spin_pause();
-    if (++s->steps < SPIN_ALONE) {
+    if (++s->steps % 64 != 0) {
         return 1;
     }
-    if (s->steps == SPIN_ALONE) {
-        s->end = now_ns() + SPIN_NS;
+    const int64_t now = now_ns();
+    if (s->begin == 0) {
+        s->begin = now;
     }
-    sched_yield();
-    return now_ns() < s->end;
+    if (now - s->begin > SPIN_ALONE_NS) {
+        sched_yield();
+    }
+    return now - s->begin < SPIN_NS;
 }
 
 static void init_locks(fq_pool *pool) {
