@@ -26,13 +26,17 @@ EPS = 1e-5
 LEVELS = ("one row", "L1", "L2", "L3", "memory")
 
 
-def rows_in(level: str, n: int, memory: int) -> int:
-    """How many rows of n keep x and out in the cache of that level; 0 where none does."""
+def rows_in(level: str, n: int, memory: int, threads: int = 1) -> int:
+    """How many rows of n keep x and out in the cache of that level; 0 where none does.
+
+    For several threads more of L2 is filled, the one of the first thread still holding all:
+    handing out work takes as long for few rows as for many.
+    """
     caches = cache_sizes()
     l1, l2 = caches.get("L1", 32 << 10), caches.get("L2", 1 << 20)
     l3 = 4 * l2 if caches.get("L3", 0) >= 8 * l2 else 0
     # the rest of L1 is for Python's own data, that of L2 for whatever else the pages collide with
-    budget = {"L1": l1 * 2 // 3, "L2": l2 // 2, "L3": l3, "memory": memory}
+    budget = {"L1": l1 * 2 // 3, "L2": l2 // 2 if threads == 1 else l2 * 3 // 4, "L3": l3, "memory": memory}
     return 1 if level == "one row" else budget[level] // (2 * 4 * n)
 
 

@@ -40,7 +40,7 @@ class Settings:
     levels: tuple[str, ...] = LEVELS
     memory: int = 256 << 20  # bytes of x and out where they are to be far beyond the caches
     rounds: int = 40
-    turn: float = 1e-3
+    turn: float = 2e-3
     pin: bool = True
 
 
@@ -89,8 +89,8 @@ def places(settings: Settings) -> Iterator[tuple[str, Place]]:
         for level in settings.levels:
             if level == "L3" and n != MAIN_LENGTH:
                 continue
-            rows = rows_in(level, n, settings.memory)
             for threads in settings.threads:
+                rows = rows_in(level, n, settings.memory, threads)
                 # what fits in L1 is not shared among threads
                 if rows and (threads == 1 or level not in ("one row", "L1")):
                     yield level, Place(n, rows, threads)

@@ -27,5 +27,5 @@ def test_empty_python_function(benchmark, threads):
 @pytest.mark.parametrize("one_thread", [True, False], ids=["one thread", "two threads"])
 def test_rms_norm(benchmark, timed, isa, one_thread):
     benchmark.group = f"rms_norm in L2, {isa}"
-    with Bench(OPS["rms_norm"], Place(2048, rows_in("L2", 2048, 0), threads=2)) as bench:
+    with Bench(OPS["rms_norm"], Place(2048, rows_in("L2", 2048, 0, threads=2), threads=2)) as bench:
         timed(bench.ours(isa, one_thread=one_thread), bench.x.size)
