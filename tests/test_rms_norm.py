@@ -229,6 +229,25 @@ def test_thread_count_does_not_matter(isa, executors, shape):
         assert got.tobytes() == stats.tobytes()
 
 
+@pytest.mark.parametrize("least", [-40, -60], ids=["all near 1", "down to 2^-60"])
+def test_ties_and_their_neighbours_in_the_norm(isa, least):
+    # where mean + eps is 1 the norm returns x itself, and so can be given any value to round
+    upper = np.arange(127 + least, 127, dtype=np.uint32)[:, None] << 7 | np.arange(128, dtype=np.uint32)
+    upper = np.concatenate([upper.ravel(), upper.ravel() | 0x8000])
+    lower = np.array([0, 1, 2, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0x8002, 0xFFFE, 0xFFFF], np.uint32)
+    x = np.random.default_rng(0).permutation((upper[:, None] << 16 | lower).ravel()).view(np.float32)
+    for rows in np.split(x, 16):
+        mean = np.float32(np.square(rows).astype(np.float64).sum() / len(rows))
+        eps = np.float32(1) - mean
+        assert mean + eps == 1
+        # three rows, so that the first reading of one is that of the row before it too
+        three = np.tile(rows, (3, 1))
+        for point in ("raw", "weighted"):
+            weight = np.ones(len(rows), np.float32)
+            got = rms_norm_f32(three, eps=eps, weight=weight, quant="bf16", point=point)
+            assert_same_bits(got, fq_kernels.bf16_round_trip(three))
+
+
 # Which rows are rounded, and what stochastic rounding counts
 
 
