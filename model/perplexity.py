@@ -149,7 +149,7 @@ class Perplexity:
     def _logits(self, ids: np.ndarray, fake_quant: FakeQuant) -> np.ndarray:
         """Logits of the scored positions, float32 (n_scored, n_vocab)."""
         self.context.clear()
-        self.context.fake_quant = fake_quant
+        self.context.rules = fake_quant
         first, last = first_scored(self.n_ctx), self.n_ctx - 1
         parts = []
         for begin in range(0, last, self.batch):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from fq_kernels import Executor, rope
-from fq_kernels.rules import FakeQuant, Norm
+from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .errors import FqError
 from .gguf_file import GGUFFile
@@ -78,12 +79,14 @@ class Model:
 class Context:
     """One sequence being evaluated: the KV cache, the rules and their counters.
 
-    n_ctx is the longest sequence in tokens. ``fake_quant`` may be replaced between two
-    evaluations. Not for use by two threads at once; several contexts of one model are.
+    n_ctx is the longest sequence in tokens. ``rules`` may be given as a FakeQuant, as a rule,
+    its text or several of either, and is a FakeQuant from then on; it may be replaced between
+    two evaluations, for a while by ``fake_quant``. Not for use by two threads at once; several
+    contexts of one model are.
     """
 
     def __init__(
-        self, model: Model, n_ctx: int, executor: Executor, fake_quant: FakeQuant | None = None
+        self, model: Model, n_ctx: int, executor: Executor, rules: FakeQuant | Rules | None = None
     ) -> None:
         hp = model.hparams
         if not 0 < n_ctx <= hp.n_ctx_train:
@@ -91,7 +94,7 @@ class Context:
         self.model = model
         self.n_ctx = n_ctx
         self.executor = executor
-        self.fake_quant = fake_quant or FakeQuant(model.norms)
+        self.rules = self._rules(() if rules is None else rules)
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
         self._k = np.empty(kv_shape, np.float32)
@@ -100,6 +103,33 @@ class Context:
         self._ends = model.graph.last_uses()
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
+
+    def _rules(self, rules: FakeQuant | Rules) -> FakeQuant:
+        if not isinstance(rules, FakeQuant):
+            try:
+                return FakeQuant(self.model.norms, rules)
+            except ValueError as e:
+                raise FqError(str(e)) from None
+        if rules.norms != tuple(self.model.norms):
+            raise FqError(f"these rules are for a model with other norms than {self.model.path}")
+        return rules
+
+    @contextlib.contextmanager
+    def fake_quant(self, rules: FakeQuant | Rules) -> Iterator[FakeQuant]:
+        """Evaluate under other rules for the length of a ``with`` block; yields them, with their counters.
+
+            with context.fake_quant("ffn_norm[5]=bf16") as fq:
+                logits = context.eval(tokens)
+            print(fq.as_dict()["sites"])
+
+        rules is a rule, its text, several of either, or a FakeQuant, whose counters go on. The
+        sequence goes on too. Raises FqError for a rule that cannot be read or matches no site.
+        """
+        before, self.rules = self.rules, self._rules(rules)
+        try:
+            yield self.rules
+        finally:
+            self.rules = before
 
     def clear(self) -> None:
         """Forget the sequence; rules and counters stay."""
@@ -146,7 +176,7 @@ class Context:
         x = inputs[0]
         if node.op is Op.RMS_NORM:
             assert node.norm is not None and node.weight is not None
-            return self.fake_quant.rms_norm(
+            return self.rules.rms_norm(
                 node.norm,
                 x,
                 eps=self.model.hparams.rms_eps,

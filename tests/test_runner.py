@@ -17,7 +17,7 @@ from reference_llama import ReferenceLlama
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fq_kernels import MATVEC_MAX_TOKENS, Executor, bf16_round_trip, rms_norm_f32
-from fq_kernels.rules import FakeQuant, Norm, Rule
+from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 from model.errors import FqError
 from model.graph import N_OUTPUTS, N_TOKENS, Graph, Op
 from model.hparams import HParams, ModelError
@@ -119,8 +119,8 @@ def one_thread() -> Any:
         yield executor
 
 
-def new_context(model: Model, executor: Executor, fake_quant: FakeQuant | None = None) -> Context:
-    return Context(model, model.hparams.n_ctx_train, executor, fake_quant)
+def new_context(model: Model, executor: Executor, rules: Any = None) -> Context:
+    return Context(model, model.hparams.n_ctx_train, executor, rules)
 
 
 # ---------------------------------------------------------------- the graph
@@ -500,7 +500,7 @@ def test_bad_tokens(small: Model, executor: Executor, tokens: Any) -> None:
     with pytest.raises(FqError, match="token"):
         context.eval(tokens)
     assert context.n_past == 0
-    assert not any(counter.rows_seen for counter in context.fake_quant.counters.values())
+    assert not any(counter.rows_seen for counter in context.rules.counters.values())
 
 
 @pytest.mark.parametrize("n_ctx", [0, -1, 401])
@@ -564,8 +564,8 @@ def test_rounding_moves_the_logits_as_the_reference_says(
     context = new_context(model, executor)
     moved = -context.eval(tokens, ALL).astype(np.float64)
     context.clear()
-    context.fake_quant = FakeQuant(model.norms, [rule])
-    moved += context.eval(tokens, ALL)
+    with context.fake_quant(rule):
+        moved += context.eval(tokens, ALL)
     expected = reference.logits(tokens, hook) - reference.logits(tokens)
     error = np.linalg.norm(moved - expected, axis=1) / np.linalg.norm(expected, axis=1)
     # Now and then float32 and float64 fall on either side of a rounding step, which moves a row by a
@@ -608,7 +608,7 @@ def test_only_the_named_site_is_rounded(
     for norm in model.norms:
         x, found = rounded.seen[norm]
         assert same_bits(found, plain_norm(model, norm, x)) == (norm != site)
-        assert rounded.counters[norm].rows_quantised == (len(tokens) if norm == site else 0)
+        assert rounded.rows_quantised(norm) == (len(tokens) if norm == site else 0)
 
 
 @pytest.mark.parametrize("point", ["raw", "weighted"])
@@ -632,7 +632,7 @@ def deep(write: Write) -> Model:
 
 
 def rows_seen(fake_quant: FakeQuant, il: int) -> int:
-    return sum(fake_quant.counters[Norm(kind, il)].rows_seen for kind in ("attn_norm", "ffn_norm"))
+    return sum(fake_quant.rows_seen(Norm(kind, il)) for kind in ("attn_norm", "ffn_norm"))
 
 
 def test_rows_of_the_counting_experiment(deep: Model, executor: Executor) -> None:
@@ -641,10 +641,10 @@ def test_rows_of_the_counting_experiment(deep: Model, executor: Executor) -> Non
     context.eval([1, 2, 3])
     for token in (4, 5, 6, 7):
         context.eval([token])
-    rows = [rows_seen(context.fake_quant, il) for il in range(22)]
+    rows = [rows_seen(context.rules, il) for il in range(22)]
     assert rows == [14] * 21 + [12]
     assert sum(rows) == 306
-    assert context.fake_quant.counters[Norm("output_norm", None)].rows_seen == 5
+    assert context.rules.rows_seen(Norm("output_norm", None)) == 5
 
 
 def test_rows_of_the_original_experiment(deep: Model, executor: Executor) -> None:
@@ -652,11 +652,11 @@ def test_rows_of_the_original_experiment(deep: Model, executor: Executor) -> Non
     context = new_context(deep, executor)
     context.eval(some_tokens(14))
     context.eval([9])
-    assert [rows_seen(context.fake_quant, il) for il in range(22)] == [30] * 21 + [17]
+    assert [rows_seen(context.rules, il) for il in range(22)] == [30] * 21 + [17]
     context.clear()  # forgets the sequence, not the counts
-    assert rows_seen(context.fake_quant, 0) == 30
-    context.fake_quant.reset()
-    assert rows_seen(context.fake_quant, 0) == 0
+    assert rows_seen(context.rules, 0) == 30
+    context.rules.reset()
+    assert rows_seen(context.rules, 0) == 0
 
 
 def test_first_call_rounds_one_row_of_each_site(deep: Model, executor: Executor) -> None:
@@ -671,8 +671,8 @@ def test_first_call_rounds_one_row_of_each_site(deep: Model, executor: Executor)
         for norm in deep.norms:
             x, found = recorder.seen[norm]
             assert same_bits(found, plain_norm(deep, norm, x))
-        assert [c.norm for c in recorder.matched] == [Norm("ffn_norm", il) for il in range(22)]
-        assert [c.rows_quantised for c in recorder.counters.values()] == [0, 1] * 22 + [0]
+        assert [c.site for c in recorder.matched] == [Site(Norm("ffn_norm", il), "raw") for il in range(22)]
+        assert [recorder.rows_quantised(norm) for norm in deep.norms] == [0, 1] * 22 + [0]
         assert [c.rows_seen for c in recorder.matched] == [4] * 21 + [3]
         assert [c.elements for c in recorder.matched] == [32] * 22
         assert all(0 < c.changed <= 32 for c in recorder.matched)
@@ -687,8 +687,7 @@ def assert_row_0_rounded(model: Model, recorder: Recorder) -> None:
 
 
 def test_first_call_is_row_0_of_the_prompt_at_once_or_in_pieces(deep: Model, executor: Executor) -> None:
-    rules = [Rule("bf16", "all", layer=4, mode="first-call")]
-    whole, pieces = (new_context(deep, executor, FakeQuant(deep.norms, rules)) for _ in range(2))
+    whole, pieces = (new_context(deep, executor, "*[4]=bf16:first-call") for _ in range(2))
     expected = whole.eval([1, 2, 3, 4], ALL)
     found = np.concatenate([pieces.eval([token]) for token in (1, 2, 3, 4)])
     plain = new_context(deep, executor).eval([1, 2, 3, 4], ALL)
@@ -696,30 +695,82 @@ def test_first_call_is_row_0_of_the_prompt_at_once_or_in_pieces(deep: Model, exe
     assert distance(found, expected) < RTOL
 
 
+def test_norm_n_first_call_is_row_0_of_each_attention_norm(deep: Model, executor: Executor) -> None:
+    """The original experiment's mode, over all layers: 22 rows, none of them an FFN norm's."""
+    recorder = Recorder(deep.norms, "norm[*]=bf16:first-call")
+    context = new_context(deep, executor, recorder)
+    context.eval([1, 2, 3])
+    for norm in deep.norms:
+        x, found = recorder.seen[norm]
+        expected = plain_norm(deep, norm, x)
+        assert same_bits(found[1:], expected[1:])
+        assert same_bits(found[0], expected[0]) == (norm.kind != "attn_norm")
+    context.eval([4])
+    assert [recorder.rows_quantised(norm) for norm in deep.norms] == [1, 0] * 22 + [0]
+
+
 def test_rules_change_between_evaluations(small: Model, executor: Executor) -> None:
     tokens = some_tokens(12)
-    rules = [Rule("bf16", "ffn_norm"), Rule("bf16:truncate", "ffn_norm", layer=1, point="weighted")]
-    expected = [
-        new_context(small, executor, FakeQuant(small.norms, rules[:n])).eval(tokens, ALL) for n in range(3)
-    ]
+    rules = ["ffn_norm=bf16", Rule("bf16:truncate", "ffn_norm", layer=1)]
+    expected = [new_context(small, executor, rules[:n]).eval(tokens, ALL) for n in range(3)]
     assert len({e.tobytes() for e in expected}) == 3  # the second rule wins over the first in layer 1
     context = new_context(small, executor)
     for n in (0, 1, 2, 0, 2, 1):
         context.clear()
-        context.fake_quant = FakeQuant(small.norms, rules[:n])
-        assert same_bits(context.eval(tokens, ALL), expected[n]), n
+        with context.fake_quant(rules[:n]) as fq:
+            assert same_bits(context.eval(tokens, ALL), expected[n]), n
+        assert fq.rows_quantised(Norm("ffn_norm", 0)) == (12 if n else 0)
     # with the sequence going on: the keys and values before the change stay
-    context.fake_quant = FakeQuant(small.norms)
     mixed = context.eval([5])
     assert not same_bits(mixed, new_context(small, executor).eval([*tokens, 5]))
     assert context.n_past == 13
+
+
+def test_fake_quant_is_for_a_block(small: Model, executor: Executor) -> None:
+    context = new_context(small, executor, "attn_norm=f16")
+    before, ffn = context.rules, Norm("ffn_norm", 0)
+    own = FakeQuant(small.norms, "ffn_norm=bf16")
+    with context.fake_quant(own) as outer:
+        assert outer is context.rules is own
+        context.eval([1, 2])
+        with context.fake_quant(["ffn_norm[0]=f16", "output_norm=bf16"]) as inner:
+            context.eval([3])
+            assert [str(c.site) for c in inner.matched] == ["ffn_norm[0].raw", "output_norm.raw"]
+        with pytest.raises(FqError, match="a context of 400"), context.fake_quant("output_norm=f16"):
+            context.eval([1] * 500)
+        assert context.rules is own
+        context.eval([4])
+    assert context.rules is before
+    context.eval([5])
+    with context.fake_quant(own):  # its counters go on
+        context.eval([6])
+    assert [fq.rows_quantised(ffn) for fq in (own, inner, before)] == [4, 1, 0]
+    assert before.rows_quantised(Norm("attn_norm", 0)) == before.rows_seen(ffn) == 1
+
+
+def test_rules_that_do_not_fit_the_model(small: Model, deep: Model, executor: Executor) -> None:
+    context = new_context(small, executor)
+    before = context.rules
+    for rules, message in (
+        ("ffn_norm", "rule 'ffn_norm': there is no =FORMAT"),
+        (
+            ["*=bf16", "ffn_norm[2]=bf16"],
+            r"ffn_norm\[2\].raw=bf16 matches no site; there are attn_norm\[0-1\]",
+        ),
+        (FakeQuant(deep.norms), "for a model with other norms"),
+    ):
+        with pytest.raises(FqError, match=message), context.fake_quant(rules):
+            raise AssertionError("entered")
+        with pytest.raises(FqError, match=message):
+            new_context(small, executor, rules)
+    assert context.rules is before
 
 
 def test_a_second_run_of_the_baseline_differs_by_nothing(write: Write, executor: Executor) -> None:
     """The control stream: the same bits from another context, a rounded one working beside it."""
     model, tokens = Model(write("Q4_K_M")), some_tokens(40)
     baseline, control = new_context(model, executor), new_context(model, executor)
-    rounded = new_context(model, executor, FakeQuant(model.norms, [Rule("bf16", "all")]))
+    rounded = new_context(model, executor, "*=bf16")
     for chunk in (tokens[:16], tokens[16:17], tokens[17:]):
         expected = baseline.eval(chunk, ALL)
         assert not same_bits(rounded.eval(chunk, ALL), expected)
@@ -728,13 +779,23 @@ def test_a_second_run_of_the_baseline_differs_by_nothing(write: Write, executor:
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one executor", "two executors"])
 def test_two_contexts_from_two_threads(write: Write, shared: bool) -> None:
+    """Each with rules of its own, which it changes on its way."""
     model = Model(write("Q8_0"))
-    rules: list[list[Rule]] = [[], [Rule("bf16", "all")]]
+    rules = [["attn_norm=f16", ()], ["*=bf16", "ffn_norm=bf16:truncate,first-call"]]
     lengths = [30, 1, 5, 140, 1, 1, 12]
 
     def run(i: int, executor: Executor) -> list[np.ndarray]:
-        context = new_context(model, executor, FakeQuant(model.norms, rules[i]))
-        return [context.eval(some_tokens(n, seed=n + i), ALL) for n in lengths]
+        context = new_context(model, executor)
+        logits = []
+        for n in lengths:
+            with context.fake_quant(rules[i][n % 2]) as fq:
+                logits.append(context.eval(some_tokens(n, seed=n + i), ALL))
+            rounded = [fq.rows_quantised(norm) for norm in model.norms]
+            n_rows = {(0, 0): (n, 0, 0), (0, 1): (0, 0, 0), (1, 0): (n, n, n), (1, 1): (0, 1, 0)}[i, n % 2]
+            assert rounded == [
+                n_rows[("attn_norm", "ffn_norm", "output_norm").index(norm.kind)] for norm in model.norms
+            ]
+        return logits
 
     with Executor(2) as executor:
         expected = [run(i, executor) for i in range(2)]
