@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="as JSON")
         sub.add_argument("--offline", action="store_true", help="never fetch anything")
 
+    sites = command("sites", "List every norm site and the rule, if any, that takes it; runs nothing.")
+    sites.add_argument("--json", action="store_true", help="as JSON")
+    _add_rules(sites.add_argument_group("rules"))
+
+    formats = command("formats", "List the formats that a norm's output can be rounded to.")
+    formats.add_argument("--json", action="store_true", help="as JSON")
+
     run = command("run", "Generate text.")
     run.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="the text to continue")
     run.add_argument(
@@ -96,10 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also compare the baseline with itself: every difference must be exactly 0",
     )
 
-    for sub, ctx, ctx_help in (
-        (run, 0, "context in tokens; 0: the model's, at most 4096"),
-        (perplexity, 512, "tokens per chunk"),
-    ):
+    for sub in (sites, run, perplexity):
         sub.add_argument(
             "-m",
             "--model",
@@ -108,6 +112,19 @@ def _parser() -> argparse.ArgumentParser:
             help=f"a GGUF file or an alias: {aliases} (default %(default)s, fetched on first use)",
         )
         sub.add_argument("--offline", action="store_true", help="never fetch anything")
+        sub.add_argument(
+            "-s",
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"for {'' if sub is sites else 'sampling and '}stochastic rounding (default %(default)s)",
+        )
+
+    for sub, ctx, ctx_help in (
+        (run, 0, "context in tokens; 0: the model's, at most 4096"),
+        (perplexity, 512, "tokens per chunk"),
+    ):
         sub.add_argument(
             "-t",
             "--threads",
@@ -127,14 +144,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="tokens per evaluation (default %(default)s)",
         )
-        sub.add_argument(
-            "-s",
-            "--seed",
-            type=int,
-            default=0,
-            metavar="N",
-            help="for sampling and stochastic rounding (default %(default)s)",
-        )
         sub.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
         _add_fake_quant(sub)
     return parser
@@ -142,28 +151,48 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fake_quant(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fake quantisation")
+    _add_rules(group)
     group.add_argument(
-        "--fake-quant-ffn-norm",
-        metavar="TYPE",
-        help="round norm outputs to TYPE: bf16, bf16:truncate, bf16:nearest-away, "
-        "bf16:nearest-even-ftz, bf16:stochastic, f16",
-    )
-    group.add_argument("--fake-quant-layer", type=int, metavar="N", help="layer, -1 for all (default -1)")
-    group.add_argument(
-        "--fake-quant-point", metavar="POINT", help="raw (before the weight) or weighted (default raw)"
-    )
-    group.add_argument(
-        "--fake-quant-kind", metavar="KIND", help="ffn_norm, attn_norm, output_norm or all (default ffn_norm)"
-    )
-    group.add_argument(
-        "--fake-quant-mode",
-        metavar="MODE",
-        help="every row, or first-call: the first row to reach each site (default every)",
+        "--fake-quant-counts",
+        choices=("errors", "rows"),
+        help="what to count at each rounded site: errors too (default), or rows alone",
     )
     group.add_argument(
         "--fake-quant-verbose",
         action="store_true",
         help="print each rounded row's |difference| of its first and last element",
+    )
+
+
+def _add_rules(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fake-quant",
+        action="append",
+        metavar="RULE",
+        help="SITES=FORMAT[:option,...], such as ffn_norm[5]=bf16, ffn_norm[0-10,15].weighted=bf16:truncate, "
+        "*[*].raw=f16, norm[*]=bf16:first-call; may be repeated, later rules win",
+    )
+    group.add_argument(
+        "--fake-quant-ffn-norm",
+        metavar="TYPE",
+        help="shorthand for a first rule: round norm outputs to TYPE (fq formats lists them)",
+    )
+    group.add_argument("--fake-quant-layer", type=int, metavar="N", help="its layer, -1 for all (default -1)")
+    group.add_argument(
+        "--fake-quant-point",
+        metavar="POINT",
+        help="its point: raw (before the weight) or weighted (default raw)",
+    )
+    group.add_argument(
+        "--fake-quant-kind",
+        metavar="KIND",
+        help="its norms: ffn_norm, attn_norm, output_norm, norm (the raw output of a layer's two) "
+        "or all (default ffn_norm)",
+    )
+    group.add_argument(
+        "--fake-quant-mode",
+        metavar="MODE",
+        help="its mode: every row, or first-call: the first row to reach each site (default every)",
     )
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,33 +65,57 @@ def _executor(threads: int | None) -> Executor:
         raise FqError(f"--threads: {e}") from None
 
 
-def _fake_quant(
-    args: argparse.Namespace, model: Model, on_row: Callable[[Site, float, float], None] | None
-) -> FakeQuant | None:
-    options = {
+def _rules(args: argparse.Namespace) -> list[Rule]:
+    """The shorthand's rule first, then those of --fake-quant."""
+    shorthand = {
         name: value
         for name in ("kind", "layer", "point", "mode")
         if (value := getattr(args, f"fake_quant_{name}")) is not None
     }
-    if args.fake_quant_ffn_norm is None:
-        for name in [*options, *(["verbose"] if args.fake_quant_verbose else [])]:
-            raise FqError(f"--fake-quant-{name} needs --fake-quant-ffn-norm TYPE")
-        return None
+    texts, rules = args.fake_quant or [], []
     try:
-        fmt = get_format(args.fake_quant_ffn_norm)
-        if fmt.rounding == "stochastic" and "seed=" not in args.fake_quant_ffn_norm:
-            fmt = get_format(fmt.with_seed(args.seed))
-        return FakeQuant(model.norms, [Rule(fmt, **options)], on_row)
+        if args.fake_quant_ffn_norm is not None:
+            texts = [args.fake_quant_ffn_norm, *texts]
+            rules.append(Rule(get_format(args.fake_quant_ffn_norm), **shorthand))
+        elif shorthand:
+            raise FqError(f"--fake-quant-{next(iter(shorthand))} needs --fake-quant-ffn-norm TYPE")
+        rules += map(Rule.parse, args.fake_quant or [])
+        return [
+            replace(rule, format=rule.format.with_seed(args.seed))
+            if rule.format.rounding == "stochastic" and "seed=" not in text
+            else rule
+            for rule, text in zip(rules, texts, strict=True)
+        ]
+    except FqError:
+        raise
     except ValueError as e:
         raise FqError(f"--fake-quant: {e}") from None
 
 
-def _row_printer(model: Model, type_: str | None) -> Callable[[Site, float, float], None]:
+def _fake_quant(args: argparse.Namespace, model: Model) -> FakeQuant | None:
+    rules = _rules(args)
+    if not rules:
+        for name in ("verbose", "counts"):
+            if getattr(args, f"fake_quant_{name}"):
+                raise FqError(f"--fake-quant-{name} needs a rule: --fake-quant RULE")
+        return None
+    try:
+        fake_quant = FakeQuant(model.norms, rules, count_errors=args.fake_quant_counts != "rows")
+    except ValueError as e:
+        raise FqError(f"--fake-quant: {e}") from None
+    if args.fake_quant_verbose:
+        fake_quant.on_row = _row_printer(model, fake_quant)
+    return fake_quant
+
+
+def _row_printer(model: Model, fake_quant: FakeQuant) -> Callable[[Site, float, float], None]:
     names = {node.norm: node.name for node in model.graph.nodes if node.norm}
 
     def line(site: Site, first: float, last: float) -> None:
+        rule = fake_quant.counters[site].rule
+        assert rule is not None
         print(
-            f"{site.norm.kind} fake quantization ({type_}): {names[site.norm]} - "
+            f"{site.norm.kind} fake quantization ({rule.format}): {names[site.norm]} - "
             f"diff: first={first:.6f}, last={last:.6f}",
             file=sys.stderr,
         )
@@ -189,6 +213,29 @@ def graph(args: argparse.Namespace) -> int:
     return _describe(args, show.graph_data, show.graph_text)
 
 
+def sites(args: argparse.Namespace) -> int:
+    rules = _rules(args)
+
+    def describe(model: Model) -> dict[str, Any]:
+        try:
+            return show.sites_data(model, FakeQuant(model.norms, rules))
+        except ValueError as e:
+            raise FqError(f"--fake-quant: {e}") from None
+
+    return _describe(args, describe, show.sites_text)
+
+
+def formats(args: argparse.Namespace) -> int:
+    from fq_kernels.formats import describe_formats
+
+    data = describe_formats()
+    if args.json:
+        _write_json(data, "-")
+    else:
+        print(show.formats_text(data))
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     _check_json_target(args.json)
     sampler = Sampler(args.temp, args.top_k, args.top_p, args.seed)
@@ -208,8 +255,7 @@ def run(args: argparse.Namespace) -> int:
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special=False, parse_special=True)
     else:
         ids = tokenizer.encode(prompt, parse_special=True)
-    on_row = _row_printer(model, args.fake_quant_ffn_norm) if args.fake_quant_verbose else None
-    fake_quant = _fake_quant(args, model, on_row)
+    fake_quant = _fake_quant(args, model)
     with _executor(args.threads) as executor:
         n_ctx = args.ctx_size or min(model.hparams.n_ctx_train, MAX_DEFAULT_CTX)
         context = Context(model, n_ctx, executor, fake_quant)
@@ -267,8 +313,7 @@ def perplexity(args: argparse.Namespace) -> int:
     text, text_name = _read_text(args.file)
     start = time.perf_counter()
     model = Model(_find_model(args.model, args.offline))
-    on_row = _row_printer(model, args.fake_quant_ffn_norm) if args.fake_quant_verbose else None
-    fake_quant = _fake_quant(args, model, on_row)
+    fake_quant = _fake_quant(args, model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with _executor(args.threads) as executor:

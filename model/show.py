@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels.rules import describe_norms
+from fq_kernels.rules import FakeQuant, describe_norms
 
 from .generation import Timings
 from .perplexity import Perplexity
@@ -164,6 +164,59 @@ def graph_text(data: dict[str, Any]) -> str:
     return table(rows, {0})
 
 
+# ---------------------------------------------------------------- sites, formats
+
+
+def sites_data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:
+    """Every site in graph order with the rule that takes it, or None."""
+    return {
+        "model": model.path,
+        "rules": [str(rule) for rule in fake_quant.rules],
+        "sites": [
+            {
+                "site": str(site),
+                "kind": site.norm.kind,
+                "layer": site.norm.layer,
+                "point": site.point,
+                "node": node.name,
+                "rule": None if (rule := fake_quant.counters[site].rule) is None else str(rule),
+            }
+            for node in model.graph.nodes
+            for site in node.sites
+        ],
+    }
+
+
+def sites_text(data: dict[str, Any]) -> str:
+    rows = [["site", "node", "rule"]]
+    rows += [[site["site"], site["node"], site["rule"] or "-"] for site in data["sites"]]
+    taken = sum(site["rule"] is not None for site in data["sites"])
+    return f"{table(rows)}\n{taken} of {len(data['sites'])} sites have a rule"
+
+
+def formats_text(formats: list[dict[str, Any]]) -> str:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.5g}"
+
+    rows = [["format", "options", "bits", "largest", "normal", "subnormal", "block", "rounding", "note"]]
+    for f in formats:
+        options = f["options"] if isinstance(f["options"], str) else ", ".join(f["options"])
+        rows.append(
+            [
+                f["name"],
+                options,
+                number(f["bits_per_value"]),
+                number(f["largest"]),
+                number(f["smallest_normal"]),
+                number(f["smallest_subnormal"]),
+                str(f["block"] or "-"),
+                f["rounding"],
+                f["note"] or "",
+            ]
+        )
+    return table(rows, {2, 3, 4, 5, 6})
+
+
 # ---------------------------------------------------------------- results
 
 
@@ -191,7 +244,11 @@ def fake_quant_text(data: dict[str, Any]) -> str:
     for norm in layers:
         seen[norm["kind"]] += norm["rows_seen"]
     rounded, total = data["rows_quantised"], data["rows_seen"]
-    rows = [["site", "rows seen", "rounded", "coverage", "max |e|", "mean |e|", "mean e", "SQNR dB"]]
+    rows = ["site,rows seen,rounded,skipped,coverage,out of range,max |e|,mean |e|,mean e,SQNR dB".split(",")]
+
+    def figure(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
     for s in data["sites"]:
         layer = "" if s["layer"] is None else f"[{s['layer']}]"
         rows.append(
@@ -199,11 +256,13 @@ def fake_quant_text(data: dict[str, Any]) -> str:
                 f"{s['kind']}{layer}.{s['point']}",
                 str(s["rows_seen"]),
                 str(s["rows_quantised"]),
+                str(s["rows_skipped"]),
                 f"{100 * s['coverage']:.1f} %",
-                f"{s['max_abs_error']:.3g}",
-                f"{s['mean_abs_error']:.3g}",
-                f"{s['mean_error']:+.2g}",
-                "-" if s["sqnr_db"] is None else f"{s['sqnr_db']:.2f}",
+                figure(s["out_of_range"], "d"),
+                figure(s["max_abs_error"], ".3g"),
+                figure(s["mean_abs_error"], ".3g"),
+                figure(s["mean_error"], "+.2g"),
+                figure(s["sqnr_db"], ".2f"),
             ]
         )
     return "\n".join(
@@ -212,7 +271,7 @@ def fake_quant_text(data: dict[str, Any]) -> str:
             f"norm rows in the layers: {sum(seen.values())} "
             f"({seen['attn_norm']} attn_norm, {seen['ffn_norm']} ffn_norm); with output_norm {total}; "
             f"rounded {rounded} ({100 * rounded / total if total else 0:.1f} %)",
-            table(rows, set(range(1, 8))),
+            table(rows, set(range(1, 10))),
         ]
     )
 

@@ -19,9 +19,10 @@ import gguf_builder
 import pytest
 
 import model
+from fq_kernels.rules import KINDS
 from model.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
 
-COMMANDS = ("pull", "inspect", "graph", "run", "perplexity")
+COMMANDS = ("pull", "inspect", "graph", "sites", "formats", "run", "perplexity")
 BF16 = ["--fake-quant-ffn-norm", "bf16"]
 REPORT = ["-p", "Hello world", "-n", "5", "--threads", "1", "--ignore-eos", *BF16]
 # Ctrl-C must end a run within a second; the rest is for a busy machine.
@@ -105,6 +106,8 @@ def test_help_names_the_commands_and_their_options():
         out, err = fq(name, "--help")
         assert out.startswith(f"usage: fq {name} ") and not err
     for option in (
+        "--fake-quant RULE",
+        "--fake-quant-counts",
         "--fake-quant-ffn-norm",
         "--fake-quant-layer",
         "--fake-quant-point",
@@ -173,6 +176,57 @@ def test_graph(tiny_path):
     assert by_name["ffn_norm-1"]["weight"] == "blk.1.ffn_norm.weight"
     assert by_name["result_output"]["shape"] == ["n_outputs", 512]
     assert data["nodes"][-1]["name"] == "result_output"
+
+
+def test_sites(tiny_path):
+    """Every site with its rule, before anything runs; later rules win, the shorthand is the first."""
+    rules = ["--fake-quant", "*.weighted=bf16:stochastic", "--fake-quant", "norm[1]=f16:first-call"]
+    args = ["sites", "-m", tiny_path, "--seed", "4", *BF16, "--fake-quant-kind", "all", *rules]
+    out, err = fq(*args)
+    assert not err
+    weighted, norm_n, short = (
+        "*[*].weighted=bf16:stochastic,seed=4",
+        "norm[1].raw=f16:first-call",
+        "*[*].raw=bf16",
+    )
+    expected = []
+    for name, node, raw in (
+        ("attn_norm[0]", "attn_norm-0", short),
+        ("ffn_norm[0]", "ffn_norm-0", short),
+        ("attn_norm[1]", "attn_norm-1", norm_n),
+        ("ffn_norm[1]", "ffn_norm-1", norm_n),
+        ("output_norm", "result_norm", short),
+    ):
+        expected += [[f"{name}.raw", node, raw], [f"{name}.weighted", node, weighted]]
+    lines = out.splitlines()
+    assert [line.split() for line in lines[:-1]] == [["site", "node", "rule"], *expected]
+    assert lines[-1] == "10 of 10 sites have a rule"
+    data = json.loads(fq(*args, "--json")[0])
+    assert data["rules"] == [short, weighted, norm_n]
+    assert [[site["site"], site["node"], site["rule"]] for site in data["sites"]] == expected
+    last = {
+        "kind": "output_norm",
+        "layer": None,
+        "point": "weighted",
+        "node": "result_norm",
+        "rule": weighted,
+    }
+    assert data["sites"][-1] == last | {"site": "output_norm.weighted"}
+
+    out, _ = fq("sites", "-m", tiny_path, "--fake-quant", "ffn_norm[1]=bf16")
+    assert [line.split()[2] for line in out.splitlines()[1:-1]].count("-") == 9
+    assert out.endswith("1 of 10 sites have a rule\n")
+
+
+def test_formats():
+    out, err = fq("formats")
+    lines = out.splitlines()
+    data = json.loads(fq("formats", "--json")[0])
+    assert not err and len(lines) == len(data) + 1
+    assert [line.split()[0] for line in lines] == ["format", *(entry["name"] for entry in data)]
+    by_name = {entry["name"]: entry for entry in data}
+    assert (by_name["bf16"]["bits_per_value"], by_name["f16"]["largest"]) == (16, 65504)
+    assert "65504" in next(line for line in lines if line.startswith("f16 "))
 
 
 @pytest.mark.parametrize("command", ["inspect", "graph"])
@@ -266,6 +320,50 @@ def test_the_reports_commands(tiny22_path, layer, mode, kind, rounded):
     assert sorted(map(int, lines)) == sorted(i for (_, i), n in rounded.items() for _ in range(n))
 
 
+@pytest.mark.parametrize(
+    "rule, rounded",
+    [
+        ("norm[*]=bf16:first-call", {("attn_norm", i): 1 for i in range(22)}),
+        ("norm[5]=bf16:truncate,first-call", {("attn_norm", 5): 1}),
+        ("ffn_norm[0-1,5].weighted=f16", {("ffn_norm", i): 7 for i in (0, 1, 5)}),
+        ("output_norm=bf16", {("output_norm", None): 5}),
+    ],
+)
+def test_rules_on_the_command_line(tiny22_path, rule, rounded):
+    """The first is the original experiment: 22 rows of 306, row 0 of each attention norm."""
+    args = ["run", "-m", tiny22_path, "-p", "Hello world", "-n", "5", "--ignore-eos", "--json", "-"]
+    out, err = fq(*args, "--fake-quant", rule, "--fake-quant-verbose")
+    data = json.loads(out)["fake_quant"]
+    norms = {(n["kind"], n["layer"]): n["rows_quantised"] for n in data["norms"]}
+    assert {key: n for key, n in norms.items() if n} == rounded
+    assert len(data["rules"]) == 1 and f"rule: {data['rules'][0]}" in err
+    for site in data["sites"]:
+        n = rounded.get((site["kind"], site["layer"]), 0)
+        assert (site["rows_quantised"], site["rows_skipped"]) == (n, site["rows_seen"] - n)
+        assert site["mode"] == ("first-call" if "first-call" in rule else "every")
+        assert site["out_of_range"] == 0
+    fmt = data["sites"][0]["format"]
+    node = r"(?:attn_norm-\d+|ffn_norm-\d+|result_norm)"
+    # the generated text may stand before it in the line
+    lines = re.findall(rf"({'|'.join(KINDS)}) fake quantization \({fmt}\): {node} - diff: first=\d", err)
+    assert sorted(lines) == sorted(kind for (kind, _), n in rounded.items() for _ in range(n))
+
+
+def test_counting_rows_alone(tiny_path):
+    args = ["run", "-m", tiny_path, "-p", "Hello", "-n", "3", "--ignore-eos", "--json", "-"]
+    args += ["--fake-quant", "*=bf16"]
+    (out, err), (rows_out, rows_err) = fq(*args), fq(*args, "--fake-quant-counts", "rows")
+    data, rows_data = json.loads(out), json.loads(rows_out)
+    assert rows_data["generated_tokens"] == data["generated_tokens"]
+    for site, counted in zip(rows_data["fake_quant"]["sites"], data["fake_quant"]["sites"], strict=True):
+        uncounted = {name for name in site if site[name] is None and name != "layer"}
+        assert uncounted == {"changed", "out_of_range", "not_finite", "max_abs_error", "mean_abs_error",
+                             "mean_error", "sqnr_db"}  # fmt: skip
+        assert counted | dict.fromkeys(uncounted) == site
+    assert re.search(r"^ffn_norm\[0\]\.raw +4 +4 +0 +100\.0 %( +-){5}$", rows_err, re.MULTILINE)
+    assert max(map(len, err.splitlines())) <= 120
+
+
 def test_text_that_the_terminal_cannot_show(tiny_path, tmp_path):
     text = tmp_path / "grüße.txt"
     text.write_text("Grüße, " * 200, encoding="utf-8")
@@ -332,7 +430,7 @@ def test_perplexity_with_everything(tiny_path, tmp_path):
     for site in data["fake_quant"]["sites"]:
         assert re.search(
             rf"^{site['kind']}\[1\]\.weighted +{site['rows_seen']} +{site['rows_quantised']} "
-            rf"+100\.0 % .*{site['sqnr_db']:.2f}$",
+            rf"+0 +100\.0 % +0 .*{site['sqnr_db']:.2f}$",
             out,
             re.MULTILINE,
         )
@@ -419,6 +517,7 @@ def bad(tmp_path_factory):
 
 RUN = ["run", "-m", "TINY", "-p", "Hello"]
 PPL = ["perplexity", "-m", "TINY", "-c", "32", "--chunks", "1"]
+SITES = ["sites", "-m", "TINY"]
 
 
 BAD_INPUT = [
@@ -467,7 +566,7 @@ BAD_INPUT = [
     ([*PPL, "--fake-quant-ffn-norm", "bf16:stochastic", "--seed", "-1"], "seed must be"),
     (
         [*PPL, *BF16, "--fake-quant-kind", "k_norm"],
-        "kind must be one of attn_norm, ffn_norm, output_norm, all",
+        "kind must be one of attn_norm, ffn_norm, output_norm, norm, *, all",
     ),
     ([*PPL, *BF16, "--fake-quant-point", "cooked"], "point must be one of raw, weighted"),
     ([*PPL, *BF16, "--fake-quant-mode", "once"], "mode must be one of every, first-call"),
@@ -484,7 +583,17 @@ BAD_INPUT = [
     ([*PPL, "--fake-quant-point", "weighted"], "--fake-quant-point needs"),
     ([*PPL, "--fake-quant-kind", "all"], "--fake-quant-kind needs"),
     ([*PPL, "--fake-quant-mode", "first-call"], "--fake-quant-mode needs"),
-    ([*RUN, "--fake-quant-verbose"], "--fake-quant-verbose needs"),
+    ([*RUN, "--fake-quant-verbose"], "--fake-quant-verbose needs a rule"),
+    ([*PPL, "--fake-quant-counts", "rows"], "--fake-quant-counts needs a rule"),
+    ([*PPL, "--fake-quant", "ffn_norm[5]"], "--fake-quant: rule 'ffn_norm[5]': there is no =FORMAT"),
+    ([*RUN, "--fake-quant", "mlp_norm=bf16"], "kind must be one of attn_norm"),
+    ([*RUN, *BF16, "--fake-quant", "ffn_norm=fp7"], "rule 'ffn_norm=fp7': unknown format 'fp7'"),
+    ([*RUN, "--fake-quant", "ffn_norm[9-3]=bf16"], "layers 9-3 run backwards"),
+    ([*SITES, "--fake-quant", "norm.weighted=bf16"], "point must be raw for kind norm"),
+    ([*SITES, "--fake-quant", "*=bf16", "--fake-quant", "ffn_norm[2-8]=bf16"], "matches no site; there are"),
+    ([*SITES, *BF16, "--fake-quant-layer", "2"], "matches no site; there are attn_norm[0-1]"),
+    ([*SITES, "--fake-quant-point", "raw"], "--fake-quant-point needs --fake-quant-ffn-norm TYPE"),
+    ([*SITES, "--fake-quant", "*=bf16:stochastic", "--seed", "-1"], "seed must be"),
 ]
 
 
