@@ -195,26 +195,23 @@ def sites_text(data: dict[str, Any]) -> str:
 
 
 def formats_text(formats: list[dict[str, Any]]) -> str:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.5g}"
+    """Three tables: numbers, options, notes."""
 
-    rows = [["format", "options", "bits", "largest", "normal", "subnormal", "block", "rounding", "note"]]
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.6g}"
+
+    numbers = ["bits_per_value", "largest", "smallest_normal", "smallest_subnormal"]
+    rows = [["format", "bits", "largest", "smallest normal", "subnormal", "scale shared by", "rounding"]]
+    options = [["format", "options"]]
+    notes = [["format", "note"]]
     for f in formats:
-        options = f["options"] if isinstance(f["options"], str) else ", ".join(f["options"])
-        rows.append(
-            [
-                f["name"],
-                options,
-                number(f["bits_per_value"]),
-                number(f["largest"]),
-                number(f["smallest_normal"]),
-                number(f["smallest_subnormal"]),
-                str(f["block"] or "-"),
-                f["rounding"],
-                f["note"] or "",
-            ]
-        )
-    return table(rows, {2, 3, 4, 5, 6})
+        values = [number(f[key]) for key in numbers]
+        rows.append([f["name"], *values, str(f["block"] or "-"), f["rounding"]])
+        if f["options"]:
+            options.append([f["name"], ", ".join(f["options"])])
+        if f["note"]:
+            notes.append([f["name"], f["note"]])
+    return "\n\n".join([table(rows, {1, 2, 3, 4}), table(options), table(notes)])
 
 
 # ---------------------------------------------------------------- results

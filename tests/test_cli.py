@@ -180,15 +180,13 @@ def test_graph(tiny_path):
 
 def test_sites(tiny_path):
     """Every site with its rule, before anything runs; later rules win, the shorthand is the first."""
-    rules = ["--fake-quant", "*.weighted=bf16:stochastic", "--fake-quant", "norm[1]=f16:first-call"]
-    args = ["sites", "-m", tiny_path, "--seed", "4", *BF16, "--fake-quant-kind", "all", *rules]
+    rules = ["--fake-quant", "*.weighted=bf16:stochastic,seed=9", "--fake-quant", "norm[1]=f16:first-call"]
+    shorthand = ["--fake-quant-ffn-norm", "bf16:stochastic", "--fake-quant-kind", "all"]
+    args = ["sites", "-m", tiny_path, "--seed", "4", *shorthand, *rules]
     out, err = fq(*args)
     assert not err
-    weighted, norm_n, short = (
-        "*[*].weighted=bf16:stochastic,seed=4",
-        "norm[1].raw=f16:first-call",
-        "*[*].raw=bf16",
-    )
+    weighted, norm_n = "*[*].weighted=bf16:stochastic,seed=9", "norm[1].raw=f16:first-call"
+    short = "*[*].raw=bf16:stochastic,seed=4"
     expected = []
     for name, node, raw in (
         ("attn_norm[0]", "attn_norm-0", short),
@@ -220,13 +218,20 @@ def test_sites(tiny_path):
 
 def test_formats():
     out, err = fq("formats")
-    lines = out.splitlines()
+    numbers, options, notes = (part.splitlines() for part in out.split("\n\n"))
     data = json.loads(fq("formats", "--json")[0])
-    assert not err and len(lines) == len(data) + 1
-    assert [line.split()[0] for line in lines] == ["format", *(entry["name"] for entry in data)]
-    by_name = {entry["name"]: entry for entry in data}
-    assert (by_name["bf16"]["bits_per_value"], by_name["f16"]["largest"]) == (16, 65504)
-    assert "65504" in next(line for line in lines if line.startswith("f16 "))
+    assert not err
+    assert [line.split()[0] for line in numbers] == ["format", *(entry["name"] for entry in data)]
+    assert {"bf16", "f16"} <= {entry["name"] for entry in data}
+    for entry, line in zip(data, numbers[1:], strict=True):
+        keys = ("bits_per_value", "largest", "smallest_normal", "smallest_subnormal")
+        shown = [None if text == "-" else float(text) for text in line.split()[1:5]]
+        assert shown == [entry[key] and pytest.approx(entry[key], rel=1e-5) for key in keys]
+        assert line.endswith(entry["rounding"])
+        assert (
+            any(row.split(maxsplit=1) == [entry["name"], entry["note"]] for row in notes) or not entry["note"]
+        )
+    assert next(row for row in options if row.startswith("bf16 ")).endswith("seed=N")
 
 
 @pytest.mark.parametrize("command", ["inspect", "graph"])
@@ -559,8 +564,8 @@ BAD_INPUT = [
     ([*PPL, "-b", "-1"], "batch size must be at least 1"),
     ([*PPL, *BF16, "--control", "--no-baseline"], "needs the baseline"),
     ([*PPL, "--no-baseline"], "leaves nothing to run"),
-    ([*RUN, "--fake-quant-ffn-norm", "fp7"], "unknown format 'fp7'; there are bf16, "),
-    ([*RUN, "--fake-quant-ffn-norm", "bf16:upwards"], "unknown format 'bf16:upwards'"),
+    ([*RUN, "--fake-quant-ffn-norm", "fp7"], "unknown format 'fp7'; "),
+    ([*RUN, "--fake-quant-ffn-norm", "bf16:upwards"], "format 'bf16:upwards'"),
     ([*RUN, "--fake-quant-ffn-norm", ""], "unknown format ''"),
     ([*RUN, "--fake-quant-ffn-norm", "bf16:stochastic,seed=x"], "unknown option 'seed=x'"),
     ([*PPL, "--fake-quant-ffn-norm", "bf16:stochastic", "--seed", "-1"], "seed must be"),

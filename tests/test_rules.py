@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fq_kernels import Executor, format_names, reference, rms_norm_f32, round_trip
-from fq_kernels.formats import Format
+from fq_kernels.formats import Format, get_format
 from fq_kernels.rules import KINDS, MODES, POINTS, FakeQuant, Norm, Rule, Site, describe_norms
 
 N = 96
@@ -96,7 +96,7 @@ def test_matching(options, expected, point):
         ({"layer": [3, -1]}, "layer must be a layer number, or -1 for all layers, not -1"),
         ({"layer": range(5, 5)}, "layer names no layer"),
         ({"layer": []}, "layer names no layer"),
-        ({"format": "bf15"}, "unknown format 'bf15'; there are bf16"),
+        ({"format": "bf15"}, "unknown format 'bf15'; "),
     ],
 )
 def test_rules_name_the_field_that_is_wrong(options, message):
@@ -154,6 +154,17 @@ def test_rules_as_text(text, rule, written):
     assert hash(Rule.parse(text)) == hash(rule)
     assert str(rule) == written
     assert Rule.parse(written) == rule
+
+
+@pytest.mark.parametrize(
+    "options", ["asymmetric,group=32", "first-call,asymmetric,group=32", "tensor,first-call"]
+)
+def test_a_formats_own_options_stand_beside_the_mode(options):
+    rule = Rule.parse(f"*=int8:{options}")
+    own = [option for option in options.split(",") if option != "first-call"]
+    assert rule.format == get_format(f"int8:{','.join(own)}")
+    assert rule.mode == ("first-call" if "first-call" in options else "every")
+    assert Rule.parse(str(rule)) == rule
 
 
 @st.composite
@@ -222,7 +233,7 @@ BAD_RULES = {
     "norm[1].weighted=bf16": "point must be raw for kind norm",
     "ffn_norm=": "unknown format ''",
     "ffn_norm=first-call": "unknown format 'first-call'",
-    "ffn_norm=bf16:once": "unknown format 'bf16:once'",
+    "ffn_norm=bf16:once": "format 'bf16:once'",
     "ffn_norm=bf16:first-call,every": "two modes: first-call, every",
     "ffn_norm=bf16:stochastic,seed=x": "unknown option 'seed=x'",
     f"ffn_norm[{'9' * 5000}]=bf16": "layers must be",
