@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import fq_kernels
+from model.machine import cache_sizes
 
 from .harness import Contestant, own_processors
-from .machine import cache_sizes
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # ggml is driven by the tests' oracle
 

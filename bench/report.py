@@ -15,10 +15,10 @@ import numpy as np
 
 import fq_kernels
 from fq_kernels._kernels import _dispatch_ns
+from model import machine
 
 from .cases import LEVELS, OPS, Bench, Op, Place, ggml_oracle, rows_in
 from .harness import Contestant, alternate, own_processors, quartiles
-from .machine import describe
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- begin of the kept table -->", "<!-- end of the kept table -->"
@@ -292,7 +292,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None} | {"pin": not args.no_pin}
     isas = tuple(fq_kernels.supported_isas())
     settings = quick(chosen) if args.quick else Settings(**{"isas": isas, **chosen})
-    about = describe(", ".join(ggml_oracle.features()) or "the baseline")
+    about = machine.describe("numpy", "libggml-python", "torch")
+    about["libggml built for"] = ", ".join(ggml_oracle.features()) or "the baseline"
     results = []
     for r in measure(settings):
         results.append(r)

@@ -31,7 +31,8 @@ def cache_sizes() -> dict[str, int]:
     return found
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -42,11 +43,11 @@ def _bytes(n: int) -> str:
     return f"{n >> 20} MiB" if n >= 1 << 20 else f"{n >> 10} KiB"
 
 
-def describe(ggml_features: str) -> dict[str, str]:
+def describe(*libraries: str) -> dict[str, str]:
+    """What a reader of timings wants to know; ``libraries`` are packages, named where installed."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     virtual = re.search(r"^flags\s*:.*\bhypervisor\b", _read("/proc/cpuinfo"), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    libraries = ["numpy", "libggml-python", "torch"]
     about = {
         "date": datetime.date.today().isoformat(),
         "processor": (cpu[1] if cpu else platform.machine()) + (", in a virtual machine" if virtual else ""),
@@ -56,7 +57,6 @@ def describe(ggml_features: str) -> dict[str, str]:
         "memory": f"{int(memory[1]) / 2**20:.0f} GiB" if memory else "",
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "libraries": ", ".join(f"{name} {v}" for name in libraries if (v := _version(name))),
-        "libggml built for": ggml_features,
+        "libraries": ", ".join(f"{name} {v}" for name in libraries if (v := package_version(name))),
     }
     return {name: value for name, value in about.items() if value}
