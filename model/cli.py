@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also compare the baseline with itself: every difference must be exactly 0",
     )
 
+    trace = command("trace", "Summarise the kernel calls that --trace has written.")
+    trace.add_argument("file", metavar="FILE", help="what run or perplexity has written with --trace")
+    trace.add_argument("--json", action="store_true", help="as JSON")
+
     for sub in (sites, run, perplexity):
         sub.add_argument(
             "-m",
@@ -145,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
             help="tokens per evaluation (default %(default)s)",
         )
         sub.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+        sub.add_argument(
+            "--trace", metavar="FILE", help="write each kernel call to FILE, for Perfetto or fq trace"
+        )
         _add_fake_quant(sub)
     return parser
 

@@ -22,6 +22,7 @@ from .errors import FqError
 from .generation import Sampler, Timings, generate
 from .perplexity import Perplexity
 from .runner import Context, Model
+from .trace import Trace, provenance
 
 INTERRUPTED = 130
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
@@ -123,7 +124,7 @@ def _row_printer(model: Model, fake_quant: FakeQuant) -> Callable[[Site, float, 
     return line
 
 
-def _check_json_target(target: str | None) -> None:
+def _check_target(option: str, target: str | None) -> None:
     """Find out before the work, not after it, that the file cannot be written."""
     if target in (None, "-"):
         return
@@ -131,7 +132,27 @@ def _check_json_target(target: str | None) -> None:
     if path.exists() and not path.is_file() and not path.is_dir() and os.access(path, os.W_OK):
         return
     if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-        raise FqError(f"--json {target}: cannot be written there")
+        raise FqError(f"{option} {target}: cannot be written there")
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    _check_target("--json", args.json)
+    _check_target("--trace", args.trace)
+    if args.trace == "-":
+        raise FqError("--trace -: takes a file")
+    if args.trace and args.json and os.path.realpath(args.trace) == os.path.realpath(args.json):
+        raise FqError(f"--trace {args.trace}: is the file of --json too")
+
+
+def _trace(
+    args: argparse.Namespace, model: Model, executor: Executor, fake_quant: FakeQuant | None
+) -> contextlib.AbstractContextManager[Trace | None]:
+    if args.trace is None:
+        return contextlib.nullcontext()
+    if os.path.exists(args.trace) and os.path.samefile(args.trace, model.path):
+        raise FqError(f"--trace {args.trace}: is the model")  # which is mapped: it must not be cut
+    rules = fake_quant.rules if fake_quant else ()
+    return Trace(args.trace, provenance(model, executor, rules))
 
 
 def _write_json(data: Any, target: str) -> None:
@@ -236,8 +257,19 @@ def formats(args: argparse.Namespace) -> int:
     return 0
 
 
+def trace(args: argparse.Namespace) -> int:
+    from . import trace_summary
+
+    data = trace_summary.summarise(args.file)
+    if args.json:
+        _write_json(data, "-")
+    else:
+        print(trace_summary.summary_text(data))
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
-    _check_json_target(args.json)
+    _check_targets(args)
     sampler = Sampler(args.temp, args.top_k, args.top_p, args.seed)
     if args.predict < -1:
         raise FqError(f"--predict must be >= 0, or -1 until the context is full, not {args.predict}")
@@ -256,9 +288,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         ids = tokenizer.encode(prompt, parse_special=True)
     fake_quant = _fake_quant(args, model)
-    with _executor(args.threads) as executor:
+    with _executor(args.threads) as executor, _trace(args, model, executor, fake_quant) as trace:
         n_ctx = args.ctx_size or min(model.hparams.n_ctx_train, MAX_DEFAULT_CTX)
-        context = Context(model, n_ctx, executor, fake_quant)
+        context = Context(model, n_ctx, executor, fake_quant, trace)
         timings = Timings(load_ms=(time.perf_counter() - start) * 1e3)
         stop: frozenset[int] = frozenset() if args.ignore_eos else frozenset(tokenizer.eog_ids)
         # with --json - stdout is for JSON alone
@@ -307,7 +339,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def perplexity(args: argparse.Namespace) -> int:
-    _check_json_target(args.json)
+    _check_targets(args)
     if args.seed < 0:
         raise FqError(f"--seed must be >= 0, not {args.seed}")
     text, text_name = _read_text(args.file)
@@ -316,7 +348,7 @@ def perplexity(args: argparse.Namespace) -> int:
     fake_quant = _fake_quant(args, model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
-    with _executor(args.threads) as executor:
+    with _executor(args.threads) as executor, _trace(args, model, executor, fake_quant) as trace:
         # with BOS if the vocabulary adds it, as llama-perplexity has it
         tokens = model.tokenizer.encode(text)
         measurement = Perplexity(
@@ -329,6 +361,7 @@ def perplexity(args: argparse.Namespace) -> int:
             control=args.control,
             executor=executor,
             batch=args.batch_size,
+            trace=trace,
         )
         if args.chunks > measurement.n_chunks:
             print(

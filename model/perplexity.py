@@ -15,6 +15,7 @@ from fq_kernels.rules import FakeQuant
 from .errors import FqError
 from .runner import Context, Model
 from .statistics import Paired, compare, is_exactly_zero, ppl_se, score, summarise
+from .trace import Trace
 
 DEFAULT_BATCH = 512
 
@@ -46,6 +47,7 @@ class Perplexity:
     baseline       with rules, also run the model without them and compare
     control        also run the baseline a second time; every difference must be exactly 0
     batch          tokens per evaluation
+    trace          gets the kernel calls, labelled with stream and chunk (from 0)
 
     ``for chunk in run: ...`` yields each chunk's index as it ends; ``run.result()`` gives the
     figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
@@ -64,6 +66,7 @@ class Perplexity:
         control: bool = False,
         executor: Executor,
         batch: int = DEFAULT_BATCH,
+        trace: Trace | None = None,
     ) -> None:
         ids = np.asarray(tokens, np.int64)
         if n_ctx < 3:
@@ -86,6 +89,7 @@ class Perplexity:
             raise FqError("the control is a second baseline: it needs the baseline")
         self.executor = executor
         self.context = Context(model, n_ctx, executor)
+        self.trace = trace
         self._no_rules = FakeQuant(model.norms)
         self._chunks: list[_Chunk] = []
 
@@ -128,11 +132,13 @@ class Perplexity:
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             ids[0] = tokenizer.bos_id
         paired = control = None
+        self._trace_as("baseline", index)
         base = self._logits(ids, self._no_rules) if self.with_baseline else None
         if self.fake_quant is None:
             assert base is not None
             nll = score(base, targets, self.executor)
         else:
+            self._trace_as("quantised", index)
             logits = self._logits(ids, self.fake_quant)
             if base is None:
                 nll = score(logits, targets, self.executor)
@@ -142,9 +148,13 @@ class Perplexity:
             del logits
         if self.with_control:
             assert base is not None
+            self._trace_as("control", index)
             again = self._logits(ids, self._no_rules)
             control = compare(base, again, targets, self.executor)
         return _Chunk(nll, paired, control)
+
+    def _trace_as(self, stream: str, chunk: int) -> None:
+        self.context.trace = self.trace and self.trace.labelled(stream=stream, chunk=chunk)
 
     def _logits(self, ids: np.ndarray, fake_quant: FakeQuant) -> np.ndarray:
         """Logits of the scored positions, float32 (n_scored, n_vocab)."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from time import perf_counter_ns
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .graph import Graph, Node, Op
 from .hparams import HParams, ModelError, read_hparams
 from .llama import ROPE_FACTORS, build_llama, check_tensors
 from .tokenizer import Tokenizer
+from .trace import Trace
 from .weights import Weight, blas_threads, can_unpack, mul_mat
 
 # Rows per task of element-wise work and of attention: enough to pay for the hand-out.
@@ -81,12 +83,17 @@ class Context:
 
     n_ctx is the longest sequence in tokens. ``rules`` may be given as a FakeQuant, as a rule,
     its text or several of either, and is a FakeQuant from then on; it may be replaced between
-    two evaluations, for a while by ``fake_quant``. Not for use by two threads at once; several
-    contexts of one model are.
+    two evaluations, for a while by ``fake_quant``, and so may ``trace``, which gets an event
+    per node. Not for use by two threads at once; several contexts of one model are.
     """
 
     def __init__(
-        self, model: Model, n_ctx: int, executor: Executor, rules: FakeQuant | Rules | None = None
+        self,
+        model: Model,
+        n_ctx: int,
+        executor: Executor,
+        rules: FakeQuant | Rules | None = None,
+        trace: Trace | None = None,
     ) -> None:
         hp = model.hparams
         if not 0 < n_ctx <= hp.n_ctx_train:
@@ -95,6 +102,7 @@ class Context:
         self.n_ctx = n_ctx
         self.executor = executor
         self.rules = self._rules(() if rules is None else rules)
+        self.trace = trace
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
         self._k = np.empty(kv_shape, np.float32)
@@ -156,12 +164,18 @@ class Context:
         if sizes != self._sizes:
             self._free.clear()
             self._sizes = sizes
+        trace, begin = self.trace, perf_counter_ns()
         with blas_threads.single():
             for i, node in enumerate(self.model.graph.nodes):
                 inputs = [values[source] for source in node.inputs]
-                values[i] = self._compute(node, inputs, ids, out_rows)
+                if trace is None:
+                    values[i] = self._compute(node, inputs, ids, out_rows)
+                else:
+                    values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
                 for source in self._ends[i]:
                     self._release(values, source)
+        if trace is not None:
+            trace.evaluated(begin, *sizes, self.n_past)
         self.n_past += ids.size
         result = values[-1]
         assert result is not None
