@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("file", metavar="FILE", help="what run or perplexity has written with --trace")
     trace.add_argument("--json", action="store_true", help="as JSON")
 
+    _add_bench(command("bench", "Time fake quantisation against the baseline, in turns."), aliases)
+
     for sub in (sites, run, perplexity):
         sub.add_argument(
             "-m",
@@ -154,6 +156,41 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_fake_quant(sub)
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser, aliases: str) -> None:
+    from .store import DEFAULT_ALIAS
+
+    for names, kind, default, metavar, text in (
+        (("-m", "--model"), str, DEFAULT_ALIAS, "MODEL", f"a GGUF file or an alias: {aliases}"),
+        (("-p", "--prompt"), str, None, "TEXT", "the prompt (default: the package's sample text)"),
+        (
+            ("--prompt-tokens",),
+            int,
+            None,
+            "N",
+            "tokens of it; repeated where it is shorter (default: 256, or as many as --prompt has)",
+        ),
+        (("-n", "--predict"), int, 8, "N", "tokens evaluated one by one after the prompt"),
+        (("-b", "--batch-size"), int, 128, "N", "tokens per evaluation of the prompt"),
+        (("--rounds",), int, 30, "N", "rounds that count"),
+        (("--warm-up",), int, 2, "N", "rounds before them"),
+        (("--format",), str, "bf16", "TYPE", "what norm outputs are rounded to"),
+        (("--layer",), int, None, "N", "the layer of 'one layer' (default: 5, or the middle one)"),
+        (("--point",), str, "raw", "POINT", "raw (before the weight) or weighted"),
+        (("-s", "--seed"), int, 0, "N", "of the order and of the bootstrap"),
+        (
+            ("-t", "--threads"),
+            int,
+            None,
+            "N",
+            "threads, BLAS included (default: the processors of this process)",
+        ),
+        (("--json",), str, None, "FILE", "write the figures as JSON to FILE, or - for stdout"),
+    ):
+        shown = "" if default is None else " (default %(default)s)"
+        bench.add_argument(*names, type=kind, default=default, metavar=metavar, help=text + shown)
+    bench.add_argument("--offline", action="store_true", help="never fetch anything")
 
 
 def _add_fake_quant(parser: argparse.ArgumentParser) -> None:

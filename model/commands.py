@@ -394,5 +394,50 @@ def perplexity(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
+def bench(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from . import machine, overhead
+
+    _check_target("--json", args.json)
+    text = SAMPLE_TEXT.read_text(encoding="utf-8") if args.prompt is None else args.prompt
+    n_prompt = 256 if args.prompt is None and args.prompt_tokens is None else args.prompt_tokens
+    about = machine.describe("numpy")  # before the run, which is a load too
+    model = Model(_find_model(args.model, args.offline))
+    with _executor(args.threads) as executor:
+        measurement = overhead.Overhead(
+            model,
+            model.tokenizer.encode(text),
+            overhead.configurations(model, args.format, args.layer, args.point),
+            n_prompt=n_prompt,
+            n_predict=args.predict,
+            batch=args.batch_size,
+            rounds=args.rounds,
+            warm_up=args.warm_up,
+            seed=args.seed,
+            executor=executor,
+        )
+        interrupted = False
+        rounds = args.warm_up + args.rounds
+        try:
+            # disable=None: no bar where stderr is not a terminal
+            for _ in tqdm(measurement, total=rounds, unit="round", disable=None, leave=False):
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        print(
+            f"fq: interrupted after {measurement.done} of {args.rounds} rounds: this is a partial result",
+            file=sys.stderr,
+        )
+        if measurement.done < 2:
+            return INTERRUPTED
+    data = measurement.result() | {"machine": about, "numerics": _numerics(executor)}
+    print(overhead.overhead_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        _write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0
+
+
 def _numerics(executor: Executor) -> dict[str, Any]:
     return {"activations": "exact", "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
