@@ -28,6 +28,7 @@ from .show import table
 BASELINE, CONTROL = "baseline", "control"
 REPORTS_LAYER = 5
 BOOTSTRAP_SAMPLES = 2000
+ENOUGH_ROUNDS = 20  # from which on the intervals hold the truth as often as they say
 MAX_DRAWN = 1 << 22  # values in memory at a time
 PHASES = ("prompt", "eval")
 
@@ -298,6 +299,8 @@ def overhead_text(data: dict[str, Any]) -> str:
         "",
         table(rows, {2, 3, 4, 5}),
     ]
+    if data["rounds"] < ENOUGH_ROUNDS:
+        lines += ["", f"fewer than {ENOUGH_ROUNDS} rounds: the intervals are narrower than they should be"]
     for c in data["configurations"]:
         if c["name"] == CONTROL:
             lines += ["", _control_text(c)]
