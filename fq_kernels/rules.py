@@ -265,7 +265,7 @@ class Counter:
             return
         row_stats = row_stats[:quantised]
         largest = max(self.totals[RowStat.MAX_ABS_ERROR], row_stats[:, RowStat.MAX_ABS_ERROR].max())
-        self.totals[:N_STATS] += row_stats.sum(axis=0)
+        self.totals += row_stats.sum(axis=0)
         self.totals[RowStat.MAX_ABS_ERROR] = largest
 
     @property

@@ -110,7 +110,7 @@ def log(monkeypatch):
 
     def logged(self, tokens, outputs=None):
         logits = evaluate(self, tokens, outputs)
-        made.append((self.fake_quant, self.n_past - len(tokens), list(tokens), len(logits)))
+        made.append((self.rules, self.n_past - len(tokens), list(tokens), len(logits)))
         assert not gc.isenabled()
         return logits
 
@@ -189,12 +189,12 @@ def test_layer_format_and_point():
         fake = SimpleNamespace(hparams=SimpleNamespace(n_layer=n_layer))
         return [str(rule) for c in configurations(fake, *args) for rule in c.rules]
 
-    assert rules(30)[0] == "ffn_norm[5].raw=bf16 (every)"
-    assert rules(4)[0] == "ffn_norm[2].raw=bf16 (every)"
+    assert rules(30)[0] == "ffn_norm[5].raw=bf16"
+    assert rules(4)[0] == "ffn_norm[2].raw=bf16"
     assert rules(30, "f16", 7, "weighted") == [
-        "ffn_norm[7].weighted=f16 (every)",
-        "ffn_norm[*].weighted=f16 (every)",
-        "*[*].weighted=f16 (every)",
+        "ffn_norm[7].weighted=f16",
+        "ffn_norm[*].weighted=f16",
+        "*[*].weighted=f16",
     ]
 
 
@@ -231,7 +231,7 @@ def test_the_table(monkeypatch, tiny, executor):
     lines = [line.split() for line in text.splitlines()]
     found = [" ".join(line) for line in lines]
     assert "work: 10 tokens of prompt in batches of 4, then 3 one by one; 100 rounds" in text
-    assert "every norm: *[*].raw=bf16 (every)" in text and "fewer than" not in text
+    assert "every norm: *[*].raw=bf16" in text and "fewer than" not in text
     for what, title, tokens in (("prompt", "prompt eval", 10), ("eval", "eval", 3), ("total", "total", 13)):
         base, control, _, slow, fast = (c[what] for c in data["configurations"])
         assert base["tokens_per_second"] == pytest.approx(tokens / base["ms"] * 1e3)
