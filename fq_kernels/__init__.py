@@ -22,7 +22,7 @@ from ._kernels import (
     round_trip,
     supported_isas,
 )
-from .formats import Format, format_names, get_format
+from .formats import Format, describe_formats, format_names, get_format, register_format
 
 __all__ = [
     "MATVEC_MAX_TOKENS",
@@ -32,12 +32,14 @@ __all__ = [
     "bf16_round_trip",
     "bf16_to_float",
     "dequantize",
+    "describe_formats",
     "float_to_bf16",
     "force_isa",
     "format_names",
     "get_format",
     "isa",
     "matvec",
+    "register_format",
     "rms_norm_f32",
     "rope",
     "round_trip",

@@ -175,3 +175,43 @@ def features() -> list[str]:
     _, cpu = _ggml()
     names = ("sse3", "avx", "avx2", "fma", "avx512", "avx512_bf16", "neon", "sve")
     return [name for name in names if getattr(cpu, f"ggml_cpu_has_{name}")()]
+
+
+# name -> (ggml's number of the type, values per block, bytes per block, suffix of its functions)
+BLOCK_FORMATS = {
+    "q4_0": (2, 32, 18, "q4_0"),
+    "q4_1": (3, 32, 20, "q4_1"),
+    "q5_0": (6, 32, 22, "q5_0"),
+    "q5_1": (7, 32, 24, "q5_1"),
+    "q8_0": (8, 32, 34, "q8_0"),
+    "q8_1": (9, 32, 36, "q8_1"),
+    "q8_k": (15, 256, 292, "q8_K"),
+    "iq4_nl": (20, 32, 18, "iq4_nl"),
+}
+
+
+def quantize(name: str, x: np.ndarray) -> np.ndarray:
+    """quantize_row_*_ref of (k, block) float32 -> (k, bytes) uint8."""
+    base, _ = _ggml()
+    _, size, n_bytes, suffix = BLOCK_FORMATS[name]
+    packed = np.zeros((x.size // size, n_bytes), np.uint8)
+    function = getattr(base, f"quantize_row_{suffix}_ref")
+    function.argtypes = [c_void_p, c_void_p, c_int64]
+    function(x.ctypes.data, packed.ctypes.data, x.size)
+    return packed
+
+
+def block_round_trip(name: str, x: np.ndarray) -> np.ndarray:
+    """What ggml stores of (k, block) float32, and reads back: quantize_row_*_ref, dequantize_row_*."""
+    base, _ = _ggml()
+    _, size, _, suffix = BLOCK_FORMATS[name]
+    packed = quantize(name, x)
+    if name == "q8_1":  # is only ever multiplied: ggml has no function that unpacks it
+        d = packed[:, :2].copy().view(np.float16).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            return packed[:, 4:].view(np.int8) * d
+    out = np.empty((len(packed), size), np.float32)
+    function = getattr(base, f"dequantize_row_{suffix}")
+    function.argtypes = [c_void_p, c_void_p, c_int64]
+    function(packed.ctypes.data, out.ctypes.data, x.size)
+    return out

@@ -33,7 +33,11 @@ from fq_kernels import Executor, reference, rms_norm_f32
 from fq_kernels._kernels import N_STATS
 from fq_kernels.rules import RowStat
 
-FORMATS = [f"{name},seed=7" if "stochastic" in name else name for name in fq_kernels.format_names()]
+FORMATS = [
+    f"{name},seed=7" if "stochastic" in name else name
+    for name in fq_kernels.format_names()
+    if fq_kernels.get_format(name).kernel_rule
+]
 X86_64_GLIBC = (
     sys.platform == "linux" and platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
 )

@@ -1,0 +1,67 @@
+"""Rows cut into blocks that share a scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .format_family import Floats, Mask
+
+SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+LARGEST = np.finfo(np.float32).max
+
+
+def in_blocks(x: Floats, size: int) -> Floats:
+    """(rows, n) -> (blocks, size); each row's last block is filled up with zeros."""
+    rows, n = x.shape
+    missing = -n % size
+    if missing:
+        filled = np.zeros((rows, n + missing), np.float32)
+        filled[:, :n] = x
+        x = filled
+    return x.reshape(-1, size)
+
+
+def out_of_blocks(blocks: Floats, rows: int, n: int) -> Floats:
+    """What ``in_blocks`` did, undone; a view if no row was filled up."""
+    return blocks.reshape(rows, -1)[:, :n]
+
+
+def mask_out_of_blocks(blocks: Mask | None, rows: int, n: int) -> Mask | None:
+    return None if blocks is None else blocks.reshape(rows, -1)[:, :n]
+
+
+def reduce_blocks(op: np.ufunc, blocks: Floats) -> Floats:
+    """op.reduce over each block: (k, size) -> (k, 1). For an op whose result no order changes.
+
+    In halves over all blocks at once: numpy's own reduction of a short axis is ten times slower.
+    """
+    k, size = blocks.shape
+    flat: Floats = blocks.reshape(-1)
+    while size % 2 == 0:
+        flat = op(flat[0::2], flat[1::2])
+        size //= 2
+    flat = flat.reshape(k, size)
+    return flat if size == 1 else op.reduce(flat, axis=1, keepdims=True)
+
+
+def largest_magnitude(blocks: Floats) -> Floats:
+    """Largest |x| of each block, (k, size) -> (k, 1); NaN where the block is not finite.
+
+    A scale made of it is NaN then, and so is the whole block.
+    """
+    return finite_or_nan(reduce_blocks(np.maximum, np.abs(blocks)))
+
+
+def finite_or_nan(x: Floats) -> Floats:
+    """x with its infinities turned into NaN, in place."""
+    x[np.isinf(x)] = np.nan
+    return x
+
+
+def signed_largest(blocks: Floats) -> Floats:
+    """The element of largest magnitude, the first of several: (k, size) -> (k, 1).
+
+    NaN where the block is not finite, +0 where it is zero.
+    """
+    at = np.abs(blocks).argmax(axis=1)
+    return finite_or_nan(np.take_along_axis(blocks, at[:, np.newaxis], axis=1)) + np.float32(0)
