@@ -7,7 +7,6 @@ import numpy as np
 from .format_family import Floats, Mask
 
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
-LARGEST = np.finfo(np.float32).max
 
 
 def in_blocks(x: Floats, size: int) -> Floats:

@@ -116,7 +116,6 @@ def iq4_nl(blocks: Floats) -> Rounded:
     sum_q2: Floats = np.add.accumulate(weighted * q, axis=1)[:, -1:]
     d = _half(sum_qx / sum_q2)
     d[np.abs(largest) < np.float32(1e-15)] = 0
-    d[np.isnan(largest)] = np.nan
     q *= d
     return q, None
 

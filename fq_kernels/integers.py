@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .blocks import (
-    LARGEST,
     SMALLEST_NORMAL,
     finite_or_nan,
     in_blocks,
@@ -19,6 +18,8 @@ from .format_family import Family, Floats, Rounded
 
 if TYPE_CHECKING:
     from .formats import Format
+
+LARGEST = np.finfo(np.float32).max
 
 
 def symmetric(blocks: Floats, top: int) -> Floats:
@@ -36,10 +37,10 @@ def asymmetric(blocks: Floats, top: int) -> Floats:
 
     scale = (highest - lowest) / top with 0 counted among the values, so that 0 has a code.
     """
-    low = finite_or_nan(np.minimum(reduce_blocks(np.minimum, blocks), 0))
-    high = finite_or_nan(np.maximum(reduce_blocks(np.maximum, blocks), 0))
+    low = np.minimum(reduce_blocks(np.minimum, blocks), 0)
+    high = np.maximum(reduce_blocks(np.maximum, blocks), 0)
     width = high.astype(np.float64) - low  # may be beyond float32
-    scale = np.maximum((width / top).astype(np.float32), SMALLEST_NORMAL)
+    scale = np.maximum(finite_or_nan((width / top).astype(np.float32)), SMALLEST_NORMAL)
     zero_point = np.rint(-low / scale)
     codes = np.rint(blocks / scale)
     codes += zero_point

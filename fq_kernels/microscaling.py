@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .blocks import (
-    LARGEST,
     SMALLEST_NORMAL,
     finite_or_nan,
     in_blocks,
@@ -80,8 +79,6 @@ def _nvfp4(x: Floats, fmt: Format) -> Rounded:
     values, clipped = E2M1.quantise(blocks / scale)
     values *= block_scale
     values *= outer_scale
-    # the largest may come out a step beyond float32's
-    np.clip(values, -LARGEST, LARGEST, out=values)
     return out_of_blocks(values, *x.shape), mask_out_of_blocks(clipped, *x.shape)
 
 

@@ -294,6 +294,12 @@ def test_what_a_registered_function_loses_is_counted(mine):
     ]
 
 
+def test_a_result_beyond_float32_is_counted(mine):
+    fmt = mine(lambda x: np.where(x > 1, np.float64(1e300), x))
+    values, clipped = fmt.quantise(np.array([[1, 2]], np.float32))
+    assert values.tolist() == [[1, np.inf]] and clipped.tolist() == [[False, True]]
+
+
 def test_a_registered_function_sees_rows_in_one_piece_and_cannot_write_them(mine):
     def fn(x):
         assert x.flags.c_contiguous
@@ -353,6 +359,7 @@ def test_a_format_needs_a_function():
 
 def test_a_format_that_is_gone_says_so():
     fmt = register_format("mine", np.rint)
+    assert get_format("mine") == fmt
     unregister_format("mine")
     for use in (lambda: get_format("mine"), lambda: get_format(fmt), lambda: fmt.quantise(ONES)):
         with pytest.raises(ValueError, match="unknown format 'mine"):
