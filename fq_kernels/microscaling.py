@@ -87,7 +87,7 @@ FAMILIES = (
     _mx("mxfp8_e5m2", E5M2, 8, "OCP MX: fp8_e5m2 elements, E8M0 scale"),
     _mx("mxfp6_e2m3", E2M3, 6, "OCP MX: fp6_e2m3 elements, E8M0 scale", ("mxfp6",)),
     _mx("mxfp6_e3m2", E3M2, 6, "OCP MX: fp6_e3m2 elements, E8M0 scale"),
-    _mx("mxfp4", E2M1, 4, "OCP MX: fp4_e2m1 elements, E8M0 scale", ("mxfp4_e2m1",)),
+    _mx("mxfp4", E2M1, 4, "OCP MX: fp4_e2m1 elements, E8M0 scale"),
     _mx("mxint8", Int8Element(), 8, "OCP MX: codes -127 to 127 / 64, E8M0 scale"),
     Family(
         "nvfp4",
