@@ -53,11 +53,19 @@ def _times_inverse(blocks: Floats, d: Floats) -> Floats:
     return blocks * inverse
 
 
-def q8_0(blocks: Floats) -> Rounded:
-    d = largest_magnitude(blocks) / np.float32(127)
-    q = _times_inverse(blocks, d)
-    q += np.copysign(BELOW_HALF, q)
-    np.trunc(q, out=q)
+def q8_0(blocks: Floats, rounding: str = "nearest-away") -> Rounded:
+    """nearest-away is the reference; nearest-even is what ggml's x86 code does, inverse scale included."""
+    largest = largest_magnitude(blocks)
+    d = largest / np.float32(127)
+    if rounding == "nearest-even":
+        inverse = np.float32(127) / largest
+        inverse[np.isinf(inverse)] = 0
+        q = blocks * inverse
+        np.rint(q, out=q)
+    else:
+        q = _times_inverse(blocks, d)
+        q += np.copysign(BELOW_HALF, q)
+        np.trunc(q, out=q)
     q += 0.0  # codes are integers: no -0
     q *= _half(d)
     return q, None
@@ -122,26 +130,37 @@ def iq4_nl(blocks: Floats) -> Rounded:
 
 def _family(
     name: str,
-    fn: Callable[[Floats], Rounded],
+    fn: Callable[..., Rounded],
     bits: float,
-    rounding: str,
+    roundings: str | tuple[str, ...],
     note: str,
     size: int = 32,
     idempotent: bool = True,
 ) -> Family:
+    several = isinstance(roundings, tuple)
+
     def quantise(x: Floats, fmt: Format) -> Rounded:
-        values, clipped = fn(in_blocks(x, size))
+        blocks = in_blocks(x, size)
+        values, clipped = fn(blocks, fmt.rounding) if several else fn(blocks)
         return out_of_blocks(values, *x.shape), mask_out_of_blocks(clipped, *x.shape)
 
     return Family(
-        name, quantise, roundings=(rounding,), bits=bits, block=str(size), idempotent=idempotent, note=note
+        name,
+        quantise,
+        roundings=roundings if isinstance(roundings, tuple) else (roundings,),
+        bits=bits,
+        block=str(size),
+        idempotent=idempotent,
+        note=note,
     )
 
 
+_Q8_0 = ("nearest-away", "nearest-even")
+
 # Bits: the block_* structures of ggml-common.h, in bits, by their 32 or 256 values.
 FAMILIES = (
-    _family("q8_0", q8_0, 8.5, "nearest-away", "half-precision scale"),
-    _family("q8_1", q8_0, 9.0, "nearest-away", "q8_0's values; a block also stores their sum"),
+    _family("q8_0", q8_0, 8.5, _Q8_0, "half-precision scale; nearest-even is ggml's x86 code"),
+    _family("q8_1", q8_0, 9.0, _Q8_0, "q8_0's values; a block also stores their sum"),
     _family(
         "q8_k", q8_k, 9.125, "nearest-even", "float32 scale; stores sums of 16 values", 256, idempotent=False
     ),

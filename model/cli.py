@@ -95,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
     )
     perplexity.add_argument(
+        "--baseline-activations",
+        choices=("exact", "ggml"),
+        help="the baseline's activations, where they are to differ from --activations",
+    )
+    perplexity.add_argument(
         "--no-baseline", action="store_true", help="do not run the model without the rule"
     )
     perplexity.add_argument(
@@ -149,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
             default=512,
             metavar="N",
             help="tokens per evaluation (default %(default)s)",
+        )
+        sub.add_argument(
+            "--activations",
+            choices=("exact", "ggml"),
+            default="exact",
+            help="inputs of matrix products: float32, or rounded as ggml does for the weight's type "
+            "(default %(default)s)",
         )
         sub.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
         sub.add_argument(

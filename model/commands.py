@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
     fake_quant = _fake_quant(args, model)
     with _executor(args.threads) as executor, _trace(args, model, executor, fake_quant) as trace:
         n_ctx = args.ctx_size or min(model.hparams.n_ctx_train, MAX_DEFAULT_CTX)
-        context = Context(model, n_ctx, executor, fake_quant, trace)
+        context = Context(model, n_ctx, executor, fake_quant, trace, args.activations)
         timings = Timings(load_ms=(time.perf_counter() - start) * 1e3)
         stop: frozenset[int] = frozenset() if args.ignore_eos else frozenset(tokenizer.eog_ids)
         # with --json - stdout is for JSON alone
@@ -330,7 +330,7 @@ def run(args: argparse.Namespace) -> int:
             "text": "".join(pieces),
             "partial": interrupted,
             "timings": asdict(timings),
-            "numerics": _numerics(executor),
+            "numerics": _numerics(executor, args.activations),
         }
         if fake_quant:
             data["fake_quant"] = fake_quant.as_dict()
@@ -346,6 +346,8 @@ def perplexity(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = Model(_find_model(args.model, args.offline))
     fake_quant = _fake_quant(args, model)
+    if args.no_baseline and args.baseline_activations:
+        raise FqError("--baseline-activations needs the baseline")
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with _executor(args.threads) as executor, _trace(args, model, executor, fake_quant) as trace:
@@ -362,6 +364,8 @@ def perplexity(args: argparse.Namespace) -> int:
             executor=executor,
             batch=args.batch_size,
             trace=trace,
+            activations=args.activations,
+            baseline_activations=args.baseline_activations,
         )
         if args.chunks > measurement.n_chunks:
             print(
@@ -386,7 +390,7 @@ def perplexity(args: argparse.Namespace) -> int:
     data = measurement.result() | {
         "text": text_name,
         "seconds": seconds,
-        "numerics": _numerics(executor),
+        "numerics": _numerics(executor, args.activations),
     }
     print(show.perplexity_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
@@ -439,5 +443,5 @@ def bench(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _numerics(executor: Executor) -> dict[str, Any]:
-    return {"activations": "exact", "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
+def _numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
+    return {"activations": activations, "kv_cache": "F32", "isa": isa(), "threads": executor.threads}

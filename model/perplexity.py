@@ -12,6 +12,7 @@ import numpy as np
 from fq_kernels import Executor
 from fq_kernels.rules import FakeQuant
 
+from .activations import ACTIVATIONS
 from .errors import FqError
 from .runner import Context, Model
 from .statistics import Paired, compare, is_exactly_zero, ppl_se, score, summarise
@@ -48,6 +49,10 @@ class Perplexity:
     control        also run the baseline a second time; every difference must be exactly 0
     batch          tokens per evaluation
     trace          gets the kernel calls, labelled with stream and chunk (from 0)
+    activations    "exact" or "ggml" (see Context)
+    baseline_activations
+                   the baseline's, where they differ: then the stream is compared with it, with
+                   or without rules
 
     ``for chunk in run: ...`` yields each chunk's index as it ends; ``run.result()`` gives the
     figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
@@ -67,6 +72,8 @@ class Perplexity:
         executor: Executor,
         batch: int = DEFAULT_BATCH,
         trace: Trace | None = None,
+        activations: str = "exact",
+        baseline_activations: str | None = None,
     ) -> None:
         ids = np.asarray(tokens, np.int64)
         if n_ctx < 3:
@@ -83,12 +90,20 @@ class Perplexity:
         self.n_chunks_text = len(ids) // n_ctx
         self.n_chunks = self.n_chunks_text if chunks == -1 else min(chunks, self.n_chunks_text)
         self.fake_quant = fake_quant
-        self.with_baseline = fake_quant is None or baseline
+        self.activations = activations
+        self.baseline_activations = baseline_activations or activations
+        # whether there is a stream beside the baseline
+        self.with_stream = fake_quant is not None or self.baseline_activations != activations
+        self.with_baseline = not self.with_stream or baseline
         self.with_control = control
         if control and not self.with_baseline:
             raise FqError("the control is a second baseline: it needs the baseline")
         self.executor = executor
-        self.context = Context(model, n_ctx, executor)
+        self.context = Context(model, n_ctx, executor, activations=activations)
+        if self.baseline_activations not in ACTIVATIONS:
+            raise FqError(
+                f"baseline activations must be {' or '.join(ACTIVATIONS)}, not {baseline_activations!r}"
+            )
         self.trace = trace
         self._no_rules = FakeQuant(model.norms)
         self._chunks: list[_Chunk] = []
@@ -133,13 +148,13 @@ class Perplexity:
             ids[0] = tokenizer.bos_id
         paired = control = None
         self._trace_as("baseline", index)
-        base = self._logits(ids, self._no_rules) if self.with_baseline else None
-        if self.fake_quant is None:
+        base = self._logits(ids, self._no_rules, self.baseline_activations) if self.with_baseline else None
+        if not self.with_stream:
             assert base is not None
             nll = score(base, targets, self.executor)
         else:
             self._trace_as("quantised", index)
-            logits = self._logits(ids, self.fake_quant)
+            logits = self._logits(ids, self.fake_quant or self._no_rules, self.activations)
             if base is None:
                 nll = score(logits, targets, self.executor)
             else:
@@ -149,17 +164,18 @@ class Perplexity:
         if self.with_control:
             assert base is not None
             self._trace_as("control", index)
-            again = self._logits(ids, self._no_rules)
+            again = self._logits(ids, self._no_rules, self.baseline_activations)
             control = compare(base, again, targets, self.executor)
         return _Chunk(nll, paired, control)
 
     def _trace_as(self, stream: str, chunk: int) -> None:
         self.context.trace = self.trace and self.trace.labelled(stream=stream, chunk=chunk)
 
-    def _logits(self, ids: np.ndarray, fake_quant: FakeQuant) -> np.ndarray:
+    def _logits(self, ids: np.ndarray, fake_quant: FakeQuant, activations: str) -> np.ndarray:
         """Logits of the scored positions, float32 (n_scored, n_vocab)."""
         self.context.clear()
         self.context.rules = fake_quant
+        self.context.activations = activations
         first, last = first_scored(self.n_ctx), self.n_ctx - 1
         parts = []
         for begin in range(0, last, self.batch):
@@ -198,6 +214,7 @@ class Perplexity:
             "n_chunks_asked": self.n_chunks,
             "partial": self.done < self.n_chunks,
             "n_scored": count,
+            "activations": self.activations,
             "ppl": ppl,
             "ppl_se": se,
             "chunks": chunks,
@@ -205,6 +222,7 @@ class Perplexity:
         if self.fake_quant is not None:
             result["fake_quant"] = self.fake_quant.as_dict()
         if self.paired:
+            result["baseline_activations"] = self.baseline_activations
             result["comparison"] = summarise(self.paired)
         if self.control_paired:
             control = summarise(self.control_paired)

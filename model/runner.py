@@ -13,6 +13,7 @@ import numpy as np
 from fq_kernels import Executor, rope
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
+from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
 from .errors import FqError
 from .gguf_file import GGUFFile
 from .graph import Graph, Node, Op
@@ -84,7 +85,9 @@ class Context:
     n_ctx is the longest sequence in tokens. ``rules`` may be given as a FakeQuant, as a rule,
     its text or several of either, and is a FakeQuant from then on; it may be replaced between
     two evaluations, for a while by ``fake_quant``, and so may ``trace``, which gets an event
-    per node. Not for use by two threads at once; several contexts of one model are.
+    per node. ``activations`` "ggml" rounds the input of every matrix product as ggml does for
+    the weight's type; "exact" leaves them float32. Not for use by two threads at once; several
+    contexts of one model are.
     """
 
     def __init__(
@@ -94,8 +97,11 @@ class Context:
         executor: Executor,
         rules: FakeQuant | Rules | None = None,
         trace: Trace | None = None,
+        activations: str = "exact",
     ) -> None:
         hp = model.hparams
+        if activations not in ACTIVATIONS:
+            raise FqError(f"activations must be {' or '.join(ACTIVATIONS)}, not {activations!r}")
         if not 0 < n_ctx <= hp.n_ctx_train:
             raise FqError(f"context of {n_ctx} tokens: the model allows 1 to {hp.n_ctx_train}")
         self.model = model
@@ -103,6 +109,7 @@ class Context:
         self.executor = executor
         self.rules = self._rules(() if rules is None else rules)
         self.trace = trace
+        self.activations = activations
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
         self._k = np.empty(kv_shape, np.float32)
@@ -111,6 +118,8 @@ class Context:
         self._ends = model.graph.last_uses()
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
+        # the last rounded input of a product: the node it came from, the format, the values
+        self._input: tuple[int, str, Rounded] | None = None
 
     def _rules(self, rules: FakeQuant | Rules) -> FakeQuant:
         if not isinstance(rules, FakeQuant):
@@ -164,6 +173,7 @@ class Context:
         if sizes != self._sizes:
             self._free.clear()
             self._sizes = sizes
+        self._input = None
         trace, begin = self.trace, perf_counter_ns()
         with blas_threads.single():
             for i, node in enumerate(self.model.graph.nodes):
@@ -201,7 +211,9 @@ class Context:
         if node.op is Op.MUL_MAT:
             assert node.weight is not None
             weight = weights[node.weight]
-            return mul_mat(x, weight, executor, self._buffer((x.shape[0], weight.n_out)))
+            if self.activations == "ggml":
+                x = self._as_ggml_rounds(x, node.inputs[0], weight)
+            return mul_mat(x, weight, executor, self._buffer((inputs[0].shape[0], weight.n_out)))
         if node.op is Op.ADD:
             return np.add(x, inputs[1], out=self._buffer(x.shape))
         if node.op is Op.ROPE:
@@ -215,6 +227,19 @@ class Context:
             return _swiglu(x, inputs[1], executor)
         assert node.op is Op.OUT_ROWS
         return x[out_rows]
+
+    def _as_ggml_rounds(self, x: np.ndarray, source: int, weight: Weight) -> np.ndarray | Rounded:
+        """The input x (n_tokens, n_in), node ``source``'s value; rounded once for all products with it."""
+        fmt = ggml_format(weight.type)
+        if fmt is None:
+            return x
+        if self._input is None or self._input[:2] != (source, fmt):
+            if self._input is not None:
+                before = self._input[2].values
+                self._free.setdefault(before.shape, []).append(before)
+            rounded = round_as_ggml(x, fmt, self._buffer(x.shape), self.executor)
+            self._input = (source, fmt, rounded)
+        return self._input[2]
 
     def _attention(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv * d) -> (n_tokens, n_head * d)."""

@@ -284,8 +284,11 @@ def perplexity_text(data: dict[str, Any]) -> str:
         f"text   {data['text']}: {data['n_tokens']} tokens; {data['n_chunks']} chunks of {data['n_ctx']}, "
         f"{data['n_scored']} tokens scored{partial}",
         f"time   {data['seconds']:.1f} s, {data['numerics']['threads']} threads",
-        "",
     ]
+    if "ggml" in (data["activations"], data.get("baseline_activations")):
+        baseline = data.get("baseline_activations")
+        lines.append(f"activations {data['activations']}" + (f", baseline's {baseline}" if baseline else ""))
+    lines.append("")
     c = data.get("comparison")
     if c:
         lines += [

@@ -12,6 +12,7 @@ import numpy as np
 
 import fq_kernels
 
+from .activations import Rounded, minimums
 from .ggml_types import GGMLType
 
 # Elements of one unpacked panel: 1.5 MB, so that a panel stays in L2 between unpacking and
@@ -67,23 +68,33 @@ def _panel_buffer(rows: int, n_in: int) -> np.ndarray:
     return buffer[:size].reshape(rows, n_in)
 
 
-def mul_mat(x: np.ndarray, weight: Weight, executor: fq_kernels.Executor, out: np.ndarray) -> np.ndarray:
+def mul_mat(
+    x: np.ndarray | Rounded, weight: Weight, executor: fq_kernels.Executor, out: np.ndarray
+) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
     The work is cut by the weight's shape alone and BLAS runs on one thread per panel, so the
     bits do not depend on the number of threads.
     """
+    sum_error = None
+    if isinstance(x, Rounded):
+        x, sum_error = x
     n_tokens = x.shape[0]
     if n_tokens == 0:
         return out
     if n_tokens <= fq_kernels.MATVEC_MAX_TOKENS and weight.type.id in fq_kernels.PACKED_TYPES:
-        return fq_kernels.matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
+        fq_kernels.matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
+        if sum_error is not None:
+            out += sum_error @ minimums(weight.packed, weight.type).T
+        return out
     panel = min(max(PANEL_ELEMENTS // weight.n_in // 16 * 16, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
 
     def multiply(i: int) -> None:
         rows = slice(i * panel, min((i + 1) * panel, weight.n_out))
         values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
         np.matmul(x, values.T, out=out[:, rows])
+        if sum_error is not None:
+            out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
 
     executor.map(multiply, -(-weight.n_out // panel))
     return out
