@@ -37,6 +37,15 @@ class _PoolParams(ctypes.Structure):
     ]
 
 
+class _TypeTraits(ctypes.Structure):
+    _fields_ = [
+        ("from_float", c_void_p),
+        ("vec_dot", c_void_p),
+        ("vec_dot_type", c_int),
+        ("nrows", c_int64),
+    ]
+
+
 @lru_cache
 def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     import libggml
@@ -52,6 +61,7 @@ def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         "ggml_rms_norm": [c_void_p, c_void_p, c_float],
         "ggml_rms_norm_inplace": [c_void_p, c_void_p, c_float],
         "ggml_mul": [c_void_p, c_void_p, c_void_p],
+        "ggml_mul_mat": [c_void_p, c_void_p, c_void_p],
         "ggml_get_data": [c_void_p],
         "ggml_new_graph": [c_void_p],
     }.items():
@@ -67,9 +77,12 @@ def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         getattr(cpu, name).argtypes = [c_void_p]
     cpu.ggml_graph_plan.restype = _Plan
     cpu.ggml_graph_plan.argtypes = [c_void_p, c_int, c_void_p]
+    cpu.ggml_graph_compute_with_ctx.argtypes = [c_void_p, c_void_p, c_int]
     cpu.ggml_graph_compute.argtypes = [c_void_p, POINTER(_Plan)]
     cpu.ggml_cpu_fp32_to_bf16.argtypes = [c_void_p, c_void_p, c_int64]
     cpu.ggml_cpu_bf16_to_fp32.argtypes = [c_void_p, c_void_p, c_int64]
+    cpu.ggml_get_type_traits_cpu.restype = POINTER(_TypeTraits)
+    cpu.ggml_get_type_traits_cpu.argtypes = [c_int]
     cpu.ggml_cpu_init()
     return base, cpu
 
@@ -215,3 +228,30 @@ def block_round_trip(name: str, x: np.ndarray) -> np.ndarray:
     function.argtypes = [c_void_p, c_void_p, c_int64]
     function(packed.ctypes.data, out.ctypes.data, x.size)
     return out
+
+
+def vec_dot_type(type_id: int) -> int:
+    """What ggml's CPU code rounds the input of a product with a weight of this type to."""
+    return _ggml()[1].ggml_get_type_traits_cpu(type_id).contents.vec_dot_type
+
+
+def mul_mat(x: np.ndarray, packed: np.ndarray, type_id: int) -> np.ndarray:
+    """ggml_mul_mat of x (n_tokens, n_in) float32 and packed weights (n_out, row_bytes) uint8."""
+    base, cpu = _ggml()
+    n_tokens, n_in = x.shape
+    n_out = len(packed)
+    ctx = base.ggml_init(
+        _InitParams(packed.nbytes + 8 * (x.nbytes + n_out * n_tokens * 4) + (1 << 20), None, False)
+    )
+    try:
+        w = base.ggml_new_tensor_2d(ctx, type_id, n_in, n_out)
+        a = base.ggml_new_tensor_2d(ctx, 0, n_in, n_tokens)
+        for tensor, data in ((w, np.ascontiguousarray(packed)), (a, np.ascontiguousarray(x, np.float32))):
+            ctypes.memmove(base.ggml_get_data(tensor), data.ctypes.data, data.nbytes)
+        result = base.ggml_mul_mat(ctx, w, a)
+        graph = base.ggml_new_graph(ctx)
+        base.ggml_build_forward_expand(graph, result)
+        assert cpu.ggml_graph_compute_with_ctx(ctx, graph, 1) == 0
+        return _array(base, result, (n_tokens, n_out)).copy()
+    finally:
+        base.ggml_free(ctx)
