@@ -104,6 +104,16 @@ cdef void _call_python(void *args, int64_t begin, int64_t end) noexcept with gil
         task.error = e
 
 
+cdef _map(fq_pool *pool, fn, int64_t n):
+    """fn(i) for every i below n in the IEEE default environment; NULL: on the calling thread."""
+    cdef _PythonTask task = _PythonTask.__new__(_PythonTask)
+    task.fn = fn
+    with nogil:
+        fq_pool_run(pool, _call_python, <void *> task, n, 1)
+    if task.error is not None:
+        raise task.error
+
+
 _executors = weakref.WeakSet()
 
 
@@ -163,15 +173,10 @@ cdef class Executor:
         The first exception is raised here once the calls under way have ended; calls not
         yet begun are dropped.
         """
-        cdef _PythonTask task = _PythonTask.__new__(_PythonTask)
         cdef int64_t count = operator.index(n)
         cdef fq_pool *pool = self.ready()
         cdef _Pool held = self.pool  # fn may fork, and the child's executor then lets it go
-        task.fn = fn
-        with nogil:
-            fq_pool_run(pool, _call_python, <void *> task, count, 1)
-        if task.error is not None:
-            raise task.error
+        _map(pool, fn, count)
 
     def close(self):
         """End the threads. Further calls raise RuntimeError."""
@@ -476,7 +481,7 @@ cdef object _format_of(quant):
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
 
-# Rows of one call of a format's Python function, so that threads can share them.
+# Rows of one call of a format's Python function, at least: few enough that threads can share them.
 cdef int64_t FUNCTION_ROWS = 64
 
 
@@ -495,15 +500,28 @@ cdef _count_rows(value, result, row_stats):
         fq_pool_run(NULL, fn, &a, n_rows, n_rows)
 
 
-def _round_by_function(fmt, values, begin, end, row_stats, executor):
-    """Rows begin to end of values (..., n), in C order, rounded in place by fmt.quantise."""
+def _in_parts(fn, int64_t begin, int64_t end, int64_t step, executor):
+    """fn(rows) for slices of at most ``step`` rows from begin to end, shared among the threads."""
+    parts = range(begin, end, step)
+
+    def part(i):
+        fn(slice(parts[i], min(parts[i] + step, end)))
+
+    if executor is None:
+        _map(NULL, part, len(parts))
+    else:
+        executor.map(part, len(parts))
+
+
+def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
+    """Rows begin to end of values (..., n), in C order, rounded in place by fmt.quantise; then
+    all rows times weight, if there is one."""
     if not values.size:
         return
     rows = values.reshape(-1, values.shape[-1])
     begin, end = max(begin, 0), min(end, len(rows))
 
-    def part(i):
-        some = slice(begin + i * step, min(begin + (i + 1) * step, end))
+    def quantise(some):
         quantised = fmt.quantise(rows[some])
         if row_stats is not None:
             _count_rows(rows[some], quantised.values, row_stats[some])
@@ -511,13 +529,14 @@ def _round_by_function(fmt, values, begin, end, row_stats, executor):
                 row_stats[some, FQ_STAT_OUT_OF_RANGE] = np.count_nonzero(quantised.clipped, axis=1)
         rows[some] = quantised.values
 
-    step = FUNCTION_ROWS
-    if executor is None or fmt.whole_tensor:
-        step = max(end - begin, 1)
-        if end > begin:
-            part(0)
-    else:
-        executor.map(part, -(-max(end - begin, 0) // step))
+    def multiply(some):
+        with np.errstate(all="ignore"):
+            np.multiply(rows[some], weight, out=rows[some])
+
+    step = max(FUNCTION_ROWS, GRAIN // rows.shape[1])
+    _in_parts(quantise, begin, end, max(end - begin, 1) if fmt.whole_tensor else step, executor)
+    if weight is not None:
+        _in_parts(multiply, 0, len(rows), step, executor)
     if not np.may_share_memory(rows, values):  # strides that no view of two axes has
         values[...] = rows.reshape(values.shape)
 
@@ -595,8 +614,10 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
         a.quant = fmt.kernel_rule
         a.seed = fmt.seed
         by_function = a.quant == 0
-        if by_function and not a.quant_weighted:
-            a.weight = NULL
+        if by_function:
+            fmt.family  # raises if it is registered no more
+            if not a.quant_weighted:
+                a.weight = NULL
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
 
@@ -623,9 +644,8 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
     if by_function:
-        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, executor)
-        if weight is not None and not a.quant_weighted:
-            np.multiply(ao.array, weight, out=ao.array)
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats,
+                           None if a.quant_weighted else weight, executor)
     return ao.array
 
 
@@ -639,6 +659,8 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     n_rows = ax.n_rows()
     a.quant = fmt.kernel_rule
     a.seed = fmt.seed
+    if a.quant == 0:
+        fmt.family  # raises if it is registered no more
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
     cdef _Array ast
@@ -656,7 +678,7 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     if a.quant == 0:
         if ao.b.buf != ax.b.buf:
             ao.array[...] = ax.array
-        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, executor)
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, None, executor)
         return ao.array
     ax.rows(&a.x)
     ao.rows(&a.out)
