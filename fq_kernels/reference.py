@@ -52,9 +52,12 @@ def rms_norm_f32(
 def round_trip(x: Floats, quant: str | Format, *, first_index: int = 0) -> Floats:
     """Each element of x, (...) float32, rounded to ``quant`` and widened again.
 
-    first_index is what stochastic rounding counts the first element as.
+    first_index is what stochastic rounding counts the first element as. Formats that have no
+    kernel are their own reference: x is rounded as rows of its last axis.
     """
     fmt = get_format(quant)
+    if not fmt.kernel_rule:
+        return fmt.quantise(x.reshape(-1, x.shape[-1])).values.reshape(x.shape)
     if fmt.name == "f16":
         with np.errstate(over="ignore", invalid="ignore"):
             return x.astype(np.float16).astype(np.float32)
