@@ -1,11 +1,14 @@
-"""Shared hypothesis strategies for kernel inputs, and the comparison that goes with them."""
+"""Shared hypothesis strategies for kernel inputs, and the comparisons that go with them."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+
+from fq_kernels.rules import RowStat
 
 # Around the vector widths, the kernels' span of 512, and the models' row lengths.
 WIDTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 576, 2048)
@@ -109,3 +112,31 @@ def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
     if different.any():
         at = tuple(int(i[0]) for i in np.nonzero(different))
         raise AssertionError(f"{int(different.sum())} differ; at {at} {got[at]!r}, expected {expected[at]!r}")
+
+
+def assert_row_stats(
+    got: np.ndarray, value: np.ndarray, result: np.ndarray, clipped: np.ndarray | None = None
+) -> None:
+    """``got`` is what row_stats must hold for rows (rows, n) that rounding made ``result``.
+
+    clipped: elements out of range, as Quantised has them; None: the finite ones that are no more.
+    """
+    if clipped is None:
+        clipped = np.isfinite(value) & ~np.isfinite(result)
+    changed = (value.view(np.uint32) != result.view(np.uint32)) & ~(np.isnan(value) & np.isnan(result))
+    finite = np.isfinite(value) & np.isfinite(result)
+    assert np.array_equal(got[:, RowStat.CHANGED], changed.sum(axis=1))
+    assert np.array_equal(got[:, RowStat.NOT_FINITE], (~finite).sum(axis=1))
+    assert np.array_equal(got[:, RowStat.OUT_OF_RANGE], clipped.sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        error = result.astype(np.float64) - value.astype(np.float64)
+    for row, e, v, kept in zip(got, error, value.astype(np.float64), finite, strict=True):
+        ends = row[[RowStat.FIRST_ERROR, RowStat.LAST_ERROR]]
+        assert np.array_equal(ends, np.abs(e[[0, -1]]), equal_nan=True)
+        e, v = e[kept], v[kept]
+        size = math.fsum(np.abs(e))
+        assert row[RowStat.MAX_ABS_ERROR] == np.abs(e).max(initial=0)
+        assert math.isclose(row[RowStat.SUM_ABS_ERROR], size, rel_tol=1e-12)
+        assert abs(row[RowStat.SUM_ERROR] - math.fsum(e)) <= 1e-12 * size
+        assert math.isclose(row[RowStat.SUM_SQ_ERROR], math.fsum(e * e), rel_tol=1e-12)
+        assert math.isclose(row[RowStat.SUM_SQ_VALUE], math.fsum(v * v), rel_tol=1e-12)

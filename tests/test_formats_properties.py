@@ -6,27 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from format_specs import DETERMINISTIC, ELEMENTS, SCALED, SPECS, WITH_INFINITY, WITHOUT_ZERO, block_size
 from hypothesis import given, note
 from hypothesis import strategies as st
 from strategies import assert_same_bits, float_arrays, make_row
 
-from fq_kernels import format_names, formats, get_format
+from fq_kernels import formats, get_format
 
 F32 = np.float32
-OPTIONS = [
-    "fp8_e4m3fn:no-saturate", "fp8_e5m2:no-saturate", "fp8_e4m3fnuz:no-saturate", "fp8_e5m2fnuz:no-saturate",
-    "int8:tensor", "int8:group=16", "int8:asymmetric", "int8:asymmetric,tensor", "int4:asymmetric,group=7",
-    "nvfp4:row",
-]  # fmt: skip
-SPECS = [*format_names(), *OPTIONS]
-ELEMENTS = [spec for spec in SPECS if get_format(spec).family.block is None]
-DETERMINISTIC = [spec for spec in SPECS if "stochastic" not in spec]  # which counts its elements
-SCALED = [spec for spec in SPECS if spec not in ELEMENTS]
-# Formats whose codes do not include 0: a zero becomes something small, and small values may change sign.
-WITHOUT_ZERO = ["q4_1", "q5_1", "iq4_nl"]
-WITH_INFINITY = [spec for spec in ELEMENTS if spec.split(":")[0] in ("bf16", "f16", "tf32")]
-WITH_INFINITY.append("fp8_e5m2:no-saturate")
-
 FINITE = ("normal", "any exponent", "subnormal", "huge", "zero", "signed zeros", "sparse")
 some_shapes = st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 16, 33, 257]))
 matrices = float_arrays(some_shapes)
@@ -42,14 +29,6 @@ def noted(specs: list[str]) -> Iterator[str]:
 
 def quantised(spec: str, x: np.ndarray) -> np.ndarray:
     return get_format(spec).quantise(x).values
-
-
-def block_size(spec: str, n: int) -> int:
-    """Values of a row that come out as NaN together."""
-    fmt = get_format(spec)
-    if fmt.number("group"):
-        return fmt.number("group")
-    return n if not fmt.family.block.isdigit() or spec == "nvfp4:row" else int(fmt.family.block)
 
 
 @given(x=matrices)

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
+    assert_row_stats,
     assert_same_bits,
     epsilons,
     float_arrays,
@@ -38,6 +39,8 @@ FORMATS = [
     for name in fq_kernels.format_names()
     if fq_kernels.get_format(name).kernel_rule
 ]
+# of those without a kernel: by element, by block, by row; test_formats_in_norms.py has all of them
+BY_FUNCTION = ["fp8_e4m3fn", "q8_0", "int8:asymmetric"]
 X86_64_GLIBC = (
     sys.platform == "linux" and platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
 )
@@ -88,7 +91,7 @@ def test_layout_of_input_and_output_does_not_matter(isa, data, x, eps):
 
 
 @given(data=st.data(), x=float_arrays(), eps=epsilons, point=st.sampled_from(["raw", "weighted"]))
-@pytest.mark.parametrize("quant", [None, *FORMATS])
+@pytest.mark.parametrize("quant", [None, *FORMATS, *BY_FUNCTION])
 def test_equals_the_reference(data, quant, x, eps, point):
     weight = data.draw(st.none() | float_arrays(st.just((x.shape[-1],))))
     options = {"eps": eps, "weight": weight, "quant": quant, "point": point}
@@ -100,7 +103,7 @@ def test_equals_the_reference(data, quant, x, eps, point):
 
 
 @pytest.mark.parametrize("point", ["raw", "weighted"])
-@pytest.mark.parametrize("quant", FORMATS)
+@pytest.mark.parametrize("quant", [*FORMATS, *BY_FUNCTION])
 def test_rounding_is_the_same_on_every_instruction_set(isa, quant, point):
     x, weight = normal(9, 576), normal(576, seed=1)
     x[1, 3], x[2, 570], x[5] = np.inf, np.nan, 0
@@ -301,23 +304,7 @@ def test_row_stats(quant, x, data, point):
     rms_norm_f32(x, weight=weight, quant=quant, point=point, row_stats=stats)
     before = reference.rms_norm_f32(x, weight=weight if point == "weighted" else None)
     after = reference.round_trip(before, quant)
-    for value, result, got in zip(rows_of(before), rows_of(after), stats, strict=True):
-        changed = (value.view(np.uint32) != result.view(np.uint32)) & ~(np.isnan(value) & np.isnan(result))
-        assert got[RowStat.CHANGED] == changed.sum()
-        finite = np.isfinite(value) & np.isfinite(result)
-        assert got[RowStat.NOT_FINITE] == n - finite.sum()
-        assert got[RowStat.OUT_OF_RANGE] == (np.isfinite(value) & ~np.isfinite(result)).sum()
-        with np.errstate(invalid="ignore"):
-            error = result.astype(np.float64) - value.astype(np.float64)
-        e, v = error[finite], value[finite].astype(np.float64)
-        assert got[RowStat.MAX_ABS_ERROR] == np.abs(e).max(initial=0)
-        size = math.fsum(np.abs(e))
-        assert got[RowStat.SUM_ABS_ERROR] == pytest.approx(size, rel=1e-12, abs=0)
-        assert abs(got[RowStat.SUM_ERROR] - math.fsum(e)) <= 1e-12 * size
-        assert got[RowStat.SUM_SQ_ERROR] == pytest.approx(math.fsum(e * e), rel=1e-12, abs=0)
-        assert got[RowStat.SUM_SQ_VALUE] == pytest.approx(math.fsum(v * v), rel=1e-12, abs=0)
-        ends = got[[RowStat.FIRST_ERROR, RowStat.LAST_ERROR]]
-        assert np.array_equal(ends, np.abs(error[[0, -1]]), equal_nan=True)
+    assert_row_stats(stats, rows_of(before), rows_of(after))
 
 
 def test_row_stats_are_zero_where_nothing_is_rounded():
@@ -570,7 +557,10 @@ def every_kernel(executor: Executor | None) -> list[Callable[[], np.ndarray]]:
         lambda: rms_norm_f32(x, eps=0, quant="f16", executor=executor),
         lambda: rms_norm_f32(small, eps=1e-41, executor=executor),  # eps is subnormal as a float32
         lambda: rms_norm_f32(small, eps=1e-5, executor=executor),  # eps lies between two float32
+        lambda: rms_norm_f32(x, weight=weight, quant="int8", executor=executor),
+        lambda: rms_norm_f32(x, eps=0, weight=weight, quant="mxint8", point="weighted", executor=executor),
         lambda: fq_kernels.round_trip(x, "f16", executor=executor),
+        lambda: fq_kernels.round_trip(x, "int4:asymmetric,group=16", executor=executor),
         lambda: fq_kernels.bf16_round_trip(x, executor=executor),
         lambda: fq_kernels.dequantize(blocks, 8, executor=executor),
         lambda: fq_kernels.dequantize(blocks, 1, executor=executor),
@@ -579,26 +569,27 @@ def every_kernel(executor: Executor | None) -> list[Callable[[], np.ndarray]]:
     ]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [None, 1, 3])
 @pytest.mark.parametrize("mode", ROUNDING_MODES)
 def test_a_foreign_rounding_mode_does_not_matter(isa, mode, threads):
     expected = [call() for call in every_kernel(None)]
-    executor = Executor(threads)
+    executor = None if threads is None else Executor(threads)
     calls = every_kernel(executor)
     with foreign_environment(ROUNDING_MODES[mode]):
         got = [call() for call in calls]  # starts the executor's threads, which inherit the mode
         after = LIBM.fegetround()
-    executor.close()
+    if executor:
+        executor.close()
     assert after == ROUNDING_MODES[mode]
     for a, b in zip(got, expected, strict=True):
         assert_same_bits(a, b)
 
 
 @pytest.mark.skipif(not X86_64_GLIBC, reason="reads MXCSR out of x86-64 glibc's fenv_t")
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [None, 1, 3])
 def test_flushing_of_subnormals_does_not_matter(isa, threads):
     expected = [call() for call in every_kernel(None)]
-    executor = Executor(threads)
+    executor = None if threads is None else Executor(threads)
     calls = every_kernel(executor)
     subnormal = np.full(1, 1e-40, np.float32)
     with foreign_environment(mxcsr_bits=FTZ_AND_DAZ):
@@ -606,7 +597,8 @@ def test_flushing_of_subnormals_does_not_matter(isa, threads):
         flushed = float((subnormal * subnormal.dtype.type(2)).view(np.uint32)[0]) == 0
         got = [call() for call in calls]
         after = float_environment().mxcsr
-    executor.close()
+    if executor:
+        executor.close()
     assert flushed, "subnormals are not flushed, so this would show nothing"
     assert before & FTZ_AND_DAZ == FTZ_AND_DAZ
     assert after & MXCSR_CONTROL == before & MXCSR_CONTROL
