@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .perplexity import Perplexity
     from .runner import Context, Model
     from .store import find, pull
+    from .streams import Stream, Streams
     from .tokenizer import Tokenizer, TokenizerError
 
 # name -> where it lives; looked up at first use, so that `fq --help` loads none of it
@@ -50,6 +51,8 @@ _HOMES = {
     "Model": "model.runner",
     "find": "model.store",
     "pull": "model.store",
+    "Stream": "model.streams",
+    "Streams": "model.streams",
     "Tokenizer": "model.tokenizer",
     "TokenizerError": "model.tokenizer",
 }
@@ -71,6 +74,8 @@ __all__ = [
     "Rule",
     "Sampler",
     "Site",
+    "Stream",
+    "Streams",
     "Timings",
     "Tokenizer",
     "TokenizerError",

@@ -14,8 +14,8 @@ import numpy as np
 from fq_kernels.rules import FakeQuant, describe_norms
 
 from .generation import Timings
-from .perplexity import Perplexity
 from .runner import Model
+from .streams import Streams
 
 MAX_VALUE_CHARS = 96
 
@@ -30,7 +30,7 @@ def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset())
     return "\n".join(line.rstrip() for line in lines)
 
 
-def progress(run: Perplexity) -> Iterator[int]:
+def progress(run: Streams) -> Iterator[int]:
     """Run a measurement with a bar and an ETA on a terminal, a line per chunk elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -11,7 +11,7 @@ import pytest
 from fq_kernels.rules import FakeQuant, Rule
 from model import Context, FqError, Perplexity, Sampler
 from model.generation import generate
-from model.perplexity import first_scored, n_scored_per_chunk
+from model.streams import first_scored, n_scored_per_chunk
 from model.synthetic import SAMPLE_TEXT
 
 N_CTX = 32
@@ -174,8 +174,8 @@ def test_control_notices_a_difference(tiny, tokens, executor, monkeypatch):
     run = Perplexity(tiny, tokens, n_ctx=N_CTX, chunks=1, control=True, executor=executor)
     plain, calls = run._logits, []
 
-    def unsteady(ids, fake_quant):
-        logits = plain(ids, fake_quant)
+    def unsteady(*args):
+        logits = plain(*args)
         calls.append(1)
         if len(calls) == 2:
             logits[3, 5] = np.nextafter(logits[3, 5], np.float32(9))
@@ -272,7 +272,7 @@ def test_interrupted_in_a_chunk_and_resumed(tiny, tokens, executor, monkeypatch,
 def test_interrupted_before_the_first_chunk_ends(tiny, tokens, executor, monkeypatch):
     run = Perplexity(tiny, tokens, n_ctx=N_CTX, fake_quant=rules(tiny), executor=executor)
 
-    def interrupted(ids, fake_quant):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "_logits", interrupted)

@@ -1,0 +1,210 @@
+"""Variants of the model over the chunks of a text, each compared with one baseline, token by token."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fq_kernels import Executor
+from fq_kernels.rules import FakeQuant
+
+from .activations import ACTIVATIONS
+from .errors import FqError
+from .runner import Context, Model
+from .statistics import Paired, compare, ppl_se, score, summarise
+from .trace import Trace
+
+DEFAULT_BATCH = 512
+
+
+def first_scored(n_ctx: int) -> int:
+    """The first position of a chunk whose prediction is scored."""
+    return n_ctx // 2
+
+
+def n_scored_per_chunk(n_ctx: int) -> int:
+    return n_ctx - 1 - first_scored(n_ctx)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One variant of the model.
+
+    name         what it is called in results and traces
+    rules        its rules and counters, no other stream's; None: no rules
+    activations  "exact" or "ggml" (see Context)
+    """
+
+    name: str
+    rules: FakeQuant | None = None
+    activations: str = "exact"
+
+
+class _Chunk(NamedTuple):
+    """A chunk's figures: nll of the baseline, then of each stream; comparisons if there is a baseline."""
+
+    nll_base: np.ndarray | None
+    nll: list[np.ndarray]
+    paired: list[Paired]
+
+
+class Streams:
+    """One measurement; iterate over it to run it, chunk by chunk.
+
+    model, tokens  the whole text, tokenised once
+    streams        what is evaluated on each chunk, in this order
+    baseline       evaluated before them, once a chunk, and compared with each; None: no comparison
+    n_ctx          tokens per chunk; the second half of each chunk is scored
+    chunks         how many chunks, -1 for all that the text has
+    batch          tokens per evaluation
+    trace          gets the kernel calls, labelled with stream and chunk (from 0)
+
+    ``for chunk in run: ...`` yields each chunk's index as it ends. An interrupted run loses at
+    most one chunk, whose rows are in no counter either; iterating again goes on with it.
+    Raises FqError for a text that is too short or a context that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        streams: Sequence[Stream],
+        *,
+        baseline: Stream | None = Stream("baseline"),
+        n_ctx: int = 512,
+        chunks: int = -1,
+        executor: Executor,
+        batch: int = DEFAULT_BATCH,
+        trace: Trace | None = None,
+    ) -> None:
+        ids = np.asarray(tokens, np.int64)
+        if n_ctx < 3:
+            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
+        if batch < 1:
+            raise FqError(f"batch size must be at least 1, not {batch}")
+        if n_ctx > model.hparams.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
+        if len(ids) < n_ctx:
+            raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
+        if chunks == 0 or chunks < -1:
+            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        self.streams, self.baseline = tuple(streams), baseline
+        self._all = self.streams if baseline is None else (baseline, *self.streams)
+        for stream in self._all:
+            if stream.activations not in ACTIVATIONS:
+                known = " or ".join(ACTIVATIONS)
+                raise FqError(f"{stream.name} activations must be {known}, not {stream.activations!r}")
+        self.model, self.tokens, self.n_ctx, self.batch = model, ids, n_ctx, batch
+        self.n_chunks_text = len(ids) // n_ctx
+        self.n_chunks = self.n_chunks_text if chunks == -1 else min(chunks, self.n_chunks_text)
+        self.executor = executor
+        self.context = Context(model, n_ctx, executor)
+        self.trace = trace
+        self._no_rules = FakeQuant(model.norms)
+        self._chunks: list[_Chunk] = []
+
+    @property
+    def done(self) -> int:
+        """Chunks that ended."""
+        return len(self._chunks)
+
+    def nll_of(self, stream: int) -> list[np.ndarray]:
+        """Of a stream, by its place in ``streams``, per chunk; -ln p of each scored token."""
+        return [chunk.nll[stream] for chunk in self._chunks]
+
+    def paired_of(self, stream: int) -> list[Paired]:
+        """A stream beside the baseline, per chunk."""
+        return [chunk.paired[stream] for chunk in self._chunks if chunk.paired]
+
+    @property
+    def nll_base(self) -> list[np.ndarray]:
+        return [chunk.nll_base for chunk in self._chunks if chunk.nll_base is not None]
+
+    @property
+    def ppl(self) -> float:
+        """Of the chunks so far, of the baseline."""
+        return ppl_se(np.concatenate(self.nll_base))[0]
+
+    def __iter__(self) -> Iterator[int]:
+        rules = [stream.rules for stream in self._all if stream.rules is not None]
+        while self.done < self.n_chunks:
+            index = self.done
+            counters = [copy.deepcopy(r.counters) for r in rules]
+            try:
+                # one append keeps all of a chunk's figures, or none, whenever Ctrl-C comes
+                self._chunks.append(self._run_chunk(index))
+            except BaseException:
+                if self.done == index:
+                    # the unfinished chunk's rows are in no figure
+                    for r, before in zip(rules, counters, strict=True):
+                        r.counters = before
+                raise
+            yield index
+
+    def _run_chunk(self, index: int) -> _Chunk:
+        ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
+        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
+        tokenizer = self.model.tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            ids[0] = tokenizer.bos_id
+        base = nll_base = None
+        nll, paired = [], []
+        if self.baseline is not None:
+            base = self._logits(index, ids, self.baseline)
+        for stream in self.streams:
+            logits = self._logits(index, ids, stream)
+            if base is None:
+                nll.append(score(logits, targets, self.executor))
+            else:
+                paired.append(compare(base, logits, targets, self.executor))
+                nll.append(paired[-1].nll)
+            del logits  # before the next ones are made
+        if base is not None:
+            nll_base = paired[0].nll_base if paired else score(base, targets, self.executor)
+        return _Chunk(nll_base, nll, paired)
+
+    def _logits(self, index: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
+        """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab)."""
+        self.context.clear()
+        self.context.rules = self._no_rules if stream.rules is None else stream.rules
+        self.context.activations = stream.activations
+        self.context.trace = self.trace and self.trace.labelled(stream=stream.name, chunk=index)
+        first, last = first_scored(self.n_ctx), self.n_ctx - 1
+        parts = []
+        for begin in range(0, last, self.batch):
+            end = min(begin + self.batch, last)
+            wanted = slice(max(first - begin, 0), max(end - begin, 0))
+            part = self.context.eval(ids[begin:end], wanted)
+            if len(part):
+                parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def about(self) -> dict[str, Any]:
+        """What was measured on, as written to JSON."""
+        return {
+            "model": self.model.path,
+            "n_tokens": len(self.tokens),
+            "n_ctx": self.n_ctx,
+            "n_chunks": self.done,
+            "n_chunks_asked": self.n_chunks,
+            "partial": self.done < self.n_chunks,
+            "n_scored": self.done * n_scored_per_chunk(self.n_ctx),
+        }
+
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended, as written to JSON."""
+        ppl, se = ppl_se(np.concatenate(self.nll_base)) if self.nll_base else (math.nan, math.nan)
+        streams: list[dict[str, Any]] = []
+        for i, stream in enumerate(self.streams):
+            figures: dict[str, Any] = {"name": stream.name, "activations": stream.activations}
+            if stream.rules is not None:
+                figures["fake_quant"] = stream.rules.as_dict()
+            if paired := self.paired_of(i):
+                figures["comparison"] = summarise(paired)
+            streams.append(figures)
+        return self.about() | {"ppl_base": ppl, "ppl_base_se": se, "streams": streams}
