@@ -1,1 +1,1 @@
-"""Benchmarks of the kernels: ``python -m bench.report``, or ``pytest bench``. See README.md."""
+"""Benchmarks: ``python -m bench.report`` and ``pytest bench`` of kernels, ``bench.formats`` of formats."""

@@ -19,9 +19,9 @@ from model import machine
 
 from .cases import LEVELS, OPS, Bench, Op, Place, ggml_oracle, rows_in
 from .harness import Contestant, alternate, own_processors, quartiles
+from .kept import keep
 
 README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- begin of the kept table -->", "<!-- end of the kept table -->"
 
 # every operation is timed at this length, and the most important ones at all lengths
 MAIN_LENGTH = 2048
@@ -251,13 +251,6 @@ def markdown(about: dict[str, str], results: list[Result]) -> str:
     return f"{machine}\n{summary(results)}{table(results)}\n"
 
 
-def write_readme(text: str) -> None:
-    old = README.read_text(encoding="utf-8")
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     available = fq_kernels.supported_isas()
@@ -308,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json != "-":
         print(markdown(about, results))
     if args.write:
-        write_readme(markdown(about, results))
+        keep(README, markdown(about, results))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import fq_kernels
 from bench import report
 from bench.cases import OPS, Bench, Place
 from bench.harness import Contestant, alternate
+from bench.kept import BEGIN, END, keep
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,15 +100,27 @@ def test_report(tmp_path):
     assert {line.count("|") for line in rows} == {len(report.COLUMNS) + 1}
 
 
-def test_the_table_is_put_between_its_markers(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "README", readme)
+def test_a_table_is_put_between_its_marks(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for text in ("first", "second"):
-        report.write_readme(text)
-        assert readme.read_text() == f"before\n{report.BEGIN}\n\n{text}\n{report.END}\nafter\n"
-    kept = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
-    assert kept.count(report.BEGIN) == kept.count(report.END) == 1
+        keep(document, text)
+        assert document.read_text() == f"before\n{BEGIN}\n\n{text}\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize("old", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}"])
+def test_a_document_without_the_marks_is_left_alone(tmp_path, old):
+    document = tmp_path / "README.md"
+    document.write_text(old)
+    with pytest.raises(ValueError, match=r"README.md: the line <!-- begin"):
+        keep(document, "text")
+    assert document.read_text() == old
+
+
+@pytest.mark.parametrize("name", ["bench/README.md", "docs/formats.md"])
+def test_the_documents_have_the_marks(name):
+    kept = (ROOT / name).read_text(encoding="utf-8")
+    assert kept.count(BEGIN) == kept.count(END) == 1
 
 
 @pytest.mark.parametrize(
