@@ -40,17 +40,22 @@ class Configuration(NamedTuple):
     rules: tuple[Rule, ...] = ()
 
 
+def reports_layer(model: Model) -> int:
+    """The layer that the report rounds: 5, or the middle one of a model that has no layer 5."""
+    n_layer = model.hparams.n_layer
+    return REPORTS_LAYER if REPORTS_LAYER < n_layer else n_layer // 2
+
+
 def configurations(
     model: Model, format_: str = "bf16", layer: int | None = None, point: str = "raw"
 ) -> list[Configuration]:
     """The baseline, twice; one layer's FFN norm, every FFN norm, and every norm, rounded to ``format_``.
 
-    layer None is the report's, 5, or the middle one of a model that has no layer 5.
-    Raises FqError for a format, a layer or a point that there is not.
+    layer None is `reports_layer`. Raises FqError for a format, a layer or a point that there is not.
     """
     n_layer = model.hparams.n_layer
     if layer is None:
-        layer = REPORTS_LAYER if REPORTS_LAYER < n_layer else n_layer // 2
+        layer = reports_layer(model)
     if not 0 <= layer < n_layer:
         raise FqError(f"--layer must be between 0 and {n_layer - 1}, not {layer}")
     try:
@@ -159,6 +164,8 @@ class Overhead:
     def _round(self) -> np.ndarray:
         seconds = np.empty((len(self._steps), len(self.configurations)))
         before = None
+        for fake_quant in self._fake_quants:
+            fake_quant.reset()  # a round is a run: first-call begins anew
         for i, step in enumerate(self._steps):
             begin, end, n_outputs = step
             if before != (before := (end - begin, n_outputs)):

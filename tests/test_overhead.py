@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import model.overhead
+from fq_kernels.rules import Rule
 from model import Context, FqError
 from model.cli import main
 from model.overhead import Configuration, Overhead, compare, configurations, overhead_text
@@ -120,7 +121,8 @@ def log(monkeypatch):
 
 def measure(tiny, executor, **options):
     options = {"n_prompt": 10, "n_predict": 3, "batch": 4, "rounds": 3, "warm_up": 1} | options
-    return Overhead(tiny, [5, 6, 7], configurations(tiny), executor=executor, **options)
+    what = options.pop("configurations", None) or configurations(tiny)
+    return Overhead(tiny, [5, 6, 7], what, executor=executor, **options)
 
 
 def test_every_configuration_makes_every_evaluation_before_the_next(tiny, executor, log):
@@ -182,6 +184,15 @@ def test_the_configurations_do_what_they_are_called(tiny, executor):
         "every ffn_norm": ffn,
         "every norm": ffn | {("attn_norm", 0), ("attn_norm", 1), ("output_norm", None)},
     }
+
+
+def test_first_call_begins_anew_with_each_round(tiny, executor):
+    rule = Rule.parse("ffn_norm=bf16:first-call")
+    run = measure(tiny, executor, configurations=[Configuration("baseline"), Configuration("first", (rule,))])
+    for _ in run:
+        # one of 10 + 3 rows, but the last layer's norm sees those alone that give logits
+        counts = [(c.rows_quantised, c.rows_seen) for c in run._fake_quants[1].matched]
+        assert counts == [(1, 13), (1, 4)]
 
 
 def test_layer_format_and_point():
