@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -114,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_bench(command("bench", "Time fake quantisation against the baseline, in turns."), aliases)
 
+    _add_replicate(
+        command("replicate", "Run the original report's experiments again, its figures beside ours."), aliases
+    )
+
     for sub in (sites, run, perplexity):
         sub.add_argument(
             "-m",
@@ -205,6 +210,36 @@ def _add_bench(bench: argparse.ArgumentParser, aliases: str) -> None:
     bench.add_argument("--offline", action="store_true", help="never fetch anything")
 
 
+def _add_replicate(replicate: argparse.ArgumentParser, aliases: str) -> None:
+    from .store import DEFAULT_ALIAS
+
+    replicate.add_argument(
+        "--tinyllama-shape",
+        action="store_true",
+        help="on the generated file of TinyLlama's shape too, random weights (some minutes more)",
+    )
+    for names, kind, default, metavar, text in (
+        (("-m", "--model"), str, DEFAULT_ALIAS, "MODEL", f"a GGUF file or an alias: {aliases}"),
+        (("-o", "--output"), str, None, "FILE", "write the Markdown to FILE (default: stdout)"),
+        (("--json",), str, None, "FILE", "write the figures as JSON to FILE, or - for stdout"),
+        (("--rounds",), int, 30, "N", "rounds of the timings"),
+        (("-f", "--file"), str, None, "FILE", "text of the perplexity (default: the sample in the package)"),
+        (("--chunks",), int, -1, "N", "chunks of it, -1 for all; at most 2 where weights are random"),
+        (("-c", "--ctx-size"), int, 512, "N", "tokens per chunk"),
+        (("-s", "--seed"), int, 0, "N", "of the timings' order and bootstrap"),
+        (
+            ("-t", "--threads"),
+            int,
+            None,
+            "N",
+            "threads, BLAS included, of all but the timings (default: the processors of this process)",
+        ),
+    ):
+        shown = "" if default is None else " (default %(default)s)"
+        replicate.add_argument(*names, type=kind, default=default, metavar=metavar, help=text + shown)
+    replicate.add_argument("--offline", action="store_true", help="never fetch anything")
+
+
 def _add_fake_quant(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fake quantisation")
     _add_rules(group)
@@ -262,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # a terminal without UTF-8 gets "?" for what it cannot show, not a UnicodeEncodeError
                 stream.reconfigure(errors="replace")
         args = _parser().parse_args(argv)
+        args.command_line = shlex.join(["fq", *(sys.argv[1:] if argv is None else argv)])
         from . import commands
 
         status = getattr(commands, args.command)(args)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -159,15 +159,19 @@ def _write_json(data: Any, target: str) -> None:
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
-        return
+    else:
+        _write(text, target)
+
+
+def _write(text: str, target: str) -> None:
     if os.path.exists(target) and not os.path.isfile(target):
         # a device or a pipe is written to; it must not be replaced by a file
-        Path(target).write_text(text)
+        Path(target).write_text(text, encoding="utf-8")
         return
     # whole or not at all
     part = Path(f"{target}.{os.getpid()}.part")
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -438,6 +442,47 @@ def bench(args: argparse.Namespace) -> int:
             return INTERRUPTED
     data = measurement.result() | {"machine": about, "numerics": _numerics(executor)}
     print(overhead.overhead_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        _write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0
+
+
+def replicate(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .replicate import Replication, Settings
+    from .replicate_text import replication_text
+
+    _check_target("--output", args.output)
+    _check_target("--json", args.json)
+    if args.output and args.json and os.path.realpath(args.output) == os.path.realpath(args.json):
+        raise FqError(f"--output {args.output}: is the file of --json too")
+    names = [args.model, *(["tinyllama-shape"] if args.tinyllama_shape else [])]
+    text, text_name = _read_text(args.file)
+    settings = Settings(args.rounds, args.chunks, args.ctx_size, args.seed)
+
+    def watch(what: str, steps: Iterable[int], n: int) -> Iterator[int]:
+        # disable=None: no bar where stderr is not a terminal
+        yield from tqdm(steps, total=n, desc=what, disable=None, leave=False)
+
+    models = [Model(_find_model(name, args.offline)) for name in dict.fromkeys(names)]
+    with _executor(args.threads) as executor:
+        run = Replication(
+            models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, watch
+        )
+        interrupted = False
+        try:
+            for what in run:
+                print(f"fq: {what}", file=sys.stderr)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("fq: interrupted: this is a partial result", file=sys.stderr)
+    data = {"command": args.command_line} | run.result()
+    page = replication_text(data)
+    if args.output not in (None, "-"):
+        _write(page, args.output)
+    else:
+        print(page, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
         _write_json(data, args.json)
     return INTERRUPTED if interrupted else 0

@@ -310,11 +310,12 @@ def overhead_text(data: dict[str, Any]) -> str:
         lines += ["", f"fewer than {ENOUGH_ROUNDS} rounds: the intervals are narrower than they should be"]
     for c in data["configurations"]:
         if c["name"] == CONTROL:
-            lines += ["", _control_text(c)]
+            lines += ["", control_text(c)]
     return "\n".join(lines)
 
 
-def _control_text(control: dict[str, Any]) -> str:
+def control_text(control: dict[str, Any]) -> str:
+    """What the second baseline says of the figures beside it."""
     wrong = [title for what, title in _WHAT.items() if control[what] and control[what]["resolved"]]
     if not wrong:
         return "control (the baseline once more): no difference resolved, as it must be"

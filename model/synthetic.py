@@ -36,6 +36,9 @@ _MIXES = {
 }
 MIXES = tuple(_MIXES)
 
+# how the name of such a model begins, in its metadata
+RANDOM_WEIGHTS = "synthetic llama, random weights"
+
 # <unk> <s> </s>, 256 bytes, 95 characters, the pieces of _PROBE, and room for some words
 MIN_VOCAB = 512
 # These words are single pieces in a vocabulary of any size.
@@ -115,7 +118,7 @@ def write_llama_gguf(
     # A dot file beside the target: os.replace is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer = gguf.GGUFWriter(unfinished, "llama")
-    writer.add_name(f"synthetic llama, random weights, seed {seed}")
+    writer.add_name(f"{RANDOM_WEIGHTS}, seed {seed}")
     writer.add_file_type(_MIXES[mix][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(shape.n_layer)

@@ -22,7 +22,18 @@ import model
 from fq_kernels.rules import KINDS
 from model.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
 
-COMMANDS = ("pull", "inspect", "graph", "sites", "formats", "trace", "bench", "run", "perplexity")
+COMMANDS = (
+    "pull",
+    "inspect",
+    "graph",
+    "sites",
+    "formats",
+    "trace",
+    "bench",
+    "replicate",
+    "run",
+    "perplexity",
+)
 BF16 = ["--fake-quant-ffn-norm", "bf16"]
 REPORT = ["-p", "Hello world", "-n", "5", "--threads", "1", "--ignore-eos", *BF16]
 # Ctrl-C must end a run within a second; the rest is for a busy machine.
