@@ -203,7 +203,7 @@ _TIMES = (("prompt", "prompt eval"), ("eval", "eval"), ("total", "total"))
 def _performance(found: dict[str, Any], about: dict[str, Any]) -> str:
     configurations = found["configurations"]
     reports = dict(zip((0, 2, 3), range(3), strict=True))  # baseline, layer, all layers, report's mode
-    rows = [["time", "configuration", "report", "", "ours", "overhead", "95 % interval", ""]]
+    rows = [["time", "configuration", "report", "change", "ours", "overhead", "95 % interval", "verdict"]]
     for what, title in (*_TIMES, ("throughput", "throughput")):
         theirs = REPORT["performance"]["tokens_per_second" if what == "throughput" else what]
         unit = "tokens/s" if what == "throughput" else "ms"
