@@ -49,7 +49,8 @@ def reports_layer(model: Model) -> int:
 def configurations(
     model: Model, format_: str = "bf16", layer: int | None = None, point: str = "raw"
 ) -> list[Configuration]:
-    """The baseline, twice; one layer's FFN norm, every FFN norm, and every norm, rounded to ``format_``.
+    """The baseline, twice; one layer's FFN norm, every FFN norm, every norm, and every norm at both
+    points, rounded to ``format_``.
 
     layer None is `reports_layer`. Raises FqError for a format, a layer or a point that there is not.
     """
@@ -63,6 +64,7 @@ def configurations(
         one = Rule(fmt, kind="ffn_norm", layer=layer, point=point)
         ffn = Rule(fmt, kind="ffn_norm", point=point)
         every = Rule(fmt, kind="all", point=point)
+        both = (Rule(fmt, kind="all", point="raw"), Rule(fmt, kind="all", point="weighted"))
     except ValueError as e:
         raise FqError(str(e)) from None
     return [
@@ -71,6 +73,7 @@ def configurations(
         Configuration(f"ffn_norm[{layer}]", (one,)),
         Configuration("every ffn_norm", (ffn,)),
         Configuration("every norm", (every,)),
+        Configuration("every site", both),
     ]
 
 

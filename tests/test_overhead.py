@@ -170,19 +170,21 @@ def test_the_configurations_do_what_they_are_called(tiny, executor):
         pass
     rounded = {
         c.name: {
-            (n["kind"], n["layer"])
-            for n in fq.as_dict()["norms"]
-            if n["rows_quantised"] == n["rows_seen"] > 0
+            (s.site.norm.kind, s.site.norm.layer, s.site.point)
+            for s in fq.matched
+            if s.rows_quantised == s.rows_seen > 0
         }
         for c, fq in zip(run.configurations, run._fake_quants, strict=True)
     }
-    ffn = {("ffn_norm", 0), ("ffn_norm", 1)}
+    ffn = {("ffn_norm", 0, "raw"), ("ffn_norm", 1, "raw")}
+    norms = ffn | {("attn_norm", 0, "raw"), ("attn_norm", 1, "raw"), ("output_norm", None, "raw")}
     assert rounded == {
         "baseline": set(),
         "control": set(),
-        "ffn_norm[1]": {("ffn_norm", 1)},  # no layer 5: the middle one
+        "ffn_norm[1]": {("ffn_norm", 1, "raw")},  # no layer 5: the middle one
         "every ffn_norm": ffn,
-        "every norm": ffn | {("attn_norm", 0), ("attn_norm", 1), ("output_norm", None)},
+        "every norm": norms,
+        "every site": norms | {(kind, layer, "weighted") for kind, layer, _ in norms},
     }
 
 
@@ -205,6 +207,8 @@ def test_layer_format_and_point():
     assert rules(30, "f16", 7, "weighted") == [
         "ffn_norm[7].weighted=f16",
         "ffn_norm[*].weighted=f16",
+        "*[*].weighted=f16",
+        "*[*].raw=f16",
         "*[*].weighted=f16",
     ]
 
@@ -238,13 +242,13 @@ def shown(monkeypatch, tiny, executor, overheads, n_predict=3):
 
 
 def test_the_table(monkeypatch, tiny, executor):
-    data, text = shown(monkeypatch, tiny, executor, [0, 0, 0.04, -0.04])
+    data, text = shown(monkeypatch, tiny, executor, [0, 0, 0.04, -0.04, 0])
     lines = [line.split() for line in text.splitlines()]
     found = [" ".join(line) for line in lines]
     assert "work: 10 tokens of prompt in batches of 4, then 3 one by one; 100 rounds" in text
     assert "every norm: *[*].raw=bf16" in text and "fewer than" not in text
     for what, title, tokens in (("prompt", "prompt eval", 10), ("eval", "eval", 3), ("total", "total", 13)):
-        base, control, _, slow, fast = (c[what] for c in data["configurations"])
+        base, control, _, slow, fast, _ = (c[what] for c in data["configurations"])
         assert base["tokens_per_second"] == pytest.approx(tokens / base["ms"] * 1e3)
         assert f"{title} baseline {base['ms']:.2f} {base['tokens_per_second']:.1f}" in found
         low, high = (100 * q for q in slow["overhead_ci95"])
@@ -264,12 +268,12 @@ def test_the_table(monkeypatch, tiny, executor):
 
 
 def test_a_control_that_differs_is_said(monkeypatch, tiny, executor):
-    _, text = shown(monkeypatch, tiny, executor, [0.05, 0, 0, 0])
+    _, text = shown(monkeypatch, tiny, executor, [0.05, 0, 0, 0, 0])
     assert "control (the baseline once more): differs in prompt eval, eval, total, which" in text
 
 
 def test_no_eval_phase(monkeypatch, tiny, executor):
-    data, text = shown(monkeypatch, tiny, executor, [0, 0, 0, 0], n_predict=0)
+    data, text = shown(monkeypatch, tiny, executor, [0, 0, 0, 0, 0], n_predict=0)
     assert all(c["eval"] is None for c in data["configurations"])
     assert "\neval" not in text and "\ntotal" in text
 
@@ -295,6 +299,7 @@ def test_bench(tiny_path, tmp_path, capsys):
         "ffn_norm[1]",
         "every ffn_norm",
         "every norm",
+        "every site",
     ]
     for c in data["configurations"]:
         for what in ("prompt", "eval", "total"):
