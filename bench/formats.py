@@ -197,7 +197,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **result,
         "text": args.file.name,
         "command": command(args),
-        "numerics": f"{isa()}, {args.threads} threads, numpy {numpy}; exact activations, but {DEPLOYED}",
+        "numerics": f"{isa()}, {args.threads} threads, numpy {numpy}; exact activations, but for the {DEPLOYED}",
         "formats": rows,
         "checks": checks(rows),
     }
