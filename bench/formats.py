@@ -197,7 +197,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **result,
         "text": args.file.name,
         "command": command(args),
-        "numerics": f"{isa()}, {args.threads} threads, numpy {numpy}; exact activations, but for the {DEPLOYED}",
+        "numerics": f"{isa()}, {args.threads} threads, numpy {numpy}; "
+        f"exact activations, but for the {DEPLOYED}",
         "formats": rows,
         "checks": checks(rows),
     }

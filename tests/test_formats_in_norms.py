@@ -212,7 +212,7 @@ def test_formats_with_scales(executor, point, mode, data):
         value, y = value[block], y[block]
         largest = np.abs(value.astype(float)).max(initial=0.0)
         if spec.startswith(("q", "iq")):
-            assert np.isfinite(y).all() or largest > 65504 * 7
+            assert np.isfinite(y).all() or largest > 65504  # q4_1's minimum is a half
         else:
             assert np.isfinite(y).all()
             # the coarsest, e2m1, goes from just above 5 to 6
