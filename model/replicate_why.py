@@ -71,8 +71,8 @@ def rows(data: dict[str, Any]) -> str:
         be rounded twice. They are other tokens' rows, and were not rounded once.""",
         """None of the rounded rows is the FFN norm's. llama.cpp names the raw output of every RMSNorm of
         layer 5 `norm-5`; the attention norm comes first, so the first row to reach the name is row 0 of
-        the *attention* norm, the first token's. The column
-        "first call on the FFN norm" is that mode on the norm that was meant.""",
+        the *attention* norm, the first token's. The column "first call on the FFN norm" is that mode on
+        the norm that was meant.""",
         f"""The patch has {types["report"]} for BF16's number. In ggml {types["report"]} is
         {types["report_is"]}, and BF16 is {types["bf16"]}. Nothing came of it: the patch rounds to BF16
         whatever the number. `model.report_interface` acts on the number, and refuses {types["report"]}.""",
@@ -92,8 +92,8 @@ def rows(data: dict[str, Any]) -> str:
 LOAD = f"""
     {N_PROMPT} tokens of prompt, then {N_TIMED} one by one, on one thread: the report's load. The report
     has one run of each configuration. Ours take turns at every evaluation; the overhead is the median
-    ratio to the baseline beside it, with its 95 % interval over rounds, as in `fq bench`. Throughput is
-    that of the total."""
+    ratio to the baseline beside it, with its 95 % interval over rounds, as in `fq bench`. One such
+    interval in twenty leaves out the truth. Throughput is that of the total."""
 
 
 def times() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fq_kernels import round_trip
 from fq_kernels.rules import Norm
 from model import Context, FqError, Model
 from model import replicate as experiments
+from model import replicate_why as why
 from model.cli import main
 from model.replicate import N_DECODED, N_PROMPT, REPORT, Replication, Settings
 from model.replicate_text import replication_text
@@ -354,6 +356,21 @@ def test_the_page_and_the_json(result, tiny_path):
     assert len(set(widths)) <= 7 and page.endswith("\n") and "nan" not in page
     for line in page.splitlines():
         assert len(line) <= 110 or line.startswith("|") or "`fq replicate" in line or "Control" in line
+
+
+def test_the_kept_page_says_what_the_program_says(result):
+    """docs/replication.md is the command's output: its sentences, and what depends on no machine."""
+    kept = (Path(__file__).parents[1] / "docs" / "replication.md").read_text(encoding="utf-8")
+    page, _ = result
+    assert re.findall(r"^## (.*)$", kept, re.MULTILINE) == list(TITLES)
+    for text in (
+        why.COUNTS,
+        why.times(),
+        *map(why.prose, (why.INTRODUCTION, why.LOAD, why.TEXT, why.PERPLEXITY)),
+    ):
+        assert text in page and text in kept
+    assert tables(kept, TITLES[3]) == tables(page, TITLES[3])
+    assert "`fq replicate --tinyllama-shape -o docs/replication.md`" in kept
 
 
 def test_the_same_figures_each_time(result, tiny_path, capsys):
