@@ -71,6 +71,7 @@ BODIES = [
     "rounding_avx512.inc",
     "dequant.inc",
     "llama_ops.inc",
+    "matvec_avx512.inc",
 ]
 
 setup(

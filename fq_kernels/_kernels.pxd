@@ -49,6 +49,7 @@ cdef extern from "dequant.h" nogil:
         fq_rows packed, out
         int64_t n
     ctypedef struct fq_matvec_args:
+        int type
         fq_dequant_fn fn
         const uint8_t *packed
         int64_t row_bytes

@@ -824,6 +824,7 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
         raise ValueError(f"out must be C-contiguous of shape {(x.shape[0], n_rows)}, not {out.shape}")
     if ao.overlaps(ax) or ao.overlaps(ap):
         raise ValueError("out overlaps an input")
+    a.type = ggml_type
     a.fn = table.dequant[ggml_type]
     a.packed = <const uint8_t *> ap.b.buf
     a.row_bytes = packed.shape[1]

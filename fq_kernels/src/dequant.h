@@ -44,7 +44,8 @@ typedef struct {
  * the number of tokens. */
 #define FQ_MATVEC_MAX_TOKENS 8
 typedef struct {
-    fq_dequant_fn fn;
+    int type;
+    fq_dequant_fn fn; /* the type's */
     const uint8_t *packed;
     int64_t row_bytes;
     const float *x;
