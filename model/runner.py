@@ -26,6 +26,8 @@ from .weights import Weight, blas_threads, can_unpack, mul_mat
 # Rows per task of element-wise work and of attention: enough to pay for the hand-out.
 SWIGLU_ROWS = 64
 ATTENTION_ROWS = 128
+# Elements of cached keys from which on one token's attention is worth sharing among threads
+ATTENTION_KEYS = 1 << 17
 # 0 on and below the diagonal, minus infinity above; its corner masks fewer rows
 _CAUSAL_MASK = np.triu(np.full((ATTENTION_ROWS, ATTENTION_ROWS), -np.inf, np.float32), 1)
 
@@ -167,7 +169,7 @@ class Context:
             raise FqError(f"{self.n_past + ids.size} tokens do not fit a context of {self.n_ctx}")
         if ids.min() < 0 or ids.max() >= self.model.hparams.n_vocab:
             raise FqError(f"token ids must be between 0 and {self.model.hparams.n_vocab - 1}")
-        values: list[np.ndarray | None] = [None] * len(self.model.graph.nodes)
+        values: dict[int, np.ndarray] = {}  # of nodes that are still to be read
         out_rows = slice(ids.size - 1, ids.size) if outputs is None else outputs
         sizes = (ids.size, len(range(*out_rows.indices(ids.size))))
         if sizes != self._sizes:
@@ -187,9 +189,7 @@ class Context:
         if trace is not None:
             trace.evaluated(begin, *sizes, self.n_past)
         self.n_past += ids.size
-        result = values[-1]
-        assert result is not None
-        return result
+        return values[len(self.model.graph.nodes) - 1]
 
     def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
         weights, executor = self.model.weights, self.executor
@@ -271,11 +271,20 @@ class Context:
             attended /= p.sum(axis=-1, keepdims=True)
             out[begin:end, head] = attended.transpose(1, 0, 2)
 
-        if n_tokens == 1:
-            for head in range(hp.n_head_kv):
-                attend(head)
-        else:
+        def attend_one(some: slice) -> None:
+            one_q = heads[0, some] * scale  # (heads, group, d)
+            p = np.matmul(one_q, keys[some, : n_past + 1].transpose(0, 2, 1))  # (heads, group, n_kv)
+            p -= p.max(axis=-1, keepdims=True)
+            np.exp(p, out=p)
+            np.matmul(p, values[some, : n_past + 1], out=out[0, some])
+            out[0, some] /= p.sum(axis=-1, keepdims=True)
+
+        if n_tokens > 1:
             self.executor.map(attend, n_blocks * hp.n_head_kv)
+        elif hp.n_head_kv * n_past * d < ATTENTION_KEYS:
+            attend_one(slice(None))
+        else:
+            self.executor.map(lambda head: attend_one(slice(head, head + 1)), hp.n_head_kv)
         return out.reshape(n_tokens, hp.n_head * d)
 
     def _buffer(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -283,16 +292,14 @@ class Context:
         free = self._free.get(shape)
         return free.pop() if free else np.empty(shape, np.float32)
 
-    def _release(self, values: list[np.ndarray | None], i: int) -> None:
+    def _release(self, values: dict[int, np.ndarray], i: int) -> None:
         """Give back node i's memory unless another live value shares it."""
-        array = values[i]
-        values[i] = None
-        assert array is not None
+        array = values.pop(i)
         owner = array if array.base is None else array.base
         if not isinstance(owner, np.ndarray) or owner.base is not None:
             return
-        for other in values:
-            if other is not None and (other is owner or other.base is owner):
+        for other in values.values():
+            if other is owner or other.base is owner:
                 return
         if owner.dtype == np.float32 and owner.flags.c_contiguous and owner.ndim == 2:
             self._free.setdefault(owner.shape, []).append(owner)
@@ -321,5 +328,8 @@ def _swiglu(gate: np.ndarray, up: np.ndarray, executor: Executor) -> np.ndarray:
         g /= t
         g *= up[rows]
 
-    executor.map(block, -(-gate.shape[0] // SWIGLU_ROWS))
+    if gate.shape[0] <= SWIGLU_ROWS:
+        block(0)
+    else:
+        executor.map(block, -(-gate.shape[0] // SWIGLU_ROWS))
     return gate
