@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import gguf
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import assert_same_bits, layouts, seeds
+from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 
 from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvec, rope
 
@@ -132,6 +135,7 @@ def test_dequantize_errors():
 # matvec
 
 
+@np.errstate(all="ignore")
 def matvec_contract(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """(t, k), (n, k) float32 -> (t, n): 64 partial sums by k modulo 64, then added pairwise."""
     sums = np.zeros((x.shape[0], w.shape[0], 64), np.float32)
@@ -165,6 +169,68 @@ def test_matvec_is_its_contract(isa, name, n, k):
     assert (np.abs(expected - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound).all()
     for tokens in range(1, MATVEC_MAX_TOKENS + 1):
         assert_same_bits(matvec(x[:tokens], packed, TYPES[name]), expected[:tokens])
+
+
+@given(
+    data=st.data(),
+    name=st.sampled_from(sorted(TYPES)),
+    seed=seeds,
+    n=st.integers(1, 19),
+    scales=st.sampled_from(["tame", "special", "any"]),
+)
+def test_matvec_of_any_weights(isa, data, name, seed, n, scales):
+    block, size = PACKED_TYPES[TYPES[name]]
+    k = data.draw(st.sampled_from([k for k in (32, 96, 256, 576, 1536, 2048, 5632) if k % block == 0]))
+    tokens = data.draw(st.integers(1, MATVEC_MAX_TOKENS))
+    packed, rng = random_blocks(TYPES[name], n, k // block, seed), np.random.default_rng(seed)
+    if scales != "any":
+        packed = tame(packed, name)
+    if scales == "special":
+        for at in SCALES.get(name, []):
+            row, place = rng.integers(n), rng.integers(k // block) * size + at
+            packed[row, place : place + 2] = rng.choice(SPECIAL, 1).view(np.uint8)
+    kinds = data.draw(st.lists(st.sampled_from(ROW_KINDS), min_size=tokens, max_size=tokens))
+    x = np.array([make_row(kind, k, rng) for kind in kinds])
+    expected = matvec_contract(x, expected_floats(packed, TYPES[name]))
+    assert_same_bits(matvec(x, packed, TYPES[name]), expected)
+    assert_same_bits(matvec(x[-1:], packed, TYPES[name]), expected[-1:])
+
+
+# Arrays that end where the readable memory does, as the last tensor of a mapped file may.
+AT_THE_END = """
+import ctypes, mmap, sys
+import numpy as np
+import fq_kernels
+
+memory = mmap.mmap(-1, 65536 + mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+if ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 65536), ctypes.c_size_t(mmap.PAGESIZE), 0):
+    sys.exit("mprotect failed")
+
+def at_the_end(array):
+    view = np.frombuffer(memory, np.uint8)[65536 - array.nbytes : 65536].view(array.dtype)
+    view = view.reshape(array.shape)
+    view[...] = array
+    return view
+
+for isa in fq_kernels.supported_isas():
+    fq_kernels.force_isa(isa)
+    for ggml_type, (block, size) in fq_kernels.PACKED_TYPES.items():
+        for blocks in (1, 2, 3, 35, 70) if block == 1 else (1, 2, 3):
+            for tokens in range(1, 6):
+                for rows in (1, 3):
+                    x = np.zeros((tokens, block * blocks), np.float32)
+                    packed = np.zeros((rows, size * blocks), np.uint8)
+                    print(isa, ggml_type, blocks, tokens, rows)
+                    fq_kernels.matvec(x, at_the_end(packed), ggml_type)
+                    fq_kernels.matvec(at_the_end(x), packed, ggml_type)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect of an anonymous mapping")
+def test_matvec_reads_nothing_past_its_arrays():
+    ran = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert ran.returncode == 0, f"{ran.stderr} after {ran.stdout.splitlines()[-1:]}"
 
 
 def test_matvec_thread_count_does_not_matter(isa):
