@@ -797,7 +797,7 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
 
 
 def matvec(x, packed, int ggml_type, *, out=None, executor=None):
-    """x @ unpacked(packed).T for few tokens, each packed row unpacked once into cache.
+    """x @ unpacked(packed).T for few tokens; each packed row comes from memory once.
 
     x (n_tokens, k) float32 C-contiguous, n_tokens <= MATVEC_MAX_TOKENS; packed (n, row_bytes)
     uint8 C-contiguous. Returns out, (n_tokens, n) float32. The bits depend on neither

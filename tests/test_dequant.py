@@ -8,7 +8,7 @@ import sys
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 
@@ -64,15 +64,23 @@ def test_random_bytes(isa, executor, name):
     assert_same_bits(out, expected)
 
 
-@pytest.mark.parametrize("name", SCALES)
-def test_special_scales(isa, name):
+def with_special_scales(name: str, quants: int | None = None) -> np.ndarray:
+    """A row of two blocks for each pair of SPECIAL, their other bytes random or all ``quants``."""
     offsets, size = SCALES[name], PACKED_TYPES[TYPES[name]][1]
     pairs = [(a, b) for a in SPECIAL for b in SPECIAL]
     packed = random_blocks(TYPES[name], len(pairs), 2)
+    if quants is not None:
+        packed[:] = quants
     for at, scales in zip(offsets, zip(*pairs, strict=True), strict=False):
         for block in (0, 1):
             start = block * size + at
             packed[:, start : start + 2] = np.array(scales, np.float16)[:, np.newaxis].view(np.uint8)
+    return packed
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_special_scales(isa, name):
+    packed = with_special_scales(name)
     assert_same_bits(dequantize(packed, TYPES[name]), expected_floats(packed, TYPES[name]))
 
 
@@ -171,14 +179,10 @@ def test_matvec_is_its_contract(isa, name, n, k):
         assert_same_bits(matvec(x[:tokens], packed, TYPES[name]), expected[:tokens])
 
 
-@given(
-    data=st.data(),
-    name=st.sampled_from(sorted(TYPES)),
-    seed=seeds,
-    n=st.integers(1, 19),
-    scales=st.sampled_from(["tame", "special", "any"]),
-)
-def test_matvec_of_any_weights(isa, data, name, seed, n, scales):
+@pytest.mark.parametrize("name", TYPES)
+@settings(max_examples=25)
+@given(data=st.data(), seed=seeds, n=st.integers(1, 19), scales=st.sampled_from(["tame", "special", "any"]))
+def test_matvec_of_any_weights(isa, name, data, seed, n, scales):
     block, size = PACKED_TYPES[TYPES[name]]
     k = data.draw(st.sampled_from([k for k in (32, 96, 256, 576, 1536, 2048, 5632) if k % block == 0]))
     tokens = data.draw(st.integers(1, MATVEC_MAX_TOKENS))
@@ -194,6 +198,17 @@ def test_matvec_of_any_weights(isa, data, name, seed, n, scales):
     expected = matvec_contract(x, expected_floats(packed, TYPES[name]))
     assert_same_bits(matvec(x, packed, TYPES[name]), expected)
     assert_same_bits(matvec(x[-1:], packed, TYPES[name]), expected[-1:])
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_matvec_special_scales(isa, name):
+    # the same quants everywhere: infinite weights of both signs would all sum up to NaN
+    for quants in (0x11, 0x55, 0x7F, 0xAA):
+        packed = with_special_scales(name, quants)
+        w = expected_floats(packed, TYPES[name])
+        assert np.isinf(w).all(axis=1).any()
+        x = np.stack([np.ones(w.shape[1]), np.linspace(1, 2, w.shape[1])]).astype(np.float32)
+        assert_same_bits(matvec(x, packed, TYPES[name]), matvec_contract(x, w))
 
 
 # Arrays that end where the readable memory does, as the last tensor of a mapped file may.

@@ -36,8 +36,8 @@ typedef struct {
     int64_t n;
 } fq_dequant_args;
 
-/* out[t, r] = sum over k of x[t, k] * packed[r, k], for few tokens: each packed row is
- * unpacked once into L1 and used for all tokens.
+/* out[t, r] = sum over k of x[t, k] * packed[r, k], for few tokens: each packed row comes
+ * from memory once.
  *
  * Contract: products and sums in float32, 64 partial sums by k modulo 64, added pairwise
  * at the end; so the bits depend on neither the instruction set nor the thread count nor
