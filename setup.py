@@ -72,6 +72,7 @@ BODIES = [
     "dequant.inc",
     "llama_ops.inc",
     "matvec_avx512.inc",
+    "mul_mat_avx512.inc",
 ]
 
 setup(

@@ -43,6 +43,8 @@ cdef extern from "dequant.h" nogil:
     enum:
         FQ_TYPE_COUNT
         FQ_MATVEC_MAX_TOKENS
+        FQ_MUL_MAT_ROWS
+        FQ_MUL_MAT_PANELS
     ctypedef void (*fq_dequant_fn)(const uint8_t *, float *, int64_t)
     ctypedef struct fq_dequant_args:
         fq_dequant_fn fn
@@ -53,6 +55,14 @@ cdef extern from "dequant.h" nogil:
         fq_dequant_fn fn
         const uint8_t *packed
         int64_t row_bytes
+        const float *x
+        int64_t x_stride
+        float *out
+        int64_t out_stride, n_tokens, k
+    ctypedef struct fq_mul_mat_args:
+        fq_dequant_fn fn
+        const uint8_t *packed
+        int64_t row_bytes, n_rows
         const float *x
         int64_t x_stride
         float *out
@@ -81,7 +91,7 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
-        fq_task_fn dequantize, matvec, rope
+        fq_task_fn dequantize, matvec, mul_mat, rope
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -79,6 +79,15 @@ def matvec(
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def has_mul_mat() -> bool: ...
+def mul_mat(
+    x: npt.NDArray[np.float32],
+    packed: npt.NDArray[np.uint8],
+    ggml_type: int,
+    *,
+    out: npt.NDArray[np.float32],
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
 def rope(
     x: npt.NDArray[np.float32],
     cos: npt.NDArray[np.float32],

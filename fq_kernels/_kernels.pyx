@@ -840,6 +840,70 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     return out
 
 
+def has_mul_mat():
+    """Whether ``mul_mat`` has a kernel for the instruction set in use."""
+    return table.mul_mat != NULL
+
+
+cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:
+    """Several, which read x from one another's cache, but as few as it takes to end together."""
+    cdef int64_t best = 1, best_time = (panels + threads - 1) // threads, time, n
+    for n in range(2, FQ_MUL_MAT_PANELS + 1):
+        time = ((panels + n - 1) // n + threads - 1) // threads * n
+        if time <= best_time:
+            best = n
+            best_time = time
+    return best
+
+
+def mul_mat(x, packed, int ggml_type, *, out, executor=None):
+    """x @ unpacked(packed).T for any number of tokens, into out.
+
+    x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
+    (n, row_bytes) uint8 C-contiguous. Rows of x a multiple of 4096 bytes apart share cache
+    lines, which costs some 5 %. Returns out. The bits depend on neither threads nor n_tokens.
+    Raises TypeError or ValueError naming the argument, RuntimeError where the instruction set in use has no such kernel (``has_mul_mat``).
+    """
+    cdef fq_mul_mat_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.mul_mat
+    cdef int64_t panels, grain
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ap = _open("packed", packed, b"B")
+    cdef _Array ao = _open("out", out, b"f", True)
+    a.k = _row_length(packed, ggml_type)
+    if fn == NULL:
+        raise RuntimeError(f"mul_mat has no kernel for {isa()}")
+    if packed.ndim != 2 or not packed.flags.c_contiguous:
+        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+    a.n_rows = packed.shape[0]
+    if out.ndim != 2 or out.shape[1] != a.n_rows:
+        raise ValueError(f"out must be of shape (n_tokens, {a.n_rows}), not {out.shape}")
+    a.n_tokens = out.shape[0]
+    if x.shape != (a.n_tokens, a.k):
+        raise ValueError(f"x must be of shape {(a.n_tokens, a.k)}, not {x.shape}")
+    _apart(ao, ax)
+    _apart(ao, ap)
+    if ao.overlaps_itself():
+        raise ValueError("out has elements that share memory")
+    a.fn = table.dequant[ggml_type]
+    a.packed = <const uint8_t *> ap.b.buf
+    a.row_bytes = packed.shape[1]
+    a.x = <const float *> ax.b.buf
+    a.x_stride = ax.b.strides[0] // ax.b.itemsize
+    a.out = <float *> ao.b.buf
+    a.out_stride = ao.b.strides[0] // ao.b.itemsize
+    pool = _pool_of(executor)
+    if a.k == 0:
+        out.fill(0.0)
+    elif a.n_rows > 0 and a.n_tokens > 0:
+        panels = (a.n_rows + FQ_MUL_MAT_ROWS - 1) // FQ_MUL_MAT_ROWS
+        grain = _panels_per_range(panels, 1 if pool == NULL else fq_pool_threads(pool))
+        with nogil:
+            fq_pool_run(pool, fn, &a, panels, grain)
+    return out
+
+
 def rope(x, cos, sin, *, executor=None):
     """Rotary embedding in place; elements (2i, 2i+1) of a head are a pair.
 

@@ -73,7 +73,8 @@ def mul_mat(
 ) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
-    The work is cut by the weight's shape alone and BLAS runs on one thread per panel, so the
+    By our own kernel where the instruction set and the type have one. Else BLAS multiplies
+    unpacked panels, which are cut by the weight's shape alone, on one thread per panel. So the
     bits do not depend on the number of threads.
     """
     sum_error = None
@@ -87,12 +88,18 @@ def mul_mat(
         if sum_error is not None:
             out += sum_error @ minimums(weight.packed, weight.type).T
         return out
+    own_kernel = fq_kernels.has_mul_mat() and weight.type.id in fq_kernels.PACKED_TYPES
+    if own_kernel:
+        fq_kernels.mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
+        if sum_error is None:
+            return out
     panel = min(max(PANEL_ELEMENTS // weight.n_in // 16 * 16, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
 
     def multiply(i: int) -> None:
         rows = slice(i * panel, min((i + 1) * panel, weight.n_out))
-        values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
-        np.matmul(x, values.T, out=out[:, rows])
+        if not own_kernel:
+            values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
+            np.matmul(x, values.T, out=out[:, rows])
         if sum_error is not None:
             out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
 

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 
-from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvec, rope
+from fq_kernels import (
+    MATVEC_MAX_TOKENS,
+    PACKED_TYPES,
+    Executor,
+    dequantize,
+    has_mul_mat,
+    matvec,
+    mul_mat,
+    rope,
+)
 
 TYPES = {gguf.GGMLQuantizationType(t).name: t for t in PACKED_TYPES}
 # where a block holds float16 scales
@@ -281,6 +290,100 @@ def test_matvec_errors():
         with pytest.raises(error, match=message):
             matvec(*arguments, **options)
     assert (x == 1).all()
+
+
+# mul_mat
+
+
+@pytest.fixture(scope="class")
+def mul_mat_isa(isa):
+    if not has_mul_mat():
+        pytest.skip(f"{isa} leaves products to BLAS")
+
+
+def strided(shape: tuple[int, int], gap: int, seed: int) -> np.ndarray:
+    """Normal float32 rows with NaN in the gaps between them."""
+    memory = np.full((shape[0], shape[1] + gap), np.nan, np.float32)
+    memory[:, : shape[1]] = np.random.default_rng(seed).standard_normal(shape)
+    return memory[:, : shape[1]]
+
+
+@given(
+    name=st.sampled_from(sorted(TYPES)),
+    tokens=st.one_of(st.integers(1, 40), st.sampled_from([511, 512, 513, 530])),
+    rows=st.one_of(st.integers(1, 100), st.sampled_from([192, 193, 400])),
+    blocks=st.integers(1, 40),
+    gaps=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    seed=seeds,
+)
+def test_mul_mat(mul_mat_isa, executor, name, tokens, rows, blocks, gaps, seed):
+    k, type_ = min(blocks, 1 + 1300 // PACKED_TYPES[TYPES[name]][0]), TYPES[name]
+    packed = tame(random_blocks(type_, rows, k, seed), name)
+    x = strided((tokens, k * PACKED_TYPES[type_][0]), gaps[0], seed)
+    out = strided((tokens, rows), gaps[1], seed)
+    assert mul_mat(x, packed, type_, out=out, executor=executor) is out
+    w = expected_floats(packed, type_).astype(np.float64)
+    bound = 1e-6 * np.abs(x.astype(np.float64)) @ np.abs(w.T)
+    assert (np.abs(out - x.astype(np.float64) @ w.T) <= bound).all()
+    if gaps[1]:
+        assert np.isnan(out.base[:, rows:]).all()
+    # a token's bits depend on neither the other tokens nor the threads
+    alone = np.empty((1, rows), np.float32)
+    for t in {0, tokens // 2, tokens - 1}:
+        assert_same_bits(mul_mat(x[t : t + 1], packed, type_, out=alone), out[t : t + 1])
+
+
+def test_mul_mat_sums_blocks_of_256(mul_mat_isa):
+    # 2^24 + 1 is no float32: ones are lost beside it, but not in a block of their own
+    x = np.ones((1, 600), np.float32)
+    x[0, 0] = 2.0**24
+    packed = np.ones((1, 600), np.float32).view(np.uint8)
+    out = mul_mat(x, packed, TYPES["F32"], out=np.empty((1, 1), np.float32))
+    assert out[0, 0] == 2.0**24 + 256 + 88
+    # a product is not rounded before it is added
+    x[:], w = 0, np.zeros((1, 600), np.float32)
+    x[0, :2], w[0, :2] = (1 + 2**-12, 1), (1 + 2**-12, -1)
+    out = mul_mat(x, w.view(np.uint8), TYPES["F32"], out=np.empty((1, 1), np.float32))
+    assert out[0, 0] == np.float32((1 + 2**-12) ** 2) - 1
+
+
+def test_mul_mat_of_nothing(mul_mat_isa):
+    empty, q4_k = np.empty((3, 0), np.float32), TYPES["Q4_K"]
+    out = np.ones((3, 2), np.float32)
+    assert not mul_mat(empty, np.empty((2, 0), np.uint8), q4_k, out=out).any()
+    mul_mat(np.ones((3, 256), np.float32), np.zeros((0, 144), np.uint8), q4_k, out=empty)
+    mul_mat(np.ones((0, 256), np.float32), np.zeros((2, 144), np.uint8), q4_k, out=out[:0])
+
+
+def test_mul_mat_errors(mul_mat_isa):
+    x, packed, q4_k = np.ones((2, 512), np.float32), np.zeros((3, 288), np.uint8), TYPES["Q4_K"]
+    out = np.ones((2, 3), np.float32)
+    shared = np.lib.stride_tricks.as_strided(out, (2, 3), (4, 4))
+    cases = [
+        (ValueError, "x must .*512", (np.ones((2, 511), np.float32), packed, q4_k), {}),
+        (ValueError, "x must .*512", (np.ones((3, 512), np.float32), packed, q4_k), {}),
+        (ValueError, "last axis of x", (np.ones((2, 1024), np.float32)[:, ::2], packed, q4_k), {}),
+        (TypeError, "x must .*float64", (np.ones((2, 512)), packed, q4_k), {}),
+        (ValueError, "packed must ", (x, np.zeros((6, 288), np.uint8)[::2], q4_k), {}),
+        (ValueError, "packed must ", (x, packed[0], q4_k), {}),
+        (ValueError, "ggml type 4 has no kernel", (x, packed, 4), {}),
+        (ValueError, "out must ", (x, packed, q4_k), {"out": np.ones((2, 4), np.float32)}),
+        (ValueError, "out must ", (x, packed, q4_k), {"out": np.ones(3, np.float32)}),
+        (ValueError, "out has elements that share", (x, packed, q4_k), {"out": shared}),
+        (ValueError, "out overlaps x", (x, packed, q4_k), {"out": x.reshape(-1)[:6].reshape(2, 3)}),
+        (TypeError, "executor must ", (x, packed, q4_k), {"executor": 1}),
+    ]
+    for error, message, arguments, options in cases:
+        with pytest.raises(error, match=message):
+            mul_mat(*arguments, **({"out": out} | options))
+    assert (x == 1).all() and (out == 1).all()
+
+
+def test_mul_mat_where_there_is_none(isa):
+    if has_mul_mat():
+        return
+    with pytest.raises(RuntimeError, match=isa):
+        mul_mat(np.ones((1, 1), np.float32), np.zeros((1, 4), np.uint8), 0, out=np.ones((1, 1), np.float32))
 
 
 # rope

@@ -14,6 +14,7 @@ typedef struct {
     void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
     void (*dequantize)(void *args, int64_t begin, int64_t end);
     void (*matvec)(void *args, int64_t begin, int64_t end);
+    void (*mul_mat)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
     void (*rope)(void *args, int64_t begin, int64_t end);
     fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
 } fq_kernel_table;
