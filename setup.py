@@ -70,6 +70,7 @@ BODIES = [
     "rms_norm_avx512.inc",
     "rounding_avx512.inc",
     "dequant.inc",
+    "dequant_avx512.inc",
     "llama_ops.inc",
     "matvec_avx512.inc",
     "mul_mat_avx512.inc",

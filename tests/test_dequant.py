@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import subprocess
 import sys
 
@@ -121,6 +123,28 @@ def test_empty():
     assert matvec(np.empty((0, 256), np.float32), np.zeros((5, 144), np.uint8), TYPES["Q4_K"]).shape == (0, 5)
     assert matvec(np.ones((2, 256), np.float32), np.empty((0, 144), np.uint8), TYPES["Q4_K"]).shape == (2, 0)
     assert not matvec(np.empty((2, 0), np.float32), np.empty((3, 0), np.uint8), TYPES["Q4_K"]).any()
+
+
+PROT_NONE = 0
+
+
+def before_a_wall(data: np.ndarray) -> np.ndarray:
+    """A copy whose last byte is the last of a page that no readable one follows."""
+    size = -(-data.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(memory.ctypes.data + size), mmap.PAGESIZE, PROT_NONE) == 0
+    copy = memory[size - data.nbytes : size].reshape(data.shape)
+    copy[:] = data
+    return copy
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_reads_end_with_the_row(isa, name):
+    # past it may be the end of the mapped file
+    for blocks in (1, 2, 35):
+        packed = random_blocks(TYPES[name], 1, blocks)
+        assert_same_bits(dequantize(before_a_wall(packed), TYPES[name]), expected_floats(packed, TYPES[name]))
 
 
 def test_dequantize_errors():
