@@ -63,7 +63,16 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-HEADERS = ["common.h", "certified_sum.h", "rounding.h", "rms_norm.h", "dequant.h", "dispatch.h", "executor.h"]
+HEADERS = [
+    "common.h",
+    "certified_sum.h",
+    "rounding.h",
+    "rms_norm.h",
+    "dequant.h",
+    "exp_ops.h",
+    "dispatch.h",
+    "executor.h",
+]
 BODIES = [
     "kernels.inc",
     "rms_norm.inc",
@@ -73,6 +82,7 @@ BODIES = [
     "dequant_avx512.inc",
     "llama_ops.inc",
     "matvec_avx512.inc",
+    "exp_ops.inc",
     "mul_mat_avx512.inc",
 ]
 

@@ -12,17 +12,20 @@ from ._kernels import (
     Executor,
     bf16_round_trip,
     bf16_to_float,
+    causal_exp,
     dequantize,
     float_to_bf16,
     force_isa,
     has_mul_mat,
     isa,
+    log_sum_exp,
     matvec,
     mul_mat,
     rms_norm_f32,
     rope,
     round_trip,
     supported_isas,
+    swiglu,
 )
 from .formats import Format, describe_formats, format_names, get_format, register_format
 
@@ -33,6 +36,7 @@ __all__ = [
     "Format",
     "bf16_round_trip",
     "bf16_to_float",
+    "causal_exp",
     "dequantize",
     "describe_formats",
     "float_to_bf16",
@@ -41,6 +45,7 @@ __all__ = [
     "get_format",
     "has_mul_mat",
     "isa",
+    "log_sum_exp",
     "matvec",
     "mul_mat",
     "register_format",
@@ -48,4 +53,5 @@ __all__ = [
     "rope",
     "round_trip",
     "supported_isas",
+    "swiglu",
 ]

@@ -74,6 +74,20 @@ cdef extern from "dequant.h" nogil:
         const float *sin
 
 
+cdef extern from "exp_ops.h" nogil:
+    ctypedef struct fq_swiglu_args:
+        float *gate
+        const float *up
+    ctypedef struct fq_causal_exp_args:
+        float *x
+        int64_t n_rows, n, n_first
+        float *sums
+    ctypedef struct fq_log_sum_exp_args:
+        const float *x
+        int64_t stride, n
+        double *out
+
+
 cdef extern from "executor.h" nogil:
     ctypedef void (*fq_task_fn)(void *, int64_t, int64_t)
     ctypedef struct fq_pool:
@@ -91,7 +105,7 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
-        fq_task_fn dequantize, matvec, mul_mat, rope
+        fq_task_fn dequantize, matvec, mul_mat, rope, swiglu, causal_exp, log_sum_exp
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from fq_kernels import Executor, rope
+from fq_kernels import Executor, causal_exp, rope, swiglu
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
@@ -23,13 +23,10 @@ from .tokenizer import Tokenizer
 from .trace import Trace
 from .weights import Weight, blas_threads, can_unpack, mul_mat
 
-# Rows per task of element-wise work and of attention: enough to pay for the hand-out.
-SWIGLU_ROWS = 64
+# Rows per task of attention: enough to pay for the hand-out.
 ATTENTION_ROWS = 128
 # Elements of cached keys from which on one token's attention is worth sharing among threads
 ATTENTION_KEYS = 1 << 17
-# 0 on and below the diagonal, minus infinity above; its corner masks fewer rows
-_CAUSAL_MASK = np.triu(np.full((ATTENTION_ROWS, ATTENTION_ROWS), -np.inf, np.float32), 1)
 
 
 class Model:
@@ -224,7 +221,7 @@ class Context:
             assert node.layer is not None
             return self._attention(node.layer, *inputs)
         if node.op is Op.SWIGLU:
-            return _swiglu(x, inputs[1], executor)
+            return swiglu(x, inputs[1], executor=executor)
         assert node.op is Op.OUT_ROWS
         return x[out_rows]
 
@@ -263,21 +260,17 @@ class Context:
             n_kv = n_past + end
             block_q = heads[begin:end, head].transpose(1, 0, 2) * scale  # (group, rows, d)
             p = np.matmul(block_q, keys[head, :n_kv].T)  # (group, rows, n_kv)
-            if end - begin > 1:
-                p[:, :, n_past + begin :] += _CAUSAL_MASK[: end - begin, : end - begin]
-            p -= p.max(axis=-1, keepdims=True)
-            np.exp(p, out=p)
+            sums = causal_exp(p, n_past + begin + 1)
             attended = np.matmul(p, values[head, :n_kv])  # (group, rows, d)
-            attended /= p.sum(axis=-1, keepdims=True)
+            attended /= sums[:, :, None]
             out[begin:end, head] = attended.transpose(1, 0, 2)
 
         def attend_one(some: slice) -> None:
             one_q = heads[0, some] * scale  # (heads, group, d)
             p = np.matmul(one_q, keys[some, : n_past + 1].transpose(0, 2, 1))  # (heads, group, n_kv)
-            p -= p.max(axis=-1, keepdims=True)
-            np.exp(p, out=p)
+            sums = causal_exp(p.reshape(-1, 1, n_past + 1), n_past + 1)
             np.matmul(p, values[some, : n_past + 1], out=out[0, some])
-            out[0, some] /= p.sum(axis=-1, keepdims=True)
+            out[0, some] /= sums.reshape(-1, group, 1)
 
         if n_tokens > 1:
             self.executor.map(attend, n_blocks * hp.n_head_kv)
@@ -313,23 +306,3 @@ def _rope_tables(hp: HParams, n_ctx: int, factors: np.ndarray | None) -> tuple[n
         freq /= factors
     angles = np.arange(n_ctx, dtype=np.float64)[:, None] * freq
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def _swiglu(gate: np.ndarray, up: np.ndarray, executor: Executor) -> np.ndarray:
-    """silu(gate) * up, in gate's memory."""
-
-    def block(i: int) -> None:
-        rows = slice(i * SWIGLU_ROWS, (i + 1) * SWIGLU_ROWS)
-        g = gate[rows]
-        with np.errstate(over="ignore"):  # exp(-g) may overflow: the quotient is then 0, as it should be
-            t = np.negative(g)
-            np.exp(t, out=t)
-        t += 1.0
-        g /= t
-        g *= up[rows]
-
-    if gate.shape[0] <= SWIGLU_ROWS:
-        block(0)
-    else:
-        executor.map(block, -(-gate.shape[0] // SWIGLU_ROWS))
-    return gate

@@ -3,6 +3,7 @@
 #define FQ_DISPATCH_H
 
 #include "dequant.h"
+#include "exp_ops.h"
 #include "rms_norm.h"
 
 typedef struct {
@@ -16,6 +17,9 @@ typedef struct {
     void (*matvec)(void *args, int64_t begin, int64_t end);
     void (*mul_mat)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
     void (*rope)(void *args, int64_t begin, int64_t end);
+    void (*swiglu)(void *args, int64_t begin, int64_t end);
+    void (*causal_exp)(void *args, int64_t begin, int64_t end);
+    void (*log_sum_exp)(void *args, int64_t begin, int64_t end);
     fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
 } fq_kernel_table;
 
