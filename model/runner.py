@@ -24,7 +24,7 @@ from .trace import Trace
 from .weights import Weight, blas_threads, can_unpack, mul_mat
 
 # Rows per task of attention: enough to pay for the hand-out.
-ATTENTION_ROWS = 128
+ATTENTION_ROWS = 64
 # Elements of cached keys from which on one token's attention is worth sharing among threads
 ATTENTION_KEYS = 1 << 17
 
@@ -259,9 +259,10 @@ class Context:
             end = min(begin + ATTENTION_ROWS, n_tokens)
             n_kv = n_past + end
             block_q = heads[begin:end, head].transpose(1, 0, 2) * scale  # (group, rows, d)
-            p = np.matmul(block_q, keys[head, :n_kv].T)  # (group, rows, n_kv)
-            sums = causal_exp(p, n_past + begin + 1)
-            attended = np.matmul(p, values[head, :n_kv])  # (group, rows, d)
+            # the heads of a group as more rows: one product rather than several
+            p = np.matmul(block_q.reshape(-1, d), keys[head, :n_kv].T)  # (group * rows, n_kv)
+            sums = causal_exp(p.reshape(group, end - begin, n_kv), n_past + begin + 1)
+            attended = np.matmul(p, values[head, :n_kv]).reshape(block_q.shape)
             attended /= sums[:, :, None]
             out[begin:end, head] = attended.transpose(1, 0, 2)
 
