@@ -10,7 +10,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from fq_kernels import Executor, causal_exp, rope, swiglu
+from fq_kernels import MATVEC_MAX_TOKENS, Executor, causal_exp, rope, swiglu
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
@@ -202,7 +202,7 @@ class Context:
                 x,
                 eps=self.model.hparams.rms_eps,
                 weight=self.model.vectors[node.weight],
-                out=self._buffer(x.shape),
+                out=self._input_buffer(*x.shape),
                 executor=executor,
             )
         if node.op is Op.MUL_MAT:
@@ -247,7 +247,7 @@ class Context:
         keys, values = self._k[layer], self._v[layer]
         keys[:, now] = k.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
         values[:, now] = v.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
-        out = self._buffer((n_tokens, hp.n_head * d)).reshape(n_tokens, hp.n_head_kv, group, d)
+        out = self._input_buffer(n_tokens, hp.n_head * d).reshape(n_tokens, hp.n_head_kv, group, d)
         heads = q.reshape(n_tokens, hp.n_head_kv, group, d)
         scale = np.float32(1.0 / np.sqrt(d))
         n_blocks = -(-n_tokens // ATTENTION_ROWS)
@@ -285,6 +285,11 @@ class Context:
         """Uninitialised float32; memory is used again, as fresh pages cost more than the arithmetic."""
         free = self._free.get(shape)
         return free.pop() if free else np.empty(shape, np.float32)
+
+    def _input_buffer(self, rows: int, n: int) -> np.ndarray:
+        """As _buffer, for a product: rows a multiple of 4096 bytes apart would share cache lines."""
+        gap = 16 if rows > MATVEC_MAX_TOKENS and 4 * n % 4096 == 0 else 0
+        return self._buffer((rows, n + gap))[:, :n]
 
     def _release(self, values: dict[int, np.ndarray], i: int) -> None:
         """Give back node i's memory unless another live value shares it."""
