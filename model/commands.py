@@ -356,7 +356,8 @@ def perplexity(args: argparse.Namespace) -> int:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with _executor(args.threads) as executor, _trace(args, model, executor, fake_quant) as trace:
         # with BOS if the vocabulary adds it, as llama-perplexity has it
-        tokens = model.tokenizer.encode(text)
+        limit = args.chunks * args.ctx_size if args.chunks > 0 and args.ctx_size > 0 else None
+        tokens = model.tokenizer.encode(text, limit=limit)
         measurement = Perplexity(
             model,
             tokens,

@@ -21,7 +21,7 @@ from .trace import Trace
 class Perplexity(Streams):
     """One measurement; iterate over it to run it, chunk by chunk.
 
-    model, tokens  the whole text, tokenised once
+    model, tokens  the text, tokenised once; as far as the chunks go is enough
     n_ctx          tokens per chunk; the second half of each chunk is scored
     chunks         how many chunks, -1 for all that the text has
     fake_quant     the rules of the quantised stream; None: the baseline alone

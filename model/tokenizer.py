@@ -266,14 +266,19 @@ class Tokenizer:
             ids = [self.unk_id]
         return [i for i in ids if i is not None]
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, limit: int | None = None
+    ) -> list[int]:
         """Ids of a text. `add_special` adds BOS/EOS where the vocabulary asks for them; `parse_special`
-        reads control tokens written in the text (`<|im_end|>`), which otherwise are plain text.
+        reads control tokens written in the text (`<|im_end|>`), which otherwise are plain text. With a
+        `limit` only that many of the ids, without the work for the others.
         Raises TokenizerError for a text with lone surrogates."""
         if not text.isascii() and not _is_utf8(text):
             raise TokenizerError("the text holds lone surrogates, so it is not Unicode text")
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         for part in self._parts(text, parse_special):
+            if limit is not None and len(ids) >= limit:
+                break
             if isinstance(part, int):
                 ids.append(part)
                 continue
@@ -281,6 +286,8 @@ class Tokenizer:
                 # The start of a text, and what follows a token matched whole, is the start of a word.
                 part = _SPACE * self.add_space_prefix + part.replace(" ", _SPACE)
             for segment in self._segments(part):
+                if limit is not None and len(ids) >= limit:
+                    break
                 # The batch call is the one that skips character offsets: twice as fast.
                 found: list[int] = self._library.encode_batch_fast([segment], add_special_tokens=False)[0].ids
                 if self._stand_ins:
@@ -288,7 +295,7 @@ class Tokenizer:
                 ids += found
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
-        return ids
+        return ids[:limit]
 
     def _segments(self, text: str) -> Iterator[str]:
         """The text cut where no token can reach across: the library takes some 200 bytes of memory per byte

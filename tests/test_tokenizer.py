@@ -301,6 +301,8 @@ def test_long_texts_are_cut_where_no_token_reaches_across(text):
         whole = [t.encode(text) for t in (SPM, BPE)]
         patch.setattr("model.tokenizer._SEGMENT", 1)
         assert [t.encode(text) for t in (SPM, BPE)] == whole
+        for limit in (0, 1, 7, 1000):
+            assert [t.encode(text, limit=limit) for t in (SPM, BPE)] == [ids[:limit] for ids in whole]
     assert len(list(SPM._segments("\u2581aa\u2581bb" * 50_000))) > 1
 
 
