@@ -862,7 +862,8 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
     (n, row_bytes) uint8 C-contiguous. Rows of x a multiple of 4096 bytes apart share cache
     lines, which costs some 5 %. Returns out. The bits depend on neither threads nor n_tokens.
-    Raises TypeError or ValueError naming the argument, RuntimeError where the instruction set in use has no such kernel (``has_mul_mat``).
+    Raises TypeError or ValueError naming the argument, RuntimeError where the instruction set
+    in use has no such kernel (``has_mul_mat``).
     """
     cdef fq_mul_mat_args a
     cdef fq_pool *pool

@@ -14,16 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 
+import fq_kernels
 from fq_kernels import (
     MATVEC_MAX_TOKENS,
     PACKED_TYPES,
     Executor,
     dequantize,
+    force_isa,
     has_mul_mat,
     matvec,
     mul_mat,
     rope,
 )
+from model.ggml_types import GGML_TYPES
+from model.weights import Weight
+from model.weights import mul_mat as weights_mul_mat
 
 TYPES = {gguf.GGMLQuantizationType(t).name: t for t in PACKED_TYPES}
 # where a block holds float16 scales
@@ -319,10 +324,33 @@ def test_matvec_errors():
 # mul_mat
 
 
-@pytest.fixture(scope="class")
-def mul_mat_isa(isa):
-    if not has_mul_mat():
-        pytest.skip(f"{isa} leaves products to BLAS")
+def forced(name: str) -> bool:
+    force_isa(name)
+    return has_mul_mat()
+
+
+BEST = fq_kernels.isa()
+MUL_MAT_ISAS = [name for name in fq_kernels.supported_isas() if forced(name)]
+force_isa(BEST)
+
+
+@pytest.fixture(scope="class", params=MUL_MAT_ISAS)
+def mul_mat_isa(request):
+    """Each instruction set that does not leave products to BLAS, forced for one test."""
+    force_isa(request.param)
+    yield request.param
+    force_isa(BEST)
+
+
+def test_without_a_kernel_products_are_left_to_blas(isa):
+    x, packed = np.ones((2, 256), np.float32), np.zeros((3, 144), np.uint8)
+    if isa not in MUL_MAT_ISAS:
+        with pytest.raises(RuntimeError, match=f"mul_mat has no kernel for {isa}"):
+            mul_mat(x, packed, TYPES["Q4_K"], out=np.empty((2, 3), np.float32))
+    weight = Weight(packed, GGML_TYPES[TYPES["Q4_K"]], 256)
+    out = np.ones((9, 3), np.float32)
+    with Executor(1) as executor:
+        assert not weights_mul_mat(np.ones((9, 256), np.float32), weight, executor, out).any()
 
 
 def strided(shape: tuple[int, int], gap: int, seed: int) -> np.ndarray:

@@ -220,15 +220,15 @@ def test_perplexity_labels_stream_and_chunk(tiny, path, executor):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, FqError])
 def test_an_interrupted_run_leaves_json(tiny, path, executor, monkeypatch, error):
     calls = []
-    swiglu = model.runner._swiglu
+    swiglu = model.runner.swiglu
 
-    def failing(*args):
+    def failing(*args, **options):
         calls.append(args)
         if len(calls) == 4:
             raise error("stop")
-        return swiglu(*args)
+        return swiglu(*args, **options)
 
-    monkeypatch.setattr(model.runner, "_swiglu", failing)
+    monkeypatch.setattr(model.runner, "swiglu", failing)
     with pytest.raises(error, match="stop"):
         traced(tiny, path, [], executor)
     _, nodes, evals = load(path)
