@@ -466,6 +466,11 @@ class FakeQuant:
             rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
         return out
 
+    def pass_by(self, norm: Norm, rows: int) -> None:
+        """Count rows that reached ``norm`` elsewhere, in an evaluation shared with another stream."""
+        for site in self._sites[norm]:
+            self.counters[site].add(rows, 0, 0)
+
     def _wanted(self, counter: Counter, rows: int) -> int:
         """How many of the next ``rows`` rows its rule rounds, counted from the first."""
         rule = counter.rule

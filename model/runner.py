@@ -172,21 +172,27 @@ class Context:
         if sizes != self._sizes:
             self._free.clear()
             self._sizes = sizes
-        self._input = None
-        trace, begin = self.trace, perf_counter_ns()
+        begin = perf_counter_ns()
         with blas_threads.single():
-            for i, node in enumerate(self.model.graph.nodes):
-                inputs = [values[source] for source in node.inputs]
-                if trace is None:
-                    values[i] = self._compute(node, inputs, ids, out_rows)
-                else:
-                    values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
-                for source in self._ends[i]:
-                    self._release(values, source)
-        if trace is not None:
-            trace.evaluated(begin, *sizes, self.n_past)
+            self._run(range(len(self.model.graph.nodes)), values, ids, out_rows)
+        if self.trace is not None:
+            self.trace.evaluated(begin, *sizes, self.n_past)
         self.n_past += ids.size
         return values[len(self.model.graph.nodes) - 1]
+
+    def _run(self, nodes: range, values: dict[int, np.ndarray], ids: np.ndarray, out_rows: slice) -> None:
+        """Compute consecutive nodes; ``values`` are those still to be read: before, and then after."""
+        self._input = None
+        trace = self.trace
+        for i in nodes:
+            node = self.model.graph.nodes[i]
+            inputs = [values[source] for source in node.inputs]
+            if trace is None:
+                values[i] = self._compute(node, inputs, ids, out_rows)
+            else:
+                values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
+            for source in self._ends[i]:
+                self._release(values, source)
 
     def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
         weights, executor = self.model.weights, self.executor

@@ -1,0 +1,122 @@
+"""Variants that share the baseline's layers: the same bits and counts as separate evaluations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fq_kernels.rules import FakeQuant
+from model import Context, Model
+from model.fork import Fork
+from model.synthetic import tiny_shape, write_llama_gguf
+
+N_TOKENS, FIRST_OUTPUT = 23, 12
+N_LAYER = 3
+ONE_NORM = [
+    f"{kind}[{layer}].{point}=bf16"
+    for layer in range(N_LAYER)
+    for kind in ("attn_norm", "ffn_norm")
+    for point in ("raw", "weighted")
+]
+RULES = {
+    "one": [*ONE_NORM, "output_norm.raw=bf16", "output_norm.weighted=fp8_e4m3"],
+    "several": [
+        "*=bf16",
+        "ffn_norm[1-2]=int4",
+        ["ffn_norm[2].weighted=bf16", "attn_norm[1]=bf16:stochastic,seed=3"],
+        "norm[1-2]=bf16:first-call",
+        "ffn_norm[1]=bf16:first-call",
+        "attn_norm[2]=int8:tensor",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def three_layers(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fork") / "three.gguf"
+    shape = tiny_shape(n_layer=N_LAYER, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128)
+    write_llama_gguf(path, shape, mix="Q8_0")
+    return Model(path)
+
+
+def variants_of(model, rules):
+    return [None if rule is None else FakeQuant(model.norms, rule) for rule in rules]
+
+
+def separate(model, executor, ids, rules, *, batch, activations="exact", first=FIRST_OUTPUT):
+    """One variant alone, through Context."""
+    context = Context(model, len(ids), executor, rules, activations=activations)
+    parts = [
+        context.eval(ids[b : b + batch], slice(max(first - b, 0), None)) for b in range(0, len(ids), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def assert_as_separate(model, executor, ids, rules, **options):
+    batch, activations = options["batch"], options.get("activations", "exact")
+    forked, alone = variants_of(model, rules), variants_of(model, rules)
+    fork = Fork(model, len(ids) + 1, executor, batch, activations)
+    steps = []
+    for _ in range(2):  # the counters go on, as first-call and stochastic rounding must see
+        found = [x.copy() for x in fork.logits(ids, FIRST_OUTPUT, forked, lambda: steps.append(1))]
+        expected = [separate(model, executor, ids, rule, **options) for rule in [None, *alone]]
+        for got, want, rule in zip(found, expected, [None, *rules], strict=True):
+            assert got.shape == want.shape
+            assert got.tobytes() == want.tobytes(), rule
+    for got, want in zip(forked, alone, strict=True):
+        assert got is want is None or got.as_dict() == want.as_dict()
+    assert len(steps) == 2 * sum(fork.steps(rules) for rules in [None, *forked])
+
+
+@pytest.mark.parametrize("batch", [4, 10, 64])
+@pytest.mark.parametrize("rules", RULES)
+def test_the_bits_and_counts_of_separate_runs(three_layers, executor, rules, batch):
+    ids = np.random.default_rng(0).integers(3, 512, N_TOKENS)
+    assert_as_separate(three_layers, executor, ids, [*RULES[rules], None], batch=batch)
+
+
+def test_ggml_activations(three_layers, executor):
+    ids = np.random.default_rng(1).integers(3, 512, N_TOKENS)
+    assert_as_separate(three_layers, executor, ids, RULES["one"], batch=12, activations="ggml")
+
+
+def test_of_a_real_model(smollm2, executor):
+    ids = np.array(smollm2.tokenizer.encode("It was a dark and stormy night; the rain fell. " * 5))[:40]
+    rules = ["ffn_norm[3]=bf16", "attn_norm[29].weighted=bf16", "output_norm=bf16", "ffn_norm=bf16", None]
+    assert_as_separate(smollm2, executor, ids, rules, batch=30)
+
+
+def test_a_variant_starts_where_its_rules_first_act(three_layers, executor):
+    fork = Fork(three_layers, 16, executor, 16)
+    names = [node.name for node in three_layers.graph.nodes]
+    for rule, name in (
+        ("ffn_norm[1].weighted=bf16", "ffn_norm-1"),
+        ("attn_norm[2]=bf16", "attn_norm-2"),
+        ("output_norm=bf16", "result_norm"),
+        ("*=bf16", "attn_norm-0"),
+    ):
+        assert fork.first_node(FakeQuant(three_layers.norms, rule)) == names.index(name)
+    assert fork.first_node(None) == 0
+    # embedding, three layers, output; then without the embedding and layer 0
+    assert fork.steps(None) == 5
+    assert fork.steps(FakeQuant(three_layers.norms, "ffn_norm[1]=bf16")) == 3
+
+
+def test_no_node_of_the_shared_layers_is_computed_again(three_layers, executor, monkeypatch):
+    computed = []
+    plain = Context._compute
+
+    def counted(self, node, *args):
+        computed.append(node.name)
+        return plain(self, node, *args)
+
+    monkeypatch.setattr(Context, "_compute", counted)
+    fork = Fork(three_layers, 32, executor, 32)
+    ids = np.arange(3, 20)
+    variants = variants_of(three_layers, ["ffn_norm[1]=bf16", "attn_norm[2]=bf16"])
+    for _ in fork.logits(ids, 5, variants):
+        pass
+    times = {name: computed.count(name) for name in set(computed)}
+    assert times["ffn_norm-0"] == times["kqv_out-1"] == times["ffn_inp-1"] == 1
+    assert times["ffn_norm-1"] == times["l_out-1"] == 2
+    assert times["attn_norm-2"] == times["result_output"] == 3
