@@ -109,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         help="also compare the baseline with itself: every difference must be exactly 0",
     )
 
+    sweep = command("sweep", "Measure every site in every format, each alone, in one pass over the text.")
+    _add_sweep(sweep)
+
     trace = command("trace", "Summarise the kernel calls that --trace has written.")
     trace.add_argument("file", metavar="FILE", help="what run or perplexity has written with --trace")
     trace.add_argument("--json", action="store_true", help="as JSON")
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         command("replicate", "Run the original report's experiments again, its figures beside ours."), aliases
     )
 
-    for sub in (sites, run, perplexity):
+    for sub in (sites, run, perplexity, sweep):
         sub.add_argument(
             "-m",
             "--model",
@@ -128,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
             help=f"a GGUF file or an alias: {aliases} (default %(default)s, fetched on first use)",
         )
         sub.add_argument("--offline", action="store_true", help="never fetch anything")
+        if sub is sweep:  # whose formats have their seeds
+            continue
         sub.add_argument(
             "-s",
             "--seed",
@@ -140,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub, ctx, ctx_help in (
         (run, 0, "context in tokens; 0: the model's, at most 4096"),
         (perplexity, 512, "tokens per chunk"),
+        (sweep, 512, "tokens per chunk"),
     ):
         sub.add_argument(
             "-t",
@@ -168,11 +174,41 @@ def _parser() -> argparse.ArgumentParser:
             "(default %(default)s)",
         )
         sub.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+        if sub is sweep:
+            continue
         sub.add_argument(
             "--trace", metavar="FILE", help="write each kernel call to FILE, for Perfetto or fq trace"
         )
         _add_fake_quant(sub)
     return parser
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)")
+    sweep.add_argument(
+        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
+    )
+    sweep.add_argument(
+        "--sites",
+        action="append",
+        metavar="SITES",
+        help="each site that matches is a cell, as on a rule's left side, and all of them together are "
+        "one; may be repeated (default ffn_norm[*].raw)",
+    )
+    sweep.add_argument(
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="as on a rule's right side; may be repeated (default bf16)",
+    )
+    sweep.add_argument(
+        "--cumulative", action="store_true", help="also round the first sites up to each, together"
+    )
+    sweep.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
+    )
 
 
 def _add_bench(bench: argparse.ArgumentParser, aliases: str) -> None:

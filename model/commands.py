@@ -403,6 +403,12 @@ def perplexity(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
+def sweep(args: argparse.Namespace) -> int:
+    from . import sweep_commands
+
+    return sweep_commands.sweep(args)
+
+
 def bench(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 

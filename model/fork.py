@@ -11,7 +11,7 @@ weights are in the processor's cache for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class Fork:
         first_output: int,
         variants: Sequence[FakeQuant | None],
         on_step: Callable[[], None] = lambda: None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """Logits of the baseline, then of each variant in order; its rows are in its counters.
 
         ids           tokens of one sequence

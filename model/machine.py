@@ -60,3 +60,9 @@ def describe(*libraries: str) -> dict[str, str]:
         "libraries": ", ".join(f"{name} {v}" for name in libraries if (v := package_version(name))),
     }
     return {name: value for name, value in about.items() if value}
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping; None where the system does not say."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) << 10 if found else None

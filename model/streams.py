@@ -31,6 +31,36 @@ def n_scored_per_chunk(n_ctx: int) -> int:
     return n_ctx - 1 - first_scored(n_ctx)
 
 
+class Chunks:
+    """The chunks of a text, tokenised once, that are evaluated: the first n of them.
+
+    Raises FqError for a text that is too short or a context that does not fit.
+    """
+
+    def __init__(self, model: Model, tokens: Sequence[int] | np.ndarray, n_ctx: int, chunks: int) -> None:
+        ids = np.asarray(tokens, np.int64)
+        if n_ctx < 3:
+            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
+        if n_ctx > model.hparams.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
+        if len(ids) < n_ctx:
+            raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
+        if chunks == 0 or chunks < -1:
+            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        self.model, self.tokens, self.n_ctx = model, ids, n_ctx
+        self.n_text = len(ids) // n_ctx
+        self.n = self.n_text if chunks == -1 else min(chunks, self.n_text)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens of a chunk, BOS in the first one's place; the scored ones among them)."""
+        ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
+        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
+        tokenizer = self.model.tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            ids[0] = tokenizer.bos_id
+        return ids, targets
+
+
 @dataclass(frozen=True)
 class Stream:
     """One variant of the model.
@@ -82,26 +112,17 @@ class Streams:
         batch: int = DEFAULT_BATCH,
         trace: Trace | None = None,
     ) -> None:
-        ids = np.asarray(tokens, np.int64)
-        if n_ctx < 3:
-            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
         if batch < 1:
             raise FqError(f"batch size must be at least 1, not {batch}")
-        if n_ctx > model.hparams.n_ctx_train:
-            raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
-        if len(ids) < n_ctx:
-            raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
-        if chunks == 0 or chunks < -1:
-            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        self.text = Chunks(model, tokens, n_ctx, chunks)
         self.streams, self.baseline = tuple(streams), baseline
         self._all = self.streams if baseline is None else (baseline, *self.streams)
         for stream in self._all:
             if stream.activations not in ACTIVATIONS:
                 known = " or ".join(ACTIVATIONS)
                 raise FqError(f"{stream.name} activations must be {known}, not {stream.activations!r}")
-        self.model, self.tokens, self.n_ctx, self.batch = model, ids, n_ctx, batch
-        self.n_chunks_text = len(ids) // n_ctx
-        self.n_chunks = self.n_chunks_text if chunks == -1 else min(chunks, self.n_chunks_text)
+        self.model, self.tokens, self.n_ctx, self.batch = model, self.text.tokens, n_ctx, batch
+        self.n_chunks_text, self.n_chunks = self.text.n_text, self.text.n
         self.executor = executor
         self.context = Context(model, n_ctx, executor)
         self.trace = trace
@@ -147,11 +168,7 @@ class Streams:
             yield index
 
     def _run_chunk(self, index: int) -> _Chunk:
-        ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
-        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
-        tokenizer = self.model.tokenizer
-        if tokenizer.add_bos and tokenizer.bos_id is not None:
-            ids[0] = tokenizer.bos_id
+        ids, targets = self.text[index]
         base = nll_base = None
         nll, paired = [], []
         if self.baseline is not None:

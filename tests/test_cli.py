@@ -31,6 +31,7 @@ COMMANDS = (
     "trace",
     "bench",
     "replicate",
+    "sweep",
     "run",
     "perplexity",
 )

@@ -1,0 +1,226 @@
+"""The sweep: every site in every format, each a cell with rules of its own, all in one pass over the text."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fq_kernels import Executor, get_format
+from fq_kernels.rules import POINTS, FakeQuant, Norm, RowStat, Rule, Site
+
+from . import statistics
+from .activations import ACTIVATIONS
+from .errors import FqError
+from .fork import Fork
+from .graph import N_OUTPUTS
+from .runner import ATTENTION_ROWS, Model
+from .statistics import Paired, compare
+from .streams import DEFAULT_BATCH, Chunks, first_scored, n_scored_per_chunk
+from .weights import PANEL_ELEMENTS
+
+DEFAULT_SITES = "ffn_norm[*].raw"
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of the model.
+
+    name   what it is called in tables: its rule
+    kind   "single": one site; "together": all sites of its group; "cumulative": those up to a
+           site; "control": the baseline a second time
+    group  the SITES=FORMAT that it comes from
+    rules  as text
+    """
+
+    name: str
+    kind: str
+    group: str = ""
+    rules: tuple[str, ...] = ()
+
+
+def cells_of(
+    model: Model,
+    sites: Sequence[str] = (DEFAULT_SITES,),
+    formats: Sequence[str] = ("bf16",),
+    *,
+    cumulative: bool = False,
+) -> list[Cell]:
+    """The control, then for each of ``sites`` and each format: every site alone, and all together.
+
+    With cumulative also those from the first site to each. Raises FqError for sites or a
+    format that cannot be read, that are given twice or that match nothing.
+    """
+    cells = [Cell(CONTROL, CONTROL)]
+    for pattern in sites:
+        for spec in formats:
+            try:
+                get_format(spec.partition(":")[0])  # its own error says more than a rule's
+                rule = Rule.parse(f"{pattern}={spec}")
+                FakeQuant(model.norms, rule)
+            except ValueError as e:
+                raise FqError(str(e)) from None
+            group = str(rule)
+            if any(cell.group == group for cell in cells):
+                raise FqError(f"{group} is asked for twice")
+            ending = group.partition("=")[2]
+            matched = [Site(norm, p) for norm in model.norms for p in POINTS if rule.matches(Site(norm, p))]
+            singles = [f"{site}={ending}" for site in matched]
+            cells += [Cell(single, "single", group, (single,)) for single in singles]
+            if cumulative:
+                cells += [
+                    Cell(f"up to {singles[i]}", "cumulative", group, tuple(singles[: i + 1]))
+                    for i in range(1, len(singles) - 1)
+                ]
+            if len(singles) > 1:
+                cells.append(Cell(group, "together", group, (group,)))
+    return cells
+
+
+class CellChunk(NamedTuple):
+    """What a cell left of a chunk: all that its figures are made from.
+
+    counts is float64 (sites that a rule takes, 2 + len(RowStat)), in graph order: rows
+    rounded, elements, and the totals of Counter.
+    """
+
+    paired: Paired
+    counts: np.ndarray
+
+
+class Sweep:
+    """One sweep; iterate over it to run it. ``(cell, chunk)`` is yielded as each chunk of a cell ends.
+
+    model, tokens  the whole text, tokenised once
+    cells          what is evaluated on each chunk and compared with the model without rules
+    n_ctx, chunks, batch, activations
+                   as of Streams
+    memory_limit   bytes; cells are taken in groups that fit. None: all at once
+    on_step        called as a variant has passed a layer, `steps` times in all
+
+    ``finished`` holds what each (cell, chunk) left, by indices; what is in it already is not
+    run again. A chunk of a cell depends on no other chunk: finished in any order, by any number
+    of runs, the figures are the same to the last bit. Raises FqError for a text that is too
+    short, a context that does not fit, or a memory limit that one cell exceeds.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        cells: Sequence[Cell],
+        *,
+        n_ctx: int = 512,
+        chunks: int = -1,
+        batch: int = DEFAULT_BATCH,
+        executor: Executor,
+        activations: str = "exact",
+        memory_limit: int | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        if batch < 1:
+            raise FqError(f"batch size must be at least 1, not {batch}")
+        if activations not in ACTIVATIONS:
+            raise FqError(f"activations must be {' or '.join(ACTIVATIONS)}, not {activations!r}")
+        if not cells:
+            raise FqError("a sweep without cells has nothing to run")
+        self.model, self.cells = model, tuple(cells)
+        self.text = Chunks(model, tokens, n_ctx, chunks)
+        self.batch, self.executor, self.activations = batch, executor, activations
+        self.on_step = on_step
+        self.finished: dict[tuple[int, int], CellChunk] = {}
+        self._rules = [FakeQuant(model.norms, cell.rules) if cell.rules else None for cell in self.cells]
+        self._per_group = self._cells_that_fit(memory_limit)
+        self._fork = Fork(model, n_ctx, executor, batch, activations)
+
+    def _cells_that_fit(self, limit: int | None) -> int:
+        """How many cells at a time; between two layers each holds its residual."""
+        if limit is None:
+            return len(self.cells)
+        hp, n_ctx, float32 = self.model.hparams, self.text.n_ctx, 4
+        kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
+        live = 6 * hp.n_embd + 3 * hp.n_ff + 2 * hp.n_head * hp.n_embd_head
+        logits = (3 if self.batch < n_ctx - 1 else 2) * n_scored_per_chunk(n_ctx) * hp.n_vocab
+        threads = self.executor.threads
+        scratch = threads * (
+            PANEL_ELEMENTS
+            + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
+            + 2 * 4 * statistics.ROWS * hp.n_vocab
+        )
+        residual = float32 * n_ctx * hp.n_embd
+        fixed = float32 * ((kv + live) * n_ctx + logits + scratch) + residual
+        if limit < fixed + residual:
+            raise FqError(
+                f"a memory limit of {limit / 1e6:.0f} MB is too little for one cell, "
+                f"which takes {(fixed + residual) / 1e6:.0f} MB"
+            )
+        return (limit - fixed) // residual
+
+    def _groups(self, chunk: int) -> list[list[int]]:
+        """The cells of a chunk that are yet to be run, as many at a time as fit."""
+        left = [i for i in range(len(self.cells)) if (i, chunk) not in self.finished]
+        return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
+
+    @property
+    def steps(self) -> int:
+        """What is left to do, in layers passed by a variant."""
+        one = [self._fork.steps(rules) for rules in self._rules]
+        groups = [group for chunk in range(self.text.n) for group in self._groups(chunk)]
+        return sum(self._fork.steps(None) + sum(one[i] for i in group) for group in groups)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for chunk in range(self.text.n):
+            for group in self._groups(chunk):
+                yield from self._run(group, chunk)
+
+    def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
+        ids, targets = self.text[chunk]
+        for i in group:
+            self._rewind(self._rules[i], chunk)
+        variants = [self._rules[i] for i in group]
+        evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
+        with contextlib.closing(evaluation):
+            base = next(evaluation)
+            for i, logits in zip(group, evaluation, strict=True):
+                paired = compare(base, logits, targets, self.executor)
+                self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
+                yield i, chunk
+
+    def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
+        """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
+        if rules is not None:
+            rules.reset()
+            for kind, layer, rows in self._norms():
+                rules.pass_by(Norm(kind, layer), chunk * rows)
+
+    def _norms(self) -> list[tuple[str, int | None, int]]:
+        """(kind, layer, rows that pass it in a chunk) of each norm."""
+        n_ctx = self.text.n_ctx
+        rows = {True: n_scored_per_chunk(n_ctx), False: n_ctx - 1}
+        return [
+            (*node.norm, rows[node.shape[0] == N_OUTPUTS]) for node in self.model.graph.nodes if node.norm
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """What is measured, on what."""
+        return {
+            "model": self.model.path,
+            "n_tokens": len(self.text.tokens),
+            "n_ctx": self.text.n_ctx,
+            "n_chunks_asked": self.text.n,
+            "batch": self.batch,
+            "activations": self.activations,
+            "norms": [list(norm) for norm in self._norms()],
+        }
+
+
+def _counts(rules: FakeQuant | None) -> np.ndarray:
+    if rules is None:
+        return np.empty((0, 2 + len(RowStat)))
+    return np.array(
+        [[c.rows_quantised, c.elements, *c.totals] for c in rules.matched if c.totals is not None]
+    )

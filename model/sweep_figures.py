@@ -1,0 +1,149 @@
+"""A sweep's figures from what its cells left, and the table of them. Needs neither the model nor the text."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels.rules import FakeQuant, Norm, RowStat
+
+from .show import table
+from .statistics import is_exactly_zero, ppl_se, summarise
+from .streams import n_scored_per_chunk
+from .sweep import CONTROL, Cell, CellChunk
+
+Finished = Mapping[tuple[int, int], CellChunk]
+
+
+def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
+    """Of the chunks that ended in every cell, as written to JSON.
+
+    Each single cell has ``rank`` [best, worst] within its group, 1 being the largest mean KL:
+    between cells whose intervals over chunks overlap there is no order. A group's
+    ``additivity`` is the mean KL of all its sites together over the sum of the single ones.
+    """
+    chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
+    result = about | {
+        "n_chunks": len(chunks),
+        "partial": len(chunks) < about["n_chunks_asked"],
+        "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"]),
+    }
+    if not chunks:
+        return result | {"cells": [], "groups": []}
+    nll_base = np.concatenate([finished[0, c].paired.nll_base for c in chunks])
+    result["ppl_base"], result["ppl_base_se"] = ppl_se(nll_base)
+    entries: list[dict[str, Any]] = []
+    for i, cell in enumerate(cells):
+        left = [finished[i, c] for c in chunks]
+        entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group}
+        entry["rules"] = list(cell.rules)
+        entry["comparison"] = summarise([one.paired for one in left])
+        if cell.kind == CONTROL:
+            entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
+        entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
+        entries.append(entry)
+    groups = [_group(name, entries) for name in dict.fromkeys(cell.group for cell in cells if cell.group)]
+    return result | {"cells": entries, "groups": groups}
+
+
+def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """What the cell's rules did at each of their sites."""
+    if not cell.rules:
+        return []
+    rules = FakeQuant([Norm(kind, layer) for kind, layer, _ in norms], cell.rules)
+    rows = {Norm(kind, layer): rows for kind, layer, rows in norms}
+    for j, counter in enumerate(rules.matched):
+        mine = np.array([chunk[j] for chunk in counts])
+        totals = mine[:, 2:].sum(axis=0)
+        totals[RowStat.MAX_ABS_ERROR] = mine[:, 2 + RowStat.MAX_ABS_ERROR].max()
+        counter.rows_seen = rows[counter.site.norm] * len(counts)
+        counter.rows_quantised, counter.elements = (int(n) for n in mine[:, :2].sum(axis=0))
+        counter.totals = totals
+    return [counter.as_dict() for counter in rules.matched]
+
+
+def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    singles = [e for e in entries if e["group"] == name and e["kind"] == "single"]
+    for entry, rank in zip(
+        singles, ranks([e["comparison"]["mean_kld_ci95_chunks"] for e in singles]), strict=True
+    ):
+        entry["rank"] = list(rank)
+    total = math.fsum(e["comparison"]["mean_kld"] for e in singles)
+    group: dict[str, Any] = {"name": name, "sum_of_single_klds": total}
+    for entry in entries:
+        if entry["group"] == name and entry["kind"] == "together":
+            group["kld_together"] = entry["comparison"]["mean_kld"]
+            group["additivity"] = group["kld_together"] / total if total else None
+    return group
+
+
+def ranks(intervals: Sequence[tuple[float, float] | None]) -> list[tuple[int, int]]:
+    """(best, worst) place of each, the first being the largest; overlapping intervals are not ordered.
+
+    None is an interval that is not known and overlaps all.
+    """
+    known = [(-math.inf, math.inf) if i is None else i for i in intervals]
+    return [
+        (1 + sum(other[0] > high for other in known), len(known) - sum(other[1] < low for other in known))
+        for low, high in known
+    ]
+
+
+def _rank_text(rank: Sequence[int]) -> str:
+    return f"{rank[0]}" if rank[0] == rank[1] else f"{rank[0]}-{rank[1]}"
+
+
+def sweep_text(data: dict[str, Any]) -> str:
+    partial = f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""
+    lines = [
+        f"model  {os.path.basename(data['model'])}",
+        f"text   {data['text']}: {data['n_tokens']} tokens; {data['n_chunks']} chunks of {data['n_ctx']}, "
+        f"{data['n_scored']} tokens scored{partial}",
+    ]
+    if not data["n_chunks"]:
+        return "\n".join([*lines, "no chunk has ended in every cell: there are no figures"])
+    lines.append(f"PPL baseline  {data['ppl_base']:.4f} ± {data['ppl_base_se']:.5f}")
+    for entry in data["cells"]:
+        if entry["kind"] == CONTROL:
+            verdict = (
+                "exactly 0, as it must be"
+                if entry["exactly_zero"]
+                else "NOT 0: the figures below cannot be trusted"
+            )
+            lines.append(f"control (baseline against itself)  {verdict}")
+    for group in data["groups"]:
+        mine = [entry for entry in data["cells"] if entry["group"] == group["name"]]
+        lines += ["", group["name"], _group_table(mine)]
+        if group.get("additivity") is not None:
+            lines.append(
+                f"together {group['kld_together']:.3e}, sum of the single ones "
+                f"{group['sum_of_single_klds']:.3e}: additivity ratio {group['additivity']:.3f}"
+            )
+    lines += ["", "rank: 1 is the largest mean KL; a range where intervals over chunks overlap"]
+    return "\n".join(lines)
+
+
+def _group_table(entries: list[dict[str, Any]]) -> str:
+    rows = [["rank", "rounded", "mean KL", "95 % over chunks", "ln(PPL ratio)", "same top, %", "SQNR, dB"]]
+    singles = [e for e in entries if e["kind"] == "single"]
+    singles.sort(key=lambda e: -e["comparison"]["mean_kld"])
+    for entry in [*singles, *(e for e in entries if e["kind"] != "single")]:
+        c, sites = entry["comparison"], entry["sites"]
+        interval = c["mean_kld_ci95_chunks"]
+        sqnr = sites[0]["sqnr_db"] if len(sites) == 1 else None
+        rows.append(
+            [
+                _rank_text(entry["rank"]) if "rank" in entry else "",
+                "all together" if entry["kind"] == "together" else entry["name"].partition("=")[0],
+                f"{c['mean_kld']:.3e}",
+                "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
+                f"{c['ln_ppl_ratio']:+.3e} ± {c['ln_ppl_ratio_se']:.1e}",
+                f"{100 * c['same_top']:.3f}",
+                "" if sqnr is None else f"{sqnr:.1f}",
+            ]
+        )
+    return table(rows, {0, 2, 3, 4, 5, 6})

@@ -1,0 +1,209 @@
+"""The sweep: each cell says what a measurement of its own says, however the work is cut."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import fq
+
+from fq_kernels.rules import FakeQuant
+from model import FqError, Perplexity
+from model.statistics import is_exactly_zero
+from model.sweep import Sweep, cells_of
+from model.sweep_figures import figures, ranks
+from model.synthetic import SAMPLE_TEXT
+
+N_CTX, CHUNKS, BATCH = 32, 3, 12
+SITES = ["ffn_norm[*].raw", "*[*].weighted"]
+FORMATS = ["bf16", "int4", "bf16:stochastic,seed=3", "bf16:first-call", "int8:tensor"]
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny):
+    return tiny.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+
+
+def started(model, tokens, executor, cells, **options):
+    return Sweep(
+        model,
+        tokens,
+        cells,
+        executor=executor,
+        **({"n_ctx": N_CTX, "chunks": CHUNKS, "batch": BATCH} | options),
+    )
+
+
+def result_of(run):
+    return figures(run.about(), run.cells, run.finished)
+
+
+def finished(*args, **options):
+    run = started(*args, **options)
+    steps = []
+    total, run.on_step = run.steps, lambda: steps.append(1)
+    assert sorted(run) == [(i, c) for i in range(len(run.cells)) for c in range(CHUNKS)]
+    assert len(steps) == total and run.steps == 0
+    return result_of(run)
+
+
+# ---------------------------------------------------------------- cells
+
+
+def test_cells_of_a_layers_norms(tiny):
+    cells = cells_of(tiny, ["ffn_norm", "*[*].weighted"], ["bf16", "int4"], cumulative=True)
+    assert [(c.name, c.kind, c.rules) for c in cells[:4]] == [
+        ("control", "control", ()),
+        ("ffn_norm[0].raw=bf16", "single", ("ffn_norm[0].raw=bf16",)),
+        ("ffn_norm[1].raw=bf16", "single", ("ffn_norm[1].raw=bf16",)),
+        ("ffn_norm[*].raw=bf16", "together", ("ffn_norm[*].raw=bf16",)),
+    ]
+    last = [c for c in cells if c.group == "*[*].weighted=int4"]
+    sites = ["attn_norm[0]", "ffn_norm[0]", "attn_norm[1]", "ffn_norm[1]", "output_norm"]
+    assert [c.name for c in last if c.kind == "single"] == [f"{s}.weighted=int4" for s in sites]
+    # one site is a single cell, all are the ones together
+    up_to = [c for c in last if c.kind == "cumulative"]
+    assert [c.name for c in up_to] == [f"up to {s}.weighted=int4" for s in sites[1:-1]]
+    assert [len(c.rules) for c in up_to] == [2, 3, 4]
+
+
+def test_one_site_has_no_together(tiny):
+    assert [c.kind for c in cells_of(tiny, ["output_norm"])] == ["control", "single"]
+
+
+@pytest.mark.parametrize(
+    "sites, formats, said",
+    [
+        (["ffn_norm[7]"], ["bf16"], "matches no site"),
+        (["fnn_norm"], ["bf16"], "kind must be one of"),
+        (["ffn_norm"], ["bf61"], "unknown format 'bf61'"),
+        (["ffn_norm", "ffn_norm[*].raw"], ["bf16"], "is asked for twice"),
+    ],
+)
+def test_cells_that_cannot_be(tiny, sites, formats, said):
+    with pytest.raises(FqError, match=said):
+        cells_of(tiny, sites, formats)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_each_cell_is_what_it_is_alone(tiny, tokens, executor):
+    cells = cells_of(tiny, SITES, FORMATS, cumulative=True)
+    result = finished(tiny, tokens, executor, cells)
+    assert is_exactly_zero(result["cells"][0]["comparison"]) and result["cells"][0]["exactly_zero"]
+    for cell, found in zip(cells[1:], result["cells"][1:], strict=True):
+        alone = Perplexity(
+            tiny, tokens, n_ctx=N_CTX, chunks=CHUNKS, batch=BATCH, executor=executor,
+            fake_quant=FakeQuant(tiny.norms, cell.rules),
+        )  # fmt: skip
+        assert list(alone) == list(range(CHUNKS))
+        expected = alone.result()
+        assert found["comparison"] == expected["comparison"], cell
+        for got, want in zip(found["sites"], expected["fake_quant"]["sites"], strict=True):
+            assert got.keys() == want.keys()
+            for key, value in want.items():
+                # sums over chunks are added in another order
+                close = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+                assert got[key] == close, (cell, key)
+        assert result["ppl_base"] == expected["comparison"]["ppl_base"]
+
+
+def test_memory_is_bounded_and_nothing_else_changes(tiny, tokens, executor):
+    cells = cells_of(tiny, ["*"], ["bf16"])
+    whole = finished(tiny, tokens, executor, cells)
+    with pytest.raises(FqError, match=r"1 MB is too little for one cell, which takes \d MB") as e:
+        started(tiny, tokens, executor, cells, memory_limit=1_000_000)
+    least = int(str(e.value).split()[-2]) * 1_000_000
+    run = started(tiny, tokens, executor, cells, memory_limit=least + 500_000)
+    assert 1 <= run._per_group
+    run._per_group = 2
+    # the baseline runs once more for each further group of a chunk
+    assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(None)
+    assert len(list(run)) == len(cells) * CHUNKS
+    assert result_of(run) == whole
+
+
+def test_an_interrupted_sweep_goes_on(tiny, tokens, executor):
+    cells = cells_of(tiny)
+    whole = finished(tiny, tokens, executor, cells)
+    run = started(tiny, tokens, executor, cells)
+    n = len(cells)
+    steps = iter(run)
+    for _ in range(n + 2):
+        next(steps)
+    steps.close()
+    partial = result_of(run)
+    assert partial["partial"] and partial["n_chunks"] == 1
+    again = [at for at in run]
+    assert again == [(i, c) for c in (1, 2) for i in range(n) if (i, c) not in [(0, 1), (1, 1)]]
+    assert result_of(run) == whole
+
+
+def test_additivity_and_ranks(tiny, tokens, executor):
+    result = finished(tiny, tokens, executor, cells_of(tiny, SITES))
+    for group in result["groups"]:
+        mine = [c for c in result["cells"] if c["group"] == group["name"]]
+        single = [c for c in mine if c["kind"] == "single"]
+        (together,) = (c["comparison"]["mean_kld"] for c in mine if c["kind"] == "together")
+        assert together > 0
+        assert group["additivity"] == pytest.approx(
+            together / sum(c["comparison"]["mean_kld"] for c in single)
+        )
+        assert all(1 <= c["rank"][0] <= c["rank"][1] <= len(single) for c in single)
+    json.dumps(result, allow_nan=False)
+
+
+def test_ranks_of_overlapping_intervals():
+    assert ranks([(5.0, 6.0), (1.0, 3.0), (2.0, 4.0)]) == [(1, 1), (2, 3), (2, 3)]
+    # the middle one overlaps both others, which do not overlap each other
+    assert ranks([(1.0, 2.0), (1.5, 3.5), (3.0, 4.0)]) == [(2, 3), (1, 3), (1, 2)]
+    assert ranks([None, (1.0, 2.0)]) == [(1, 2), (1, 2)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)).map(lambda x: (x[0], x[0] + x[1]))))
+def test_ranks_hold_for_every_value_within_the_intervals(intervals):
+    for pick in (0, 1):
+        # each at one end, the others at the other: the best and the worst place it can take
+        for i, (interval, rank) in enumerate(zip(intervals, ranks(intervals), strict=True)):
+            value = interval[1 - pick]
+            others = [other[pick] for j, other in enumerate(intervals) if j != i]
+            if pick == 0:
+                assert rank[0] == 1 + sum(other > value for other in others)
+            else:
+                assert rank[1] == len(intervals) - sum(other < value for other in others)
+
+
+# ---------------------------------------------------------------- command
+
+
+def test_the_command(tiny_path):
+    out, err = fq("sweep", "-m", tiny_path, "-c", 32, "--chunks", 2, "--format", "int4", "--json", "-")
+    data = json.loads(out)
+    assert [c["name"] for c in data["cells"]] == [
+        "control",
+        "ffn_norm[0].raw=int4",
+        "ffn_norm[1].raw=int4",
+        "ffn_norm[*].raw=int4",
+    ]
+    assert data["n_chunks"] == 2 and not data["partial"]
+    assert all(math.isfinite(c["comparison"]["mean_kld"]) for c in data["cells"])
+    assert "[2/2] 4 cells" in err and "additivity ratio" in err and "exactly 0" in err
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--memory-limit", "much"], "--memory-limit must be a size such as 500M or 2G, not 'much'"),
+        (["--memory-limit", "1K"], "is too little for one cell"),
+        (["--sites", "ffn_norm[9]"], "matches no site"),
+        (["--format", "bf61"], "unknown format 'bf61'"),
+        (["-c", "1000"], "the model allows at most 128"),
+    ],
+)
+def test_what_the_command_refuses(tiny_path, options, said):
+    _, err = fq("sweep", "-m", tiny_path, "-c", 32, "--chunks", 1, *options, status=2)
+    assert said in err and err.count("\n") == 1
