@@ -112,6 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     sweep = command("sweep", "Measure every site in every format, each alone, in one pass over the text.")
     _add_sweep(sweep)
 
+    results = command("results", "List the sweeps in a store, or show one of them.")
+    results.add_argument(
+        "run", metavar="RUN", type=int, nargs="?", help="number of a run (default: list all)"
+    )
+    results.add_argument("--json", metavar="FILE", help="write it as JSON to FILE, or - for stdout")
+    results.add_argument("--csv", metavar="FILE", help="write a line per cell to FILE, or - for stdout")
+    for sub in (sweep, results):
+        sub.add_argument(
+            "--store",
+            metavar="FILE",
+            default="fq-results.sqlite",
+            help="SQLite file that keeps every run (default %(default)s)",
+        )
+
     trace = command("trace", "Summarise the kernel calls that --trace has written.")
     trace.add_argument("file", metavar="FILE", help="what run or perplexity has written with --trace")
     trace.add_argument("--json", action="store_true", help="as JSON")
@@ -203,6 +217,11 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument(
         "--cumulative", action="store_true", help="also round the first sites up to each, together"
+    )
+    sweep.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run of the same sweep in the store, however it ended",
     )
     sweep.add_argument(
         "--memory-limit",

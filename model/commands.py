@@ -409,6 +409,12 @@ def sweep(args: argparse.Namespace) -> int:
     return sweep_commands.sweep(args)
 
 
+def results(args: argparse.Namespace) -> int:
+    from . import sweep_commands
+
+    return sweep_commands.results(args)
+
+
 def bench(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 

@@ -1,18 +1,36 @@
-"""fq sweep."""
+"""fq sweep, fq results."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
+import io
+import os
+import platform
 import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from . import machine
-from .commands import INTERRUPTED, _check_target, _executor, _find_model, _numerics, _read_text, _write_json
+from .commands import (
+    INTERRUPTED,
+    _check_target,
+    _executor,
+    _find_model,
+    _numerics,
+    _read_text,
+    _write,
+    _write_json,
+)
 from .errors import FqError
+from .results import Results, Run, sha256_of
 from .runner import Model
+from .show import table
 from .sweep import DEFAULT_SITES, Sweep, cells_of
 from .sweep_figures import figures, sweep_text
 
@@ -88,24 +106,122 @@ def sweep(args: argparse.Namespace) -> int:
             print(
                 f"fq: the text has {run.text.n} chunks of {args.ctx_size}, not {args.chunks}", file=sys.stderr
             )
-        about = run.about() | {"command": args.command_line, "text": text_name}
-        about["numerics"] = _numerics(executor, args.activations)
+        about = Run(
+            sha256_of(model.path),
+            hashlib.sha256(text.encode()).hexdigest(),
+            run.cells,
+            run.about() | {"text": text_name, "command": args.command_line},
+            _numerics(executor, args.activations) | {"blas": _blas()},
+            {
+                "fq": machine.package_version("fq") or "not installed",
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            machine.describe(),
+        )
         interrupted = False
-        try:
-            for _ in _progress(run):
-                pass
-        except KeyboardInterrupt:
-            interrupted = True
-    data = figures(about, cells, run.finished)
+        with Results(args.store) as store:
+            number = _begin(store, about, run, args.resume)
+            try:
+                for cell, chunk in _progress(run):
+                    store.save(number, cell, chunk, run.finished[cell, chunk])
+            except KeyboardInterrupt:
+                interrupted = True
+            data = _figures(store, number)
     if interrupted:
         print(
-            f"fq: interrupted after {data['n_chunks']} of {run.text.n} chunks: this is a partial result",
+            f"fq: interrupted after {data['n_chunks']} of {run.text.n} chunks: this is a partial result; "
+            "--resume goes on",
             file=sys.stderr,
         )
     seconds = time.perf_counter() - start
-    print(f"fq: {seconds:.1f} s, {executor.threads} threads", file=sys.stderr)
+    print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
     _show(data, args.json)
     return INTERRUPTED if interrupted else 0
+
+
+def _begin(store: Results, about: Run, run: Sweep, resume: bool) -> int:
+    """The run's number in the store; with resume its last one of the same bits, and what that has left."""
+    number = store.last_like(about) if resume else None
+    if number is None:
+        if resume:
+            print(f"fq: {store.path} has no such run to go on with: a new one", file=sys.stderr)
+        return store.add(about)
+    run.finished.update(store.load(number))
+    print(
+        f"fq: going on with run {number}: {len(run.finished)} of {len(run.cells) * run.text.n} "
+        "chunks of cells are there",
+        file=sys.stderr,
+    )
+    return number
+
+
+def _blas() -> list[str]:
+    """The BLAS libraries in use and the processors that they take this one for."""
+    from threadpoolctl import threadpool_info
+
+    found = (info for info in threadpool_info() if info["user_api"] == "blas")
+    return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture', '')}".strip() for i in found})
+
+
+def _figures(store: Results, number: int) -> dict[str, Any]:
+    run = store.get(number)
+    return {"run": number} | figures(run.about, run.cells, store.load(number))
+
+
+def results(args: argparse.Namespace) -> int:
+    for option in ("json", "csv"):
+        _check_target(f"--{option}", getattr(args, option))
+    with Results(args.store, must_exist=True) as store:
+        if args.run is None:
+            if args.csv:
+                raise FqError("--csv needs the number of a run")
+            runs = store.list()
+            if args.json != "-":
+                print(_list_text(runs))
+            if args.json:
+                _write_json(runs, args.json)
+            return 0
+        data = _figures(store, args.run)
+    if "-" not in (args.json, args.csv):
+        print(sweep_text(data))
+    if args.json:
+        _write_json(data, args.json)
+    if args.csv == "-":
+        sys.stdout.write(_csv(data))
+    elif args.csv:
+        _write(_csv(data), args.csv)
+    return 0
+
+
+def _list_text(runs: Any) -> str:
+    rows = [["run", "started", "model", "text", "cells", "chunks", "ended"]]
+    for run in runs:
+        ended = "all" if run["ended"] == run["of"] else f"{100 * run['ended'] // run['of']} %"
+        model, text = os.path.basename(run["model"]), os.path.basename(run["text"] or "")
+        counts = [str(run["n_cells"]), str(run["n_chunks_asked"])]
+        rows.append([str(run["run"]), run["started"], model, text, *counts, ended])
+    return table(rows, {0, 4, 5, 6})
+
+
+def _csv(data: dict[str, Any]) -> str:
+    """A line per cell: the comparison's single figures, and both ends of its intervals."""
+    lines = []
+    for cell in data["cells"]:
+        best, worst = cell.get("rank", (None, None))
+        line = {key: cell[key] for key in ("name", "kind", "group")} | {"rank": best, "rank_worst": worst}
+        for key, value in cell["comparison"].items():
+            if key.endswith("_ci95_chunks"):
+                line[f"{key}_low"], line[f"{key}_high"] = value or (None, None)
+            elif not isinstance(value, dict):
+                line[key] = value
+        lines.append(line)
+    out = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(out, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return out.getvalue()
 
 
 def _show(data: dict[str, Any], json_target: str | None) -> None:

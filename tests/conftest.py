@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -56,3 +57,11 @@ def tiny_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tiny_path):
     return Model(tiny_path)
+
+
+@pytest.fixture
+def ctrl_c():
+    """A parent that ignores SIGINT (a shell's background job) would pass that on to its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

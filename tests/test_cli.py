@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "replicate",
     "sweep",
+    "results",
     "run",
     "perplexity",
 )
@@ -98,14 +99,6 @@ def long_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "long.txt"
     path.write_text(SAMPLE_TEXT.read_text(encoding="utf-8") * 30, encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def ctrl_c():
-    """A parent that ignores SIGINT (a shell's background job) would pass that on to its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------- showing

@@ -180,8 +180,14 @@ def test_ranks_hold_for_every_value_within_the_intervals(intervals):
 # ---------------------------------------------------------------- command
 
 
-def test_the_command(tiny_path):
-    out, err = fq("sweep", "-m", tiny_path, "-c", 32, "--chunks", 2, "--format", "int4", "--json", "-")
+@pytest.fixture
+def sweep(tiny_path, tmp_path):
+    """The command's arguments, with a store of the test's own."""
+    return ["sweep", "-m", tiny_path, "-c", 32, "--store", tmp_path / "store.sqlite"]
+
+
+def test_the_command(sweep):
+    out, err = fq(*sweep, "--chunks", 2, "--format", "int4", "--json", "-")
     data = json.loads(out)
     assert [c["name"] for c in data["cells"]] == [
         "control",
@@ -204,6 +210,6 @@ def test_the_command(tiny_path):
         (["-c", "1000"], "the model allows at most 128"),
     ],
 )
-def test_what_the_command_refuses(tiny_path, options, said):
-    _, err = fq("sweep", "-m", tiny_path, "-c", 32, "--chunks", 1, *options, status=2)
+def test_what_the_command_refuses(sweep, options, said):
+    _, err = fq(*sweep, "--chunks", 1, *options, status=2)
     assert said in err and err.count("\n") == 1

@@ -1,0 +1,304 @@
+"""Results on disk: one SQLite file, a row per run and a row per chunk of each cell.
+
+Table ``runs`` says what was measured, on what and with what. Table ``chunks`` holds the figures
+of each scored token as little-endian float64, which `sweep_figures.figures` turns into the same
+tables at any time, and ``baselines`` the baseline's. Each chunk of a cell is one transaction,
+made as it ends, so that a run killed at any moment can go on from its last one. The journal is a
+write-ahead log: several processes may write, and read, at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fq_kernels.rules import RowStat
+
+from .errors import FqError
+from .statistics import Paired
+from .sweep import Cell, CellChunk
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    started TEXT NOT NULL,       -- UTC
+    model_sha256 TEXT NOT NULL,
+    text_sha256 TEXT NOT NULL,
+    cells TEXT NOT NULL,         -- JSON: name, kind, group and rules of each
+    settings TEXT NOT NULL,      -- JSON: context, chunks, batch and the like
+    numerics TEXT NOT NULL,      -- JSON
+    versions TEXT NOT NULL,      -- JSON
+    machine TEXT NOT NULL,       -- JSON
+    identity TEXT NOT NULL       -- SHA-256 of all that the figures' bits depend on
+);
+CREATE TABLE IF NOT EXISTS baselines (
+    run INTEGER NOT NULL REFERENCES runs,
+    chunk INTEGER NOT NULL,
+    nll BLOB NOT NULL,
+    PRIMARY KEY (run, chunk)
+);
+CREATE TABLE IF NOT EXISTS chunks (
+    run INTEGER NOT NULL REFERENCES runs,
+    cell INTEGER NOT NULL,
+    chunk INTEGER NOT NULL,
+    nll BLOB NOT NULL,
+    kld BLOB NOT NULL,
+    dp BLOB NOT NULL,
+    same_top BLOB NOT NULL,      -- a byte a token
+    counts BLOB NOT NULL,
+    PRIMARY KEY (run, cell, chunk)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured. ``numerics`` but the threads, ``versions`` and ``settings`` decide the bits.
+
+    settings  `Sweep.about`, and what else is to be kept; ``n_chunks_asked`` must be there
+    """
+
+    model_sha256: str
+    text_sha256: str
+    cells: tuple[Cell, ...]
+    settings: dict[str, Any]
+    numerics: dict[str, Any]
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        keys = ("n_tokens", "n_ctx", "n_chunks_asked", "batch", "activations")
+        numerics = {key: value for key, value in self.numerics.items() if key != "threads"}
+        parts = [
+            self.model_sha256,
+            self.text_sha256,
+            [asdict(cell) for cell in self.cells],
+            [self.settings[key] for key in keys],
+            numerics,
+            self.versions,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For `figures`, with the provenance."""
+        provenance = {
+            "model_sha256": self.model_sha256,
+            "text_sha256": self.text_sha256,
+            "numerics": self.numerics,
+            "versions": self.versions,
+            "machine": self.machine,
+        }
+        return self.settings | provenance
+
+
+class Results:
+    """The store in a file, which is made if it is not there unless ``must_exist``.
+
+    Raises FqError naming the file when it cannot be opened or is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
+        self.path = os.fspath(path)
+        if must_exist and not os.path.exists(self.path):
+            raise FqError(f"{self.path}: there is no such file; fq sweep --store makes one")
+        with self._errors():
+            self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            with self._errors():
+                # at one moment: another process may be making it
+                version, tables = self._db.execute(
+                    "SELECT user_version, (SELECT COUNT(*) FROM sqlite_master) FROM pragma_user_version"
+                ).fetchone()
+                if version not in (0, SCHEMA_VERSION) or (version == 0 and tables):
+                    raise FqError(f"{self.path}: not a store of this version of fq")
+                self._write_ahead()
+                if version == 0:
+                    with self._transaction():
+                        for statement in _SCHEMA.split(";")[:-1]:
+                            self._db.execute(statement)
+                        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def _write_ahead(self) -> None:
+        """SQLite does not wait for other processes when it changes the journal; this does."""
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as e:
+                if "locked" not in str(e) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as e:
+            raise FqError(f"{self.path}: {e}") from None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of what is done in the block, or nothing."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def add(self, run: Run) -> int:
+        """A new run's number."""
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = (
+            started,
+            run.model_sha256,
+            run.text_sha256,
+            json.dumps([asdict(cell) for cell in run.cells]),
+            *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
+            run.identity,
+        )
+        with self._transaction():
+            number = self._db.execute(
+                "INSERT INTO runs (started, model_sha256, text_sha256, cells, settings, numerics, "
+                "versions, machine, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            ).lastrowid
+        assert number is not None
+        return number
+
+    def last_like(self, run: Run) -> int | None:
+        """The newest run whose figures must be those of ``run``, to the last bit."""
+        with self._errors():
+            found = self._db.execute("SELECT MAX(id) FROM runs WHERE identity = ?", (run.identity,))
+            number: int | None = found.fetchone()[0]
+            return number
+
+    def get(self, number: int) -> Run:
+        """Raises FqError if there is none of this number."""
+        with self._errors():
+            row = self._db.execute(
+                "SELECT model_sha256, text_sha256, cells, settings, numerics, versions, machine "
+                "FROM runs WHERE id = ?",
+                (number,),
+            ).fetchone()
+        if row is None:
+            raise FqError(f"{self.path}: there is no run {number}")
+        model_sha256, text_sha256, *texts = row
+        cells, settings, numerics, versions, about_machine = map(json.loads, texts)
+        return Run(
+            model_sha256,
+            text_sha256,
+            tuple(Cell(**cell | {"rules": tuple(cell["rules"])}) for cell in cells),
+            settings,
+            numerics,
+            versions,
+            about_machine,
+        )
+
+    def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
+        """Commit what a cell left of a chunk; one that is there already stays as it is.
+
+        Raises FqError if the chunk's baseline is not the one that its other cells were compared with.
+        """
+        paired = left.paired
+        values = (_bytes(x) for x in (paired.nll, paired.kld, paired.dp))
+        nll_base = _bytes(paired.nll_base)
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", (number, chunk, nll_base))
+            found = self._db.execute(
+                "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
+            ).fetchone()
+            if found[0] != nll_base:
+                raise FqError(
+                    f"{self.path}: the baseline of chunk {chunk + 1} is not the same as before in run "
+                    f"{number}; start a new run"
+                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (number, cell, chunk, *values, paired.same_top.tobytes(), _bytes(left.counts)),
+            )
+
+    def load(self, number: int) -> dict[tuple[int, int], CellChunk]:
+        """What the cells of a run have left, by (cell, chunk)."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT cell, chunk, baselines.nll, chunks.nll, kld, dp, same_top, counts "
+                "FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
+                (number,),
+            ).fetchall()
+        left = {}
+        for cell, chunk, nll_base, nll, kld, dp, same_top, counts in rows:
+            tokens = Paired(
+                _floats(nll_base), _floats(nll), _floats(kld), _floats(dp), np.frombuffer(same_top, bool)
+            )
+            left[cell, chunk] = CellChunk(tokens, _floats(counts).reshape(-1, 2 + len(RowStat)))
+        return left
+
+    def list(self) -> Sequence[dict[str, Any]]:
+        """Each run: number, started, model, text, cells, chunks asked for, and how much has ended."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT id, started, settings, json_array_length(cells), "
+                "(SELECT COUNT(*) FROM chunks WHERE run = id) FROM runs ORDER BY id"
+            ).fetchall()
+        runs = []
+        for number, started, settings_text, n_cells, ended in rows:
+            settings = json.loads(settings_text)
+            chunks = settings["n_chunks_asked"]
+            runs.append(
+                {
+                    "run": number,
+                    "started": started,
+                    "model": settings["model"],
+                    "text": settings.get("text"),
+                    "n_cells": n_cells,
+                    "n_chunks_asked": chunks,
+                    "ended": ended,
+                    "of": n_cells * chunks,
+                }
+            )
+        return runs
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, "<f8").tobytes()
+
+
+def _floats(blob: bytes) -> np.ndarray:
+    return np.frombuffer(blob, "<f8")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
