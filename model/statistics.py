@@ -16,8 +16,9 @@ import numpy as np
 
 from fq_kernels import Executor, log_sum_exp
 
-# Rows of logits per task; a row of 49152 in float64 is 0.4 MB.
-ROWS = 8
+# Rows of logits per task. Of 49152 tokens one is 0.4 MB in float64, and there are three at a time:
+# with more of them they leave the cache.
+ROWS = 1
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -51,30 +52,80 @@ class Paired:
         return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__dataclass_fields__))
 
 
+def _compare_rows(
+    result: Paired,
+    rows: slice,
+    log_p: np.ndarray,
+    p: np.ndarray,
+    top: np.ndarray,
+    other: np.ndarray,
+    targets: np.ndarray,
+) -> None:
+    """Fill in ``rows`` from the baseline's ln p, p and top token there, and the other stream's logits."""
+    log_q = _log_softmax(other[rows])
+    correct = targets[rows, None]
+    lp = np.take_along_axis(log_p, correct, axis=1)[:, 0]
+    lq = np.take_along_axis(log_q, correct, axis=1)[:, 0]
+    result.nll_base[rows] = -lp
+    result.nll[rows] = -lq
+    result.dp[rows] = np.exp(lq) - np.exp(lp)
+    result.same_top[rows] = top == other[rows].argmax(axis=1)
+    with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
+        np.subtract(log_p, log_q, out=log_q)
+        log_q *= p
+    log_q[p == 0] = 0.0
+    result.kld[rows] = log_q.sum(axis=1)
+
+
+def _empty(n: int) -> Paired:
+    return Paired(np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool))
+
+
 def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
     """Paired figures of two streams' logits, float32 (n, n_vocab) each, for the same tokens."""
     n = len(targets)
-    result = Paired(np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool))
+    result = _empty(n)
 
     def block(i: int) -> None:
         rows = slice(i * ROWS, (i + 1) * ROWS)
-        log_p, log_q = _log_softmax(base[rows]), _log_softmax(other[rows])
-        correct = targets[rows, None]
-        lp = np.take_along_axis(log_p, correct, axis=1)[:, 0]
-        lq = np.take_along_axis(log_q, correct, axis=1)[:, 0]
-        result.nll_base[rows] = -lp
-        result.nll[rows] = -lq
-        result.dp[rows] = np.exp(lq) - np.exp(lp)
-        result.same_top[rows] = base[rows].argmax(axis=1) == other[rows].argmax(axis=1)
-        with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
-            np.subtract(log_p, log_q, out=log_q)
-            np.exp(log_p, out=log_p)
-            log_q *= log_p
-        log_q[log_p == 0] = 0.0
-        result.kld[rows] = log_q.sum(axis=1)
+        log_p = _log_softmax(base[rows])
+        _compare_rows(result, rows, log_p, np.exp(log_p), base[rows].argmax(axis=1), other, targets)
 
     executor.map(block, -(-n // ROWS))
     return result
+
+
+class Reference:
+    """A baseline that many streams are compared with, as by `compare`: its part is computed once.
+
+    Keeps 16 bytes for each of its logits, float32 (n, n_vocab), and not the logits.
+    """
+
+    def __init__(self, logits: np.ndarray, targets: np.ndarray, executor: Executor) -> None:
+        self._targets, self._executor = targets, executor
+        self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
+        self._top = np.empty(len(logits), np.intp)
+
+        def block(i: int) -> None:
+            rows = slice(i * ROWS, (i + 1) * ROWS)
+            self._log_p[rows] = _log_softmax(logits[rows])
+            np.exp(self._log_p[rows], out=self._p[rows])
+            self._top[rows] = logits[rows].argmax(axis=1)
+
+        executor.map(block, -(-len(logits) // ROWS))
+
+    def compare(self, other: np.ndarray) -> Paired:
+        """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
+        result = _empty(len(self._targets))
+
+        def block(i: int) -> None:
+            rows = slice(i * ROWS, (i + 1) * ROWS)
+            _compare_rows(
+                result, rows, self._log_p[rows], self._p[rows], self._top[rows], other, self._targets
+            )
+
+        self._executor.map(block, -(-len(other) // ROWS))
+        return result
 
 
 def mean_se(values: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from .errors import FqError
 from .fork import Fork
 from .graph import N_OUTPUTS
 from .runner import ATTENTION_ROWS, Model
-from .statistics import Paired, compare
+from .statistics import Paired, Reference
 from .streams import DEFAULT_BATCH, Chunks, first_scored, n_scored_per_chunk
 from .weights import PANEL_ELEMENTS
 
@@ -144,12 +144,14 @@ class Sweep:
         hp, n_ctx, float32 = self.model.hparams, self.text.n_ctx, 4
         kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
         live = 6 * hp.n_embd + 3 * hp.n_ff + 2 * hp.n_head * hp.n_embd_head
-        logits = (3 if self.batch < n_ctx - 1 else 2) * n_scored_per_chunk(n_ctx) * hp.n_vocab
+        # the baseline's and a cell's, once more where batches are put together, and the reference's
+        copies = (3 if self.batch < n_ctx - 1 else 2) + 4
+        logits = copies * n_scored_per_chunk(n_ctx) * hp.n_vocab
         threads = self.executor.threads
         scratch = threads * (
             PANEL_ELEMENTS
             + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
-            + 2 * 4 * statistics.ROWS * hp.n_vocab
+            + 2 * 3 * statistics.ROWS * hp.n_vocab
         )
         residual = float32 * n_ctx * hp.n_embd
         fixed = float32 * ((kv + live) * n_ctx + logits + scratch) + residual
@@ -184,9 +186,9 @@ class Sweep:
         variants = [self._rules[i] for i in group]
         evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
         with contextlib.closing(evaluation):
-            base = next(evaluation)
+            reference = Reference(next(evaluation), targets, self.executor)
             for i, logits in zip(group, evaluation, strict=True):
-                paired = compare(base, logits, targets, self.executor)
+                paired = reference.compare(logits)
                 self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
                 yield i, chunk
 

@@ -14,6 +14,7 @@ from fq_kernels import Executor
 from model.statistics import (
     ROWS,
     Paired,
+    Reference,
     bootstrap_ci95,
     compare,
     is_exactly_zero,
@@ -27,7 +28,7 @@ FIELDS = ("nll_base", "nll", "kld", "dp", "same_top")
 N_VOCAB = 37
 
 
-def logits(seed, rows=2 * ROWS + 3, scale=4.0):
+def logits(seed, rows=16 * ROWS + 3, scale=4.0):
     return (np.random.default_rng(seed).standard_normal((rows, N_VOCAB)) * scale).astype(np.float32)
 
 
@@ -79,6 +80,17 @@ def test_compare_and_score_give_the_same_nll(executor):
     paired = compare(base, other, targets, executor)
     assert (paired.nll_base == score(base, targets, executor)).all()
     assert (paired.nll == score(other, targets, executor)).all()
+
+
+def test_a_reference_compares_as_compare_does(executor):
+    base = logits(1)
+    base[0, 3] = -np.inf  # a probability of 0
+    targets = targets_for(base)
+    reference = Reference(base.copy(), targets, executor)
+    for other in (logits(2), base):
+        got, want = reference.compare(other), compare(base, other, targets, executor)
+        for name in FIELDS:
+            assert getattr(got, name).tobytes() == getattr(want, name).tobytes(), name
 
 
 def test_kl_is_of_the_baseline_to_the_other(executor):
