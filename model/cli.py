@@ -219,6 +219,11 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
         "--cumulative", action="store_true", help="also round the first sites up to each, together"
     )
     sweep.add_argument(
+        "--noise",
+        action="store_true",
+        help="also add Gaussian noise of the same length as each row's rounding error, in its place",
+    )
+    sweep.add_argument(
         "--resume",
         action="store_true",
         help="go on with the last run of the same sweep in the store, however it ended",

@@ -28,6 +28,7 @@ from .commands import (
     _write_json,
 )
 from .errors import FqError
+from .noise import noise_format, register_noise_in
 from .results import Results, Run, sha256_of
 from .runner import Model
 from .show import table
@@ -87,9 +88,10 @@ def sweep(args: argparse.Namespace) -> int:
     text, text_name = _read_text(args.file)
     start = time.perf_counter()
     model = Model(_find_model(args.model, args.offline))
-    cells = cells_of(
-        model, args.sites or [DEFAULT_SITES], args.format or ["bf16"], cumulative=args.cumulative
-    )
+    formats = args.format or ["bf16"]
+    if args.noise:
+        formats = [*formats, *map(noise_format, formats)]
+    cells = cells_of(model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative)
     with _executor(args.threads) as executor:
         run = Sweep(
             model,
@@ -166,6 +168,7 @@ def _blas() -> list[str]:
 
 def _figures(store: Results, number: int) -> dict[str, Any]:
     run = store.get(number)
+    register_noise_in(rule for cell in run.cells for rule in cell.rules)
     return {"run": number} | figures(run.about, run.cells, store.load(number))
 
 
