@@ -1000,7 +1000,8 @@ def log_sum_exp(x, *, executor=None):
     """m and ln(sum(exp(x - m))) of each row of x, float64 (rows, 2), where m is its maximum.
 
     Added up they are ln(sum(exp(x))), but where m is huge the second would be lost. x is
-    (rows, n) float32, its last axis contiguous (src/exp_ops.h). Raises TypeError or ValueError naming the argument.
+    (rows, n) float32, its last axis contiguous (src/exp_ops.h). Raises TypeError or ValueError
+    naming the argument.
     """
     cdef fq_log_sum_exp_args a
     cdef fq_pool *pool
