@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .runner import Context, Model
     from .store import find, pull
     from .streams import Stream, Streams
+    from .sweep import Sweep, cells_of
     from .tokenizer import Tokenizer, TokenizerError
 
 # name -> where it lives; looked up at first use, so that `fq --help` loads none of it
@@ -53,6 +54,8 @@ _HOMES = {
     "pull": "model.store",
     "Stream": "model.streams",
     "Streams": "model.streams",
+    "Sweep": "model.sweep",
+    "cells_of": "model.sweep",
     "Tokenizer": "model.tokenizer",
     "TokenizerError": "model.tokenizer",
 }
@@ -76,9 +79,11 @@ __all__ = [
     "Site",
     "Stream",
     "Streams",
+    "Sweep",
     "Timings",
     "Tokenizer",
     "TokenizerError",
+    "cells_of",
     "find",
     "generate",
     "pull",

@@ -219,6 +219,12 @@ class Sweep:
             "norms": [list(norm) for norm in self._norms()],
         }
 
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended in every cell, see `figures`."""
+        from .sweep_figures import figures  # which imports this module
+
+        return figures(self.about(), self.cells, self.finished)
+
 
 def _counts(rules: FakeQuant | None) -> np.ndarray:
     if rules is None:

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from test_cli import fq
 
 from fq_kernels.rules import FakeQuant
-from model import FqError, Perplexity
+from model import FqError, Perplexity, Sweep, cells_of
 from model.statistics import is_exactly_zero
-from model.sweep import Sweep, cells_of
-from model.sweep_figures import figures, ranks
+from model.sweep_figures import ranks
 from model.synthetic import SAMPLE_TEXT
 
 N_CTX, CHUNKS, BATCH = 32, 3, 12
@@ -37,17 +36,13 @@ def started(model, tokens, executor, cells, **options):
     )
 
 
-def result_of(run):
-    return figures(run.about(), run.cells, run.finished)
-
-
 def finished(*args, **options):
     run = started(*args, **options)
     steps = []
     total, run.on_step = run.steps, lambda: steps.append(1)
     assert sorted(run) == [(i, c) for i in range(len(run.cells)) for c in range(CHUNKS)]
     assert len(steps) == total and run.steps == 0
-    return result_of(run)
+    return run.result()
 
 
 # ---------------------------------------------------------------- cells
@@ -124,7 +119,7 @@ def test_memory_is_bounded_and_nothing_else_changes(tiny, tokens, executor):
     # the baseline runs once more for each further group of a chunk
     assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(None)
     assert len(list(run)) == len(cells) * CHUNKS
-    assert result_of(run) == whole
+    assert run.result() == whole
 
 
 def test_an_interrupted_sweep_goes_on(tiny, tokens, executor):
@@ -136,11 +131,11 @@ def test_an_interrupted_sweep_goes_on(tiny, tokens, executor):
     for _ in range(n + 2):
         next(steps)
     steps.close()
-    partial = result_of(run)
+    partial = run.result()
     assert partial["partial"] and partial["n_chunks"] == 1
     again = [at for at in run]
     assert again == [(i, c) for c in (1, 2) for i in range(n) if (i, c) not in [(0, 1), (1, 1)]]
-    assert result_of(run) == whole
+    assert run.result() == whole
 
 
 def test_additivity_and_ranks(tiny, tokens, executor):
