@@ -475,9 +475,13 @@ cdef int _apart(_Array a, _Array b) except -1:
 
 cdef object _format_of(quant):
     """The format asked for; None for none."""
-    if quant is None:
-        return None
-    fmt = _formats.get(quant) if type(quant) is str else None
+    global _last_format
+    if quant is None or quant is _last_format:
+        return quant
+    if type(quant) is not str:
+        _last_format = get_format(quant)
+        return _last_format
+    fmt = _formats.get(quant)
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
 
@@ -547,6 +551,10 @@ N_STATS = FQ_STAT_COUNT
 
 # formats already parsed, by what was asked for: parsing takes longer than a row
 cdef dict _formats = {}
+
+
+# the last one given as a Format: a graph's norms are rounded to one and the same, again and again
+cdef object _last_format = None
 
 
 cdef object _keep(key, fmt):
@@ -704,7 +712,7 @@ def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=
     are not rounded are copied. Returns out. Stochastic rounding counts elements in C order
     from first_row * n.
     """
-    return _round(table.round_trip_f32, x, b"f", out, b"f", get_format(quant), executor, "x",
+    return _round(table.round_trip_f32, x, b"f", out, b"f", _format_of(quant or get_format(quant)), executor, "x",
                   quant_rows, first_row, row_stats)
 
 

@@ -385,6 +385,17 @@ class FakeQuant:
         sites = [site for pair in self._sites.values() for site in pair]
         self.counters = {site: self._new_counter(site, i) for i, site in enumerate(sites)}
 
+    @property
+    def counters(self) -> dict[Site, Counter]:
+        """Of each site; those kept from before may be put back."""
+        return self._counters
+
+    @counters.setter
+    def counters(self, counters: dict[Site, Counter]) -> None:
+        self._counters = counters
+        # looking up a norm's two counters by their sites takes longer than a row's rounding
+        self._pairs = {norm: (counters[raw], counters[wt]) for norm, (raw, wt) in self._sites.items()}
+
     def _new_counter(self, site: Site, i: int) -> Counter:
         rule = next((r for r in reversed(self.rules) if r.matches(site)), None)
         if rule is None:
@@ -440,31 +451,59 @@ class FakeQuant:
     ) -> np.ndarray:
         """rms_norm_f32 of x (rows, n) under the rules for ``norm``'s two sites; counts the rows."""
         rows, n = x.shape
-        counters = [self.counters[site] for site in self._sites[norm]]
-        normed = False
-        for counter, wanted in [(counter, self._wanted(counter, rows)) for counter in counters]:
-            stats = np.empty((rows, N_STATS)) if wanted and (self.count_errors or self.on_row) else None
-            if wanted:
-                rounding: dict[str, Any] = {
-                    "quant": counter.format,
-                    "out": out,
-                    "executor": executor,
-                    "quant_rows": (0, wanted),
-                    "first_row": counter.rows_seen,
-                    "row_stats": stats,
-                }
-                if normed:  # a raw rule came first: out is its result times the weight
-                    round_trip(out, **rounding)
-                else:
-                    rms_norm_f32(x, eps=eps, weight=weight, point=counter.site.point, **rounding)
-                    normed = True
-            counter.add(rows, wanted, n, stats)
-            if self.on_row and stats is not None:
-                for row in stats[:wanted]:
-                    self.on_row(counter.site, float(row[RowStat.FIRST_ERROR]), float(row[RowStat.LAST_ERROR]))
-        if not normed:
-            rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
+        raw, weighted = self._pairs[norm]
+        wanted_raw, wanted_weighted = self._wanted(raw, rows), self._wanted(weighted, rows)
+        stats = None
+        if wanted_raw or not wanted_weighted:
+            if not wanted_raw:
+                rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
+            else:
+                stats = self._stats(rows)
+                rms_norm_f32(
+                    x,
+                    eps=eps,
+                    weight=weight,
+                    quant=raw.format,
+                    out=out,
+                    executor=executor,
+                    quant_rows=None if wanted_raw == rows else (0, wanted_raw),
+                    first_row=raw.rows_seen,
+                    row_stats=stats,
+                )
+        self._count(raw, rows, wanted_raw, n, stats)
+        stats = None
+        if wanted_weighted:
+            stats = self._stats(rows)
+            rounding: dict[str, Any] = {
+                "quant_rows": None if wanted_weighted == rows else (0, wanted_weighted),
+                "first_row": weighted.rows_seen,
+                "row_stats": stats,
+            }
+            assert weighted.format is not None
+            if wanted_raw:  # out is the rounded norm times the weight
+                round_trip(out, weighted.format, out=out, executor=executor, **rounding)
+            else:
+                rms_norm_f32(
+                    x,
+                    eps=eps,
+                    weight=weight,
+                    quant=weighted.format,
+                    point="weighted",
+                    out=out,
+                    executor=executor,
+                    **rounding,
+                )
+        self._count(weighted, rows, wanted_weighted, n, stats)
         return out
+
+    def _stats(self, rows: int) -> np.ndarray | None:
+        return np.empty((rows, N_STATS)) if self.count_errors or self.on_row else None
+
+    def _count(self, counter: Counter, rows: int, wanted: int, n: int, stats: np.ndarray | None) -> None:
+        counter.add(rows, wanted, n, stats)
+        if self.on_row and stats is not None:
+            for row in stats[:wanted]:
+                self.on_row(counter.site, float(row[RowStat.FIRST_ERROR]), float(row[RowStat.LAST_ERROR]))
 
     def pass_by(self, norm: Norm, rows: int) -> None:
         """Count rows that reached ``norm`` elsewhere, in an evaluation shared with another stream."""

@@ -281,8 +281,8 @@ def perplexity_text(data: dict[str, Any]) -> str:
     partial = f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""
     lines = [
         f"model  {os.path.basename(data['model'])}",
-        f"text   {data['text']}: {data['n_tokens']} tokens read; {data['n_chunks']} chunks of {data['n_ctx']}, "
-        f"{data['n_scored']} tokens scored{partial}",
+        f"text   {data['text']}: {data['n_tokens']} tokens read; "
+        f"{data['n_chunks']} chunks of {data['n_ctx']}, {data['n_scored']} tokens scored{partial}",
         f"time   {data['seconds']:.1f} s, {data['numerics']['threads']} threads",
     ]
     if "ggml" in (data["activations"], data.get("baseline_activations")):
