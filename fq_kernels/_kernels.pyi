@@ -35,6 +35,7 @@ def rms_norm_f32(
     quant_rows: tuple[int, int] | None = None,
     first_row: int = 0,
     row_stats: npt.NDArray[np.float64] | None = None,
+    result_quant: str | Format | None = None,
 ) -> npt.NDArray[np.float32]: ...
 def round_trip(
     x: npt.NDArray[np.float32],

@@ -564,7 +564,7 @@ cdef object _keep(key, fmt):
 
 
 def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, executor=None,
-                 quant_rows=None, first_row=0, row_stats=None):
+                 quant_rows=None, first_row=0, row_stats=None, result_quant=None):
     """Root-mean-square norm of each row, bit for bit what ggml computes (src/rms_norm.h).
 
     x          (..., n) float32, last axis contiguous, outer axes of any stride
@@ -580,6 +580,9 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     row_stats  (rows, N_STATS) float64 C-contiguous, filled with each rounded row's error
                sums (fq_kernels.rules.RowStat); rows not rounded get zeros, but for
                SUMMED_IN_ORDER
+    result_quant
+               format that the result, rounded at the raw point or not, is rounded to in the end;
+               as round_trip(out, result_quant, out=out, quant_rows=..., first_row=...)
 
     Returns out. Raises TypeError or ValueError naming the argument, with nothing written:
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
@@ -591,6 +594,8 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     cdef int64_t n_rows
     cdef double eps_value
     cdef bint by_function = False
+    cdef fq_round_args r
+    cdef fq_task_fn round_fn = table.round_trip_f32
 
     cdef _Array ax = _open("x", x, b"f")
     n_rows = ax.n_rows()
@@ -626,6 +631,8 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
             fmt.family  # raises if it is registered no more
             if not a.quant_weighted:
                 a.weight = NULL
+    result_format = _format_of(result_quant)
+    r.quant = 0 if result_format is None else result_format.kernel_rule
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
 
@@ -654,6 +661,20 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     if by_function:
         _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats,
                            None if a.quant_weighted else weight, executor)
+    if r.quant != 0:
+        r.x = r.out = a.out
+        r.n = a.n
+        r.seed = result_format.seed
+        r.first_row = a.first_row
+        r.quant_begin = a.quant_begin
+        r.quant_end = a.quant_end
+        r.stream = 0
+        r.stats = NULL
+        if a.n > 0 and n_rows > 0:
+            with nogil:
+                _run(pool, round_fn, &r, n_rows, a.n)
+    elif result_format is not None:
+        _round_by_function(result_format, ao.array, a.quant_begin, a.quant_end, None, None, executor)
     return ao.array
 
 

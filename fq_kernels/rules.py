@@ -454,6 +454,10 @@ class FakeQuant:
         raw, weighted = self._pairs[norm]
         wanted_raw, wanted_weighted = self._wanted(raw, rows), self._wanted(weighted, rows)
         stats = None
+        # at both points at once, where nothing is counted in between
+        both = (
+            not self._counting and 0 < wanted_raw == wanted_weighted and raw.rows_seen == weighted.rows_seen
+        )
         if wanted_raw or not wanted_weighted:
             if not wanted_raw:
                 rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
@@ -469,10 +473,11 @@ class FakeQuant:
                     quant_rows=None if wanted_raw == rows else (0, wanted_raw),
                     first_row=raw.rows_seen,
                     row_stats=stats,
+                    result_quant=weighted.format if both else None,
                 )
         self._count(raw, rows, wanted_raw, n, stats)
         stats = None
-        if wanted_weighted:
+        if wanted_weighted and not both:
             stats = self._stats(rows)
             rounding: dict[str, Any] = {
                 "quant_rows": None if wanted_weighted == rows else (0, wanted_weighted),
@@ -496,8 +501,12 @@ class FakeQuant:
         self._count(weighted, rows, wanted_weighted, n, stats)
         return out
 
+    @property
+    def _counting(self) -> bool:
+        return self.count_errors or self.on_row is not None
+
     def _stats(self, rows: int) -> np.ndarray | None:
-        return np.empty((rows, N_STATS)) if self.count_errors or self.on_row else None
+        return np.empty((rows, N_STATS)) if self._counting else None
 
     def _count(self, counter: Counter, rows: int, wanted: int, n: int, stats: np.ndarray | None) -> None:
         counter.add(rows, wanted, n, stats)

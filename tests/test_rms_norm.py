@@ -271,6 +271,17 @@ def test_quant_rows(rows):
         assert stats[i, : RowStat.SUMMED_IN_ORDER].any() == inside
 
 
+@given(x=float_arrays(shapes(max_dims=3)), seed=seeds, rows=st.tuples(st.integers(-1, 4), st.integers(0, 5)))
+@pytest.mark.parametrize("first", [None, "bf16", "int8:group=8"])
+@pytest.mark.parametrize("then", ["f16", "bf16:stochastic,seed=5", "mxint8"])
+def test_rounded_at_both_points(executor, first, then, x, seed, rows):
+    weight = np.random.default_rng(seed).standard_normal(x.shape[-1]).astype(np.float32)
+    options = {"weight": weight, "quant": first, "quant_rows": rows, "first_row": 3}
+    expected = rms_norm_f32(x, **options)
+    fq_kernels.round_trip(expected, then, out=expected, quant_rows=rows, first_row=3)
+    assert_same_bits(rms_norm_f32(x, **options, result_quant=then, executor=executor), expected)
+
+
 first_rows = st.sampled_from([0, 5, 2**40, 2**64 - 20])
 
 

@@ -309,6 +309,9 @@ def test_a_raw_and_a_weighted_rule_both_act(executor, raw, weighted):
     assert got.tobytes() not in (rounded(x, raw).tobytes(), rounded(x, weighted, "weighted").tobytes())
     other = Norm("ffn_norm", 0)
     assert run(context, other, x).tobytes() == rounded(x, raw).tobytes()
+    counting_rows = FakeQuant(NORMS, context.rules, count_errors=False)
+    assert run(counting_rows, FFN_1, x, executor).tobytes() == got.tobytes()
+    assert [counting_rows.counters[s].rows_quantised for s in (RAW_1, WEIGHTED_1)] == [5, 5]
     # each site counts what its own rule did to its own values
     values = reference.rms_norm_f32(x)
     for site, value, quant in (
@@ -324,7 +327,8 @@ def test_a_raw_and_a_weighted_rule_both_act(executor, raw, weighted):
 
 @pytest.mark.parametrize(("raw", "weighted"), [MODES, MODES[::-1], (MODES[1], MODES[1])])
 def test_both_points_have_modes_of_their_own(raw, weighted):
-    context = FakeQuant(NORMS, [f"ffn_norm=bf16:{raw}", f"ffn_norm.weighted=f16:{weighted}"])
+    rules = [f"ffn_norm=bf16:{raw}", f"ffn_norm.weighted=f16:{weighted}"]
+    context, counting_rows = FakeQuant(NORMS, rules), FakeQuant(NORMS, rules, count_errors=False)
     for seed in (1, 2):
         x = rows(3, seed)
         expected = plain(x)
@@ -336,6 +340,7 @@ def test_both_points_have_modes_of_their_own(raw, weighted):
             elif any(points):
                 expected[row] = rounded(one, "bf16") if points[0] else rounded(one, "f16", "weighted")
         assert run(context, FFN_1, x).tobytes() == expected.tobytes()
+        assert run(counting_rows, FFN_1, x).tobytes() == expected.tobytes()
     counts = [context.counters[site].rows_quantised for site in (RAW_1, WEIGHTED_1)]
     assert counts == [6 if mode == "every" else 1 for mode in (raw, weighted)]
     assert context.rows_quantised(FFN_1) == max(counts)
