@@ -633,6 +633,8 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
                 a.weight = NULL
     result_format = _format_of(result_quant)
     r.quant = 0 if result_format is None else result_format.kernel_rule
+    if result_format is not None and r.quant == 0:
+        result_format.family  # raises if it is registered no more
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
 

@@ -459,4 +459,6 @@ def test_a_format_that_is_gone_writes_nothing(as_text):
     for call in (rms_norm_f32, round_trip):
         with pytest.raises(ValueError, match="unknown format 'mine"):
             call(normal(2, 8), quant=quant, out=out)
+    with pytest.raises(ValueError, match="unknown format 'mine"):
+        rms_norm_f32(normal(2, 8), result_quant=quant, out=out)
     assert (out == -7).all()
