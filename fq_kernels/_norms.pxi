@@ -1,0 +1,326 @@
+# rms_norm_f32, round trips, conversions to and from bf16.
+
+from libc.math cimport isnan
+from libc.stdint cimport int64_t, uint64_t
+
+import operator
+
+import numpy as np
+
+from .formats import Format, get_format, roundings
+
+N_STATS = FQ_STAT_COUNT
+
+# Output from which on it is written past the cache: it would not stay there anyway, and a
+# line that is written whole need not be read first.
+cdef int64_t STREAM_ELEMENTS = 1 << 19
+
+# formats already parsed, by what was asked for: parsing takes longer than a row
+cdef dict _formats = {}
+
+# the last one given as a Format: a graph's norms are rounded to one and the same, again and again
+cdef object _last_format = None
+
+
+cdef object _keep(key, fmt):
+    if len(_formats) < 64:
+        _formats[key] = fmt
+    return fmt
+
+
+cdef object _format_of(quant):
+    """The format asked for; None for none."""
+    global _last_format
+    if quant is None or quant is _last_format:
+        return quant
+    if type(quant) is not str:
+        _last_format = get_format(quant)
+        return _last_format
+    fmt = _formats.get(quant)
+    return _keep(quant, get_format(quant)) if fmt is None else fmt
+
+
+cdef int _rule_of(fmt) except -1:
+    """The C rule of a format; 0 if a Python function rounds to it."""
+    cdef int rule = fmt.kernel_rule
+    if rule == 0:
+        fmt.family  # raises if it is registered no more
+    return rule
+
+
+cdef int _which_rows(quant_rows, int64_t n_rows, int64_t *begin, int64_t *end) except -1:
+    try:
+        begin[0], end[0] = (0, n_rows) if quant_rows is None else map(operator.index, quant_rows)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"quant_rows must be (begin, end), not {quant_rows!r}") from None
+    return 0
+
+
+cdef int _index_of_first(first_row, uint64_t *index) except -1:
+    try:
+        index[0] = operator.index(first_row)
+    except (TypeError, OverflowError):
+        raise ValueError(f"first_row must be an integer from 0 to 2**64 - 1, not {first_row!r}") from None
+    return 0
+
+
+cdef _Array _stats_of(row_stats, int64_t n_rows, _Array x, _Array out, _Array weight):
+    """row_stats, checked and set to zeros: after every other check, since it is written."""
+    if row_stats is None:
+        return None
+    cdef _Array a = _open("row_stats", row_stats, b"d", True)
+    if row_stats.shape != (n_rows, FQ_STAT_COUNT) or not row_stats.flags.c_contiguous:
+        raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
+                         f"not {row_stats.shape}")
+    _apart(out, a)
+    _apart(a, x)
+    if weight is not None:
+        _apart(a, weight)
+    row_stats.fill(0.0)
+    return a
+
+
+# Rows of one call of a format's Python function, at least: few enough that threads can share them.
+cdef int64_t FUNCTION_ROWS = 64
+
+
+cdef _count_rows(value, result, row_stats):
+    cdef fq_count_args a
+    cdef _Array av = _open("value", value, b"f")
+    cdef _Array ar = _open("result", result, b"f")
+    cdef _Array ast = _open("row_stats", row_stats, b"d", True)
+    cdef fq_task_fn fn = table.count_rows
+    cdef int64_t n_rows = av.n_rows()
+    av.rows(&a.value)
+    ar.rows(&a.result)
+    a.n = av.n()
+    a.stats = <double *> ast.b.buf
+    with nogil:
+        fq_pool_run(NULL, fn, &a, n_rows, n_rows)
+
+
+def _in_parts(fn, int64_t begin, int64_t end, int64_t step, executor):
+    """fn(rows) for slices of at most ``step`` rows from begin to end, shared among the threads."""
+    parts = range(begin, end, step)
+
+    def part(i):
+        fn(slice(parts[i], min(parts[i] + step, end)))
+
+    if executor is None:
+        _map(NULL, part, len(parts))
+    else:
+        executor.map(part, len(parts))
+
+
+def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
+    """Rows begin to end of values (..., n), in C order, rounded in place by fmt.quantise; then
+    all rows times weight, if there is one."""
+    if not values.size:
+        return
+    rows = values.reshape(-1, values.shape[-1])
+    begin, end = max(begin, 0), min(end, len(rows))
+
+    def quantise(some):
+        quantised = fmt.quantise(rows[some])
+        if row_stats is not None:
+            _count_rows(rows[some], quantised.values, row_stats[some])
+            if quantised.clipped is not None:
+                row_stats[some, FQ_STAT_OUT_OF_RANGE] = np.count_nonzero(quantised.clipped, axis=1)
+        rows[some] = quantised.values
+
+    def multiply(some):
+        with np.errstate(all="ignore"):
+            np.multiply(rows[some], weight, out=rows[some])
+
+    step = max(FUNCTION_ROWS, GRAIN // rows.shape[1])
+    _in_parts(quantise, begin, end, max(end - begin, 1) if fmt.whole_tensor else step, executor)
+    if weight is not None:
+        _in_parts(multiply, 0, len(rows), step, executor)
+    if not np.may_share_memory(rows, values):  # strides that no view of two axes has
+        values[...] = rows.reshape(values.shape)
+
+
+def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, executor=None,
+                 quant_rows=None, first_row=0, row_stats=None, result_quant=None):
+    """Root-mean-square norm of each row, bit for bit what ggml computes (src/rms_norm.h).
+
+    x          (..., n) float32, last axis contiguous, outer axes of any stride
+    eps        added to the mean square; >= 0
+    weight     (n,) float32 contiguous, multiplied in after the norm; None for none
+    quant      format (or its name) that the result is rounded to; None for none
+    point      "raw": round before the weight; "weighted": after it
+    out        None allocates, x works in place, or another float32 array of x's shape
+    executor   shares the rows among its threads; None: the calling thread
+    quant_rows (begin, end): only these rows are rounded; None for all. Rows count in C
+               order over the outer axes
+    first_row  what stochastic rounding counts the first row as
+    row_stats  (rows, N_STATS) float64 C-contiguous, filled with each rounded row's error
+               sums (fq_kernels.rules.RowStat); rows not rounded get zeros, but for
+               SUMMED_IN_ORDER
+    result_quant
+               format that the result, rounded at the raw point or not, is rounded to in the end;
+               as round_trip(out, result_quant, out=out, quant_rows=..., first_row=...)
+
+    Returns out. Raises TypeError or ValueError naming the argument, with nothing written:
+    wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
+    weight of another length. What a format's own Python function raises leaves out half done.
+    """
+    cdef fq_rms_norm_args a
+    cdef fq_task_fn fn = table.rms_norm_f32
+    cdef fq_pool *pool
+    cdef int64_t n_rows
+    cdef double eps_value
+    cdef bint by_function = False
+    cdef fq_round_args r
+    cdef fq_task_fn round_fn = table.round_trip_f32
+
+    cdef _Array ax = _open("x", x, b"f")
+    n_rows = ax.n_rows()
+    a.n = ax.n()
+    try:
+        eps_value = eps
+    except TypeError:
+        raise TypeError(f"eps must be a number, not {eps!r}") from None
+    except OverflowError:
+        raise ValueError(f"eps is too large: {eps!r}") from None
+    if isnan(eps_value) or eps_value < 0:
+        raise ValueError(f"eps must be >= 0, not {eps!r}")
+    a.eps = eps_value
+
+    cdef _Array aw = None
+    a.weight = NULL
+    if weight is not None:
+        aw = _open("weight", weight, b"f")
+        if aw.b.ndim != 1 or aw.n() != a.n:
+            raise ValueError(f"weight has shape {weight.shape}, rows of x have length {a.n}")
+        a.weight = <const float *> aw.b.buf
+    if point not in ("raw", "weighted"):
+        raise ValueError(f"point must be 'raw' or 'weighted', not {point!r}")
+    a.quant_weighted = point == "weighted"
+    a.quant = 0
+    a.seed = 0
+    fmt = _format_of(quant)
+    if fmt is not None:
+        a.quant = _rule_of(fmt)
+        a.seed = fmt.seed
+        by_function = a.quant == 0
+        if by_function and not a.quant_weighted:
+            a.weight = NULL
+    result_format = _format_of(result_quant)
+    r.quant = 0 if result_format is None else _rule_of(result_format)
+    _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
+    _index_of_first(first_row, &a.first_row)
+
+    cdef _Array ao = _output(out, b"f", ax)
+    if aw is not None:
+        _apart(ao, aw)
+    pool = _pool_of(executor)
+    cdef _Array ast = _stats_of(row_stats, n_rows, ax, ao, aw)
+    a.stats = NULL if ast is None else <double *> ast.b.buf
+    ax.rows(&a.x)
+    ao.rows(&a.out)
+    a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
+    if a.n > 0 and n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    if by_function:
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats,
+                           None if a.quant_weighted else weight, executor)
+    if r.quant != 0:
+        r.x = r.out = a.out
+        r.n = a.n
+        r.seed = result_format.seed
+        r.first_row = a.first_row
+        r.quant_begin = a.quant_begin
+        r.quant_end = a.quant_end
+        r.stream = 0
+        r.stats = NULL
+        if a.n > 0 and n_rows > 0:
+            with nogil:
+                _run(pool, round_fn, &r, n_rows, a.n)
+    elif result_format is not None:
+        _round_by_function(result_format, ao.array, a.quant_begin, a.quant_end, None, None, executor)
+    return ao.array
+
+
+cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fmt, executor, str name_x="x",
+            quant_rows=None, first_row=0, row_stats=None):
+    cdef fq_round_args a
+    cdef fq_pool *pool
+    cdef int64_t n_rows
+    cdef _Array ax = _open(name_x, x, in_code)
+    a.n = ax.n()
+    n_rows = ax.n_rows()
+    a.quant = _rule_of(fmt)
+    a.seed = fmt.seed
+    _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
+    _index_of_first(first_row, &a.first_row)
+    cdef _Array ao = _output(out, out_code, ax)
+    pool = _pool_of(executor)
+    cdef _Array ast = _stats_of(row_stats, n_rows, ax, ao, None)
+    a.stats = NULL if ast is None else <double *> ast.b.buf
+    if a.quant == 0:
+        if ao.b.buf != ax.b.buf:
+            ao.array[...] = ax.array
+        _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, None, executor)
+        return ao.array
+    ax.rows(&a.x)
+    ao.rows(&a.out)
+    a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
+    if a.n > 0 and n_rows > 0:
+        # one long row is as much work as many: cut it where it is contiguous
+        if a.x.ndim == 1 and a.x.shape[0] == 1 and row_stats is None and quant_rows is None and a.first_row == 0:
+            n_rows = a.n
+            a.n = 1
+            a.quant_end = n_rows
+            a.x.shape[0] = a.out.shape[0] = n_rows
+            a.x.stride[0] = ax.b.itemsize
+            a.out.stride[0] = ao.b.itemsize
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return ao.array
+
+
+def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=0, row_stats=None):
+    """Each element of x rounded to the format ``quant`` and widened again.
+
+    x (..., n) float32; out, quant_rows, first_row and row_stats as in rms_norm_f32; rows that
+    are not rounded are copied. Returns out. Stochastic rounding counts elements in C order
+    from first_row * n.
+    """
+    return _round(table.round_trip_f32, x, b"f", out, b"f", _format_of(quant or get_format(quant)), executor, "x",
+                  quant_rows, first_row, row_stats)
+
+
+def _bf16(rounding, seed):
+    fmt = _formats.get((rounding, seed)) if type(rounding) is str and type(seed) is int else None
+    if fmt is not None:
+        return fmt
+    if rounding not in roundings("bf16"):
+        raise ValueError(f"rounding must be one of {', '.join(roundings('bf16'))}, not {rounding!r}")
+    try:
+        fmt = get_format(Format("bf16", rounding, operator.index(seed)))
+    except TypeError:
+        raise TypeError(f"seed must be an integer, not {seed!r}") from None
+    return _keep((rounding, seed), fmt)
+
+
+def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=None):
+    """float32 -> bf16 -> float32, by ggml's rule or a named variant (src/rounding.h).
+
+    x (..., n) float32, last axis contiguous; ``out=x`` works in place. rounding is one of
+    nearest-even, nearest-even-ftz, truncate, nearest-away, stochastic (which uses seed).
+    Raises TypeError or ValueError naming the argument, with nothing written.
+    """
+    return round_trip(x, _bf16(rounding, seed), out=out, executor=executor)
+
+
+def float_to_bf16(x, *, rounding="nearest-even", seed=0, executor=None):
+    """(..., n) float32 -> bf16 codes, uint16 of the same shape."""
+    return _round(table.float_to_bf16, x, b"f", None, b"H", _bf16(rounding, seed), executor)
+
+
+def bf16_to_float(bits, *, executor=None):
+    """(..., n) uint16 bf16 codes -> float32 of the same shape, exactly."""
+    fmt = _bf16("nearest-even", 0)
+    return _round(table.bf16_to_float, bits, b"H", None, b"f", fmt, executor, "bits")

@@ -1,0 +1,166 @@
+# Packed weights: unpacking, and products with them.
+
+from libc.stdint cimport int64_t, uint8_t
+
+import numpy as np
+
+# ggml type number -> (elements per block, bytes per block), for the types that C unpacks
+PACKED_TYPES = {
+    0: (1, 4), 1: (1, 2), 30: (1, 2),
+    2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+}
+
+MATVEC_MAX_TOKENS = FQ_MATVEC_MAX_TOKENS
+
+
+cdef int64_t _row_length(packed, ggml_type) except -1:
+    if ggml_type not in PACKED_TYPES:
+        raise ValueError(f"ggml type {ggml_type} has no kernel; there are {sorted(PACKED_TYPES)}")
+    block, size = PACKED_TYPES[ggml_type]
+    if packed.shape[-1] % size:
+        raise ValueError(f"packed rows of {packed.shape[-1]} bytes are not whole blocks of {size} bytes")
+    return packed.shape[-1] // size * block
+
+
+def dequantize(packed, int ggml_type, *, out=None, executor=None):
+    """Packed rows to float32, bit-equal to gguf-py's reference (src/dequant.h).
+
+    packed (..., row_bytes) uint8, last axis contiguous; ggml_type is ggml's number for the
+    tensor type, one of PACKED_TYPES. out, if given, is float32 (..., n) with the same outer
+    shape. Returns out. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_dequant_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.dequantize
+    cdef int64_t n_rows
+    cdef _Array ap = _open("packed", packed, b"B")
+    a.n = _row_length(packed, ggml_type)
+    a.fn = table.dequant[ggml_type]
+    shape = packed.shape[:-1] + (a.n,)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    cdef _Array ao = _open("out", out, b"f", True)
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, the rows unpack to {shape}")
+    if ao.overlaps(ap):
+        raise ValueError("out overlaps packed")
+    if ao.overlaps_itself():
+        raise ValueError("out has elements that share memory")
+    pool = _pool_of(executor)
+    n_rows = ap.n_rows()
+    ap.rows(&a.packed)
+    ao.rows(&a.out)
+    if a.n > 0 and n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return out
+
+
+def matvec(x, packed, int ggml_type, *, out=None, executor=None):
+    """x @ unpacked(packed).T for few tokens; each packed row comes from memory once.
+
+    x (n_tokens, k) float32 C-contiguous, n_tokens <= MATVEC_MAX_TOKENS; packed (n, row_bytes)
+    uint8 C-contiguous. Returns out, (n_tokens, n) float32. The bits depend on neither
+    threads, instruction set nor n_tokens. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_matvec_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.matvec
+    cdef int64_t n_rows
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ap = _open("packed", packed, b"B")
+    a.k = _row_length(packed, ggml_type)
+    if x.ndim != 2 or not x.flags.c_contiguous or x.shape[1] != a.k:
+        raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
+    if x.shape[0] > FQ_MATVEC_MAX_TOKENS:
+        raise ValueError(f"x has {x.shape[0]} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
+    if packed.ndim != 2 or not packed.flags.c_contiguous:
+        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+    n_rows = packed.shape[0]
+    if out is None:
+        out = np.empty((x.shape[0], n_rows), np.float32)
+    cdef _Array ao = _open("out", out, b"f", True)
+    if out.shape != (x.shape[0], n_rows) or not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous of shape {(x.shape[0], n_rows)}, not {out.shape}")
+    if ao.overlaps(ax) or ao.overlaps(ap):
+        raise ValueError("out overlaps an input")
+    a.type = ggml_type
+    a.fn = table.dequant[ggml_type]
+    a.packed = <const uint8_t *> ap.b.buf
+    a.row_bytes = packed.shape[1]
+    a.x = <const float *> ax.b.buf
+    a.x_stride = a.k
+    a.out = <float *> ao.b.buf
+    a.out_stride = n_rows
+    a.n_tokens = x.shape[0]
+    pool = _pool_of(executor)
+    if n_rows > 0 and a.n_tokens > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.k)
+    return out
+
+
+def has_mul_mat():
+    """Whether ``mul_mat`` has a kernel for the instruction set in use."""
+    return table.mul_mat != NULL
+
+
+cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:
+    """Several, which read x from one another's cache, but as few as it takes to end together."""
+    cdef int64_t best = 1, best_time = (panels + threads - 1) // threads, time, n
+    for n in range(2, FQ_MUL_MAT_PANELS + 1):
+        time = ((panels + n - 1) // n + threads - 1) // threads * n
+        if time <= best_time:
+            best = n
+            best_time = time
+    return best
+
+
+def mul_mat(x, packed, int ggml_type, *, out, executor=None):
+    """x @ unpacked(packed).T for any number of tokens, into out.
+
+    x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
+    (n, row_bytes) uint8 C-contiguous. Rows of x a multiple of 4096 bytes apart share cache
+    lines, which costs some 5 %. Returns out. The bits depend on neither threads nor n_tokens.
+    Raises TypeError or ValueError naming the argument, RuntimeError where the instruction set
+    in use has no such kernel (``has_mul_mat``).
+    """
+    cdef fq_mul_mat_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.mul_mat
+    cdef int64_t panels, grain
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ap = _open("packed", packed, b"B")
+    cdef _Array ao = _open("out", out, b"f", True)
+    a.k = _row_length(packed, ggml_type)
+    if fn == NULL:
+        raise RuntimeError(f"mul_mat has no kernel for {isa()}")
+    if packed.ndim != 2 or not packed.flags.c_contiguous:
+        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+    a.n_rows = packed.shape[0]
+    if out.ndim != 2 or out.shape[1] != a.n_rows:
+        raise ValueError(f"out must be of shape (n_tokens, {a.n_rows}), not {out.shape}")
+    a.n_tokens = out.shape[0]
+    if x.shape != (a.n_tokens, a.k):
+        raise ValueError(f"x must be of shape {(a.n_tokens, a.k)}, not {x.shape}")
+    _apart(ao, ax)
+    _apart(ao, ap)
+    if ao.overlaps_itself():
+        raise ValueError("out has elements that share memory")
+    a.fn = table.dequant[ggml_type]
+    a.packed = <const uint8_t *> ap.b.buf
+    a.row_bytes = packed.shape[1]
+    a.x = <const float *> ax.b.buf
+    a.x_stride = ax.b.strides[0] // ax.b.itemsize
+    a.out = <float *> ao.b.buf
+    a.out_stride = ao.b.strides[0] // ao.b.itemsize
+    pool = _pool_of(executor)
+    if a.k == 0:
+        out.fill(0.0)
+    elif a.n_rows > 0 and a.n_tokens > 0:
+        panels = (a.n_rows + FQ_MUL_MAT_ROWS - 1) // FQ_MUL_MAT_ROWS
+        grain = _panels_per_range(panels, 1 if pool == NULL else fq_pool_threads(pool))
+        with nogil:
+            fq_pool_run(pool, fn, &a, panels, grain)
+    return out
