@@ -1,4 +1,4 @@
-"""Figures as text for people, and what inspect and graph show."""
+"""Figures as text for people."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fq_kernels.rules import FakeQuant, describe_norms
-
-from .generation import Timings
-from .runner import Model
-from .streams import Streams
-
-MAX_VALUE_CHARS = 96
+if TYPE_CHECKING:
+    from .generation import Timings
+    from .streams import Streams
 
 
 def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset()) -> str:
@@ -28,6 +22,11 @@ def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset())
         cells = enumerate(zip(row, widths, strict=True))
         lines.append("  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in cells))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def ascii_safe(text: str) -> str:
+    """Control characters escaped: metadata is untrusted and the reader may be a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def progress(run: Streams) -> Iterator[int]:
@@ -59,162 +58,6 @@ def progress(run: Streams) -> Iterator[int]:
             flush=True,
         )
         yield chunk
-
-
-# ---------------------------------------------------------------- inspect, graph
-
-
-def inspect_data(model: Model) -> dict[str, Any]:
-    by_type = Tally(info.type.name for info in model.file.tensors.values())
-    n_bytes: Tally[str] = Tally()
-    for info in model.file.tensors.values():
-        n_bytes[info.type.name] += info.n_bytes
-    return {
-        "model": model.path,
-        "bytes": model.file.size,
-        "gguf_version": model.file.version,
-        "metadata": {key: _plain(value) for key, value in model.file.metadata.items()},
-        "parameters": sum(info.n_elements for info in model.file.tensors.values()),
-        "tensor_types": [
-            {"type": name, "tensors": count, "bytes": n_bytes[name]} for name, count in by_type.most_common()
-        ],
-        "tensors": [
-            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.n_bytes}
-            for t in model.file.tensors.values()
-        ],
-        "norms": describe_norms(model.norms),
-        "sites": [str(site) for node in model.graph.nodes for site in node.sites],
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A metadata value for JSON: long arrays by their length, undecodable bytes escaped."""
-    if isinstance(value, np.ndarray | list):
-        if len(value) > 16:
-            return f"array of {len(value)}"
-        return [_plain(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value
-
-
-def inspect_text(data: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        text = str(value) if isinstance(value, int | float) else ascii_safe(str(value))
-        return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
-
-    lines = [
-        f"{data['model']}: {data['bytes'] / 1e6:.1f} MB, {data['parameters'] / 1e6:.1f} M parameters, "
-        f"GGUF version {data['gguf_version']}",
-        "",
-        table([["metadata", ""], *([key, shown(value)] for key, value in data["metadata"].items())]),
-        "",
-        table(
-            [
-                ["type", "tensors", "MB"],
-                *([t["type"], str(t["tensors"]), f"{t['bytes'] / 1e6:.1f}"] for t in data["tensor_types"]),
-            ],
-            {1, 2},
-        ),
-        "",
-        f"norm sites: {data['norms']}",
-    ]
-    return "\n".join(lines)
-
-
-def ascii_safe(text: str) -> str:
-    """Control characters escaped: metadata is untrusted and the reader may be a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def graph_data(model: Model) -> dict[str, Any]:
-    types = {name: info.type.name for name, info in model.file.tensors.items()}
-    return {
-        "model": model.path,
-        "nodes": [
-            {
-                "index": i,
-                "name": node.name,
-                "op": node.op.value,
-                "shape": list(node.shape),
-                "inputs": list(node.inputs),
-                "weight": node.weight,
-                "weight_type": types.get(node.weight or ""),
-                "sites": [str(site) for site in node.sites],
-            }
-            for i, node in enumerate(model.graph.nodes)
-        ],
-    }
-
-
-def graph_text(data: dict[str, Any]) -> str:
-    rows = [["#", "node", "op", "shape", "inputs", "weight", "sites"]]
-    for node in data["nodes"]:
-        rows.append(
-            [
-                str(node["index"]),
-                node["name"],
-                node["op"],
-                "(" + ", ".join(map(str, node["shape"])) + ")",
-                " ".join(map(str, node["inputs"])),
-                f"{node['weight']} {node['weight_type']}" if node["weight"] else "",
-                ", ".join(node["sites"]),
-            ]
-        )
-    return table(rows, {0})
-
-
-# ---------------------------------------------------------------- sites, formats
-
-
-def sites_data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:
-    """Every site in graph order with the rule that takes it, or None."""
-    return {
-        "model": model.path,
-        "rules": [str(rule) for rule in fake_quant.rules],
-        "sites": [
-            {
-                "site": str(site),
-                "kind": site.norm.kind,
-                "layer": site.norm.layer,
-                "point": site.point,
-                "node": node.name,
-                "rule": None if (rule := fake_quant.counters[site].rule) is None else str(rule),
-            }
-            for node in model.graph.nodes
-            for site in node.sites
-        ],
-    }
-
-
-def sites_text(data: dict[str, Any]) -> str:
-    rows = [["site", "node", "rule"]]
-    rows += [[site["site"], site["node"], site["rule"] or "-"] for site in data["sites"]]
-    taken = sum(site["rule"] is not None for site in data["sites"])
-    return f"{table(rows)}\n{taken} of {len(data['sites'])} sites have a rule"
-
-
-def formats_text(formats: list[dict[str, Any]]) -> str:
-    """Three tables: numbers, options, notes."""
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.6g}"
-
-    numbers = ["bits_per_value", "largest", "smallest_normal", "smallest_subnormal"]
-    rows = [["format", "bits", "largest", "smallest normal", "subnormal", "scale shared by", "rounding"]]
-    options = [["format", "options"]]
-    notes = [["format", "note"]]
-    for f in formats:
-        values = [number(f[key]) for key in numbers]
-        rows.append([f["name"], *values, str(f["block"] or "-"), f["rounding"]])
-        if f["options"]:
-            options.append([f["name"], ", ".join(f["options"])])
-        if f["note"]:
-            notes.append([f["name"], f["note"]])
-    return "\n\n".join([table(rows, {1, 2, 3, 4}), table(options), table(notes)])
-
-
-# ---------------------------------------------------------------- results
 
 
 def timings_text(t: Timings, n_generated: int) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
+from .noise import register_noise_in
 from .show import table
 from .statistics import is_exactly_zero, ppl_se, summarise
 from .streams import n_scored_per_chunk
 from .sweep import CONTROL, Cell, CellChunk
+
+if TYPE_CHECKING:
+    from .results import Results
 
 Finished = Mapping[tuple[int, int], CellChunk]
 
@@ -48,6 +52,13 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         entries.append(entry)
     groups = [_group(name, entries) for name in dict.fromkeys(cell.group for cell in cells if cell.group)]
     return result | {"cells": entries, "groups": groups}
+
+
+def stored_figures(store: Results, number: int) -> dict[str, Any]:
+    """`figures` of a run that is kept, with its number as ``run``."""
+    run = store.get(number)
+    register_noise_in(rule for cell in run.cells for rule in cell.rules)
+    return {"run": number} | figures(run.about, run.cells, store.load(number))
 
 
 def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarray]) -> list[dict[str, Any]]:

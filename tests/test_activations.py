@@ -16,9 +16,8 @@ from fq_kernels.formats import get_format
 from fq_kernels.rules import FakeQuant
 from model import Context, FqError, Model, Perplexity
 from model.activations import ggml_format, round_as_ggml
-from model.commands import SAMPLE_TEXT
 from model.ggml_types import GGML_TYPES
-from model.synthetic import tiny_shape, write_llama_gguf
+from model.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
 from model.weights import Weight, can_unpack, mul_mat
 
 # those that gguf-py packs, one of each kind of input and block

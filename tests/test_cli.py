@@ -132,6 +132,39 @@ def test_help_names_the_commands_and_their_options():
         assert option in out
 
 
+@pytest.mark.parametrize(
+    "command, loaded, others",
+    [
+        (["--help"], set(), {"numpy"}),
+        (
+            ["run", "-m", "none", "-p", "x"],
+            {"run", "options", "files", "rules"},
+            {"sqlite3", "model.sweep", "model.trace_summary", "model.replicate"},
+        ),
+        (["trace", "none"], {"trace", "files"}, {"model.runner"}),
+    ],
+    ids=["help", "run", "trace"],
+)
+def test_a_command_is_loaded_when_it_is_asked_for(command, loaded, others):
+    """And nothing that only others need."""
+    code = f"""
+import sys
+from model.cli import main
+try:
+    main({command!r})
+except SystemExit:
+    pass
+print(*sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=HERE, capture_output=True, text=True, check=True
+    )
+    modules = set(done.stderr.split())
+    commands = {name for name in modules if name.startswith("model.commands.")}
+    assert commands == {f"model.commands.{name}" for name in loaded}
+    assert not others & modules
+
+
 def test_version():
     out, _ = fq("--version")
     assert re.fullmatch(r"fq \S.*\n", out)

@@ -423,13 +423,17 @@ def test_which_models(tiny_path, monkeypatch, capsys):
         looked_for.append((name, offline))
         raise FqError("enough") if name == "tinyllama-shape" else FqError(name)
 
-    monkeypatch.setattr("model.commands._find_model", find)
-    monkeypatch.setattr("model.commands.Model", lambda path: path)
+    monkeypatch.setattr("model.commands.replicate.find_model", find)
+    monkeypatch.setattr("model.commands.replicate.Model", lambda path: path)
     assert main(["replicate"]) == main(["replicate", "-m", "tinyllama-shape", "--tinyllama-shape"]) == 2
     assert looked_for == [("smollm2", False), ("tinyllama-shape", False)]
     looked_for.clear()
-    monkeypatch.setattr("model.commands._find_model", lambda name, offline: looked_for.append(name) or name)
-    monkeypatch.setattr("model.replicate.Replication", lambda models, *_: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(
+        "model.commands.replicate.find_model", lambda name, offline: looked_for.append(name) or name
+    )
+    monkeypatch.setattr(
+        "model.commands.replicate.Replication", lambda models, *_: exec("raise KeyboardInterrupt")
+    )
     assert main(["replicate", "--tinyllama-shape"]) == 130
     assert main(["replicate", "-m", "tinyllama-shape", "--tinyllama-shape"]) == 130
     assert looked_for == ["smollm2", "tinyllama-shape", "tinyllama-shape"]

@@ -1,41 +1,75 @@
-"""fq sweep, fq results."""
+"""fq sweep."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
-import os
 import platform
 import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from . import machine
-from .commands import (
+from .. import machine
+from ..errors import FqError
+from ..noise import noise_format
+from ..results import Results, Run, sha256_of
+from ..runner import Model
+from ..sweep import DEFAULT_SITES, Sweep, cells_of
+from ..sweep_figures import stored_figures, sweep_text
+from .files import check_target, read_text, write_json
+from .options import (
     INTERRUPTED,
-    _check_target,
-    _executor,
-    _find_model,
-    _numerics,
-    _read_text,
-    _write,
-    _write_json,
+    add_evaluation,
+    add_model,
+    add_store,
+    add_text,
+    executor_of,
+    find_model,
+    numerics,
 )
-from .errors import FqError
-from .noise import noise_format, register_noise_in
-from .results import Results, Run, sha256_of
-from .runner import Model
-from .show import table
-from .sweep import DEFAULT_SITES, Sweep, cells_of
-from .sweep_figures import figures, sweep_text
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_text(parser)
+    parser.add_argument(
+        "--sites",
+        action="append",
+        metavar="SITES",
+        help="each site that matches is a cell, as on a rule's left side, and all of them together are "
+        "one; may be repeated (default ffn_norm[*].raw)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="as on a rule's right side; may be repeated (default bf16)",
+    )
+    parser.add_argument(
+        "--cumulative", action="store_true", help="also round the first sites up to each, together"
+    )
+    parser.add_argument(
+        "--noise",
+        action="store_true",
+        help="also add Gaussian noise of the same length as each row's rounding error, in its place",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run of the same sweep in the store, however it ended",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
+    )
+    add_store(parser)
+    add_model(parser)
+    add_evaluation(parser, 512, "tokens per chunk")
 
 
 def _memory_limit(text: str | None) -> int | None:
@@ -82,17 +116,17 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
             )
 
 
-def sweep(args: argparse.Namespace) -> int:
-    _check_target("--json", args.json)
+def main(args: argparse.Namespace) -> int:
+    check_target("--json", args.json)
     limit = _memory_limit(args.memory_limit)
-    text, text_name = _read_text(args.file)
+    text, text_name = read_text(args.file)
     start = time.perf_counter()
-    model = Model(_find_model(args.model, args.offline))
+    model = Model(find_model(args.model, args.offline))
     formats = args.format or ["bf16"]
     if args.noise:
         formats = [*formats, *map(noise_format, formats)]
     cells = cells_of(model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative)
-    with _executor(args.threads) as executor:
+    with executor_of(args.threads) as executor:
         run = Sweep(
             model,
             model.tokenizer.encode(text),
@@ -113,7 +147,7 @@ def sweep(args: argparse.Namespace) -> int:
             hashlib.sha256(text.encode()).hexdigest(),
             run.cells,
             run.about() | {"text": text_name, "command": args.command_line},
-            _numerics(executor, args.activations) | {"blas": _blas()},
+            numerics(executor, args.activations) | {"blas": _blas()},
             {
                 "fq": machine.package_version("fq") or "not installed",
                 "numpy": np.__version__,
@@ -129,7 +163,7 @@ def sweep(args: argparse.Namespace) -> int:
                     store.save(number, cell, chunk, run.finished[cell, chunk])
             except KeyboardInterrupt:
                 interrupted = True
-            data = _figures(store, number)
+            data = stored_figures(store, number)
     if interrupted:
         print(
             f"fq: interrupted after {data['n_chunks']} of {run.text.n} chunks: this is a partial result; "
@@ -138,7 +172,10 @@ def sweep(args: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - start
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
-    _show(data, args.json)
+    # with --json - stdout is for JSON alone
+    print(sweep_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        write_json(data, args.json)
     return INTERRUPTED if interrupted else 0
 
 
@@ -164,71 +201,3 @@ def _blas() -> list[str]:
 
     found = (info for info in threadpool_info() if info["user_api"] == "blas")
     return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture', '')}".strip() for i in found})
-
-
-def _figures(store: Results, number: int) -> dict[str, Any]:
-    run = store.get(number)
-    register_noise_in(rule for cell in run.cells for rule in cell.rules)
-    return {"run": number} | figures(run.about, run.cells, store.load(number))
-
-
-def results(args: argparse.Namespace) -> int:
-    for option in ("json", "csv"):
-        _check_target(f"--{option}", getattr(args, option))
-    with Results(args.store, must_exist=True) as store:
-        if args.run is None:
-            if args.csv:
-                raise FqError("--csv needs the number of a run")
-            runs = store.list()
-            if args.json != "-":
-                print(_list_text(runs))
-            if args.json:
-                _write_json(runs, args.json)
-            return 0
-        data = _figures(store, args.run)
-    if "-" not in (args.json, args.csv):
-        print(sweep_text(data))
-    if args.json:
-        _write_json(data, args.json)
-    if args.csv == "-":
-        sys.stdout.write(_csv(data))
-    elif args.csv:
-        _write(_csv(data), args.csv)
-    return 0
-
-
-def _list_text(runs: Any) -> str:
-    rows = [["run", "started", "model", "text", "cells", "chunks", "ended"]]
-    for run in runs:
-        ended = "all" if run["ended"] == run["of"] else f"{100 * run['ended'] // run['of']} %"
-        model, text = os.path.basename(run["model"]), os.path.basename(run["text"] or "")
-        counts = [str(run["n_cells"]), str(run["n_chunks_asked"])]
-        rows.append([str(run["run"]), run["started"], model, text, *counts, ended])
-    return table(rows, {0, 4, 5, 6})
-
-
-def _csv(data: dict[str, Any]) -> str:
-    """A line per cell: the comparison's single figures, and both ends of its intervals."""
-    lines = []
-    for cell in data["cells"]:
-        best, worst = cell.get("rank", (None, None))
-        line = {key: cell[key] for key in ("name", "kind", "group")} | {"rank": best, "rank_worst": worst}
-        for key, value in cell["comparison"].items():
-            if key.endswith("_ci95_chunks"):
-                line[f"{key}_low"], line[f"{key}_high"] = value or (None, None)
-            elif not isinstance(value, dict):
-                line[key] = value
-        lines.append(line)
-    out = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(out, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return out.getvalue()
-
-
-def _show(data: dict[str, Any], json_target: str | None) -> None:
-    # with --json - stdout is for JSON alone
-    print(sweep_text(data), file=sys.stderr if json_target == "-" else sys.stdout)
-    if json_target:
-        _write_json(data, json_target)

@@ -1,0 +1,87 @@
+"""fq bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+from .. import machine, overhead, store
+from ..runner import Model
+from .files import SAMPLE_TEXT, check_target, write_json
+from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, numerics
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for names, kind, default, metavar, text in (
+        (("-m", "--model"), str, store.DEFAULT_ALIAS, "MODEL", f"a GGUF file or an alias: {ALIASES}"),
+        (("-p", "--prompt"), str, None, "TEXT", "the prompt (default: the package's sample text)"),
+        (
+            ("--prompt-tokens",),
+            int,
+            None,
+            "N",
+            "tokens of it; repeated where it is shorter (default: 256, or as many as --prompt has)",
+        ),
+        (("-n", "--predict"), int, 8, "N", "tokens evaluated one by one after the prompt"),
+        (("-b", "--batch-size"), int, 128, "N", "tokens per evaluation of the prompt"),
+        (("--rounds",), int, 30, "N", "rounds that count"),
+        (("--warm-up",), int, 2, "N", "rounds before them"),
+        (("--format",), str, "bf16", "TYPE", "what norm outputs are rounded to"),
+        (("--layer",), int, None, "N", "the layer of 'one layer' (default: 5, or the middle one)"),
+        (("--point",), str, "raw", "POINT", "raw (before the weight) or weighted"),
+        (("-s", "--seed"), int, 0, "N", "of the order and of the bootstrap"),
+        (
+            ("-t", "--threads"),
+            int,
+            None,
+            "N",
+            "threads, BLAS included (default: the processors of this process)",
+        ),
+        (("--json",), str, None, "FILE", "write the figures as JSON to FILE, or - for stdout"),
+    ):
+        shown = "" if default is None else " (default %(default)s)"
+        parser.add_argument(*names, type=kind, default=default, metavar=metavar, help=text + shown)
+    add_offline(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    check_target("--json", args.json)
+    text = SAMPLE_TEXT.read_text(encoding="utf-8") if args.prompt is None else args.prompt
+    n_prompt = 256 if args.prompt is None and args.prompt_tokens is None else args.prompt_tokens
+    about = machine.describe("numpy")  # before the run, which is a load too
+    model = Model(find_model(args.model, args.offline))
+    with executor_of(args.threads) as executor:
+        measurement = overhead.Overhead(
+            model,
+            model.tokenizer.encode(text),
+            overhead.configurations(model, args.format, args.layer, args.point),
+            n_prompt=n_prompt,
+            n_predict=args.predict,
+            batch=args.batch_size,
+            rounds=args.rounds,
+            warm_up=args.warm_up,
+            seed=args.seed,
+            executor=executor,
+        )
+        interrupted = False
+        rounds = args.warm_up + args.rounds
+        try:
+            # disable=None: no bar where stderr is not a terminal
+            for _ in tqdm(measurement, total=rounds, unit="round", disable=None, leave=False):
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        print(
+            f"fq: interrupted after {measurement.done} of {args.rounds} rounds: this is a partial result",
+            file=sys.stderr,
+        )
+        if measurement.done < 2:
+            return INTERRUPTED
+    data = measurement.result() | {"machine": about, "numerics": numerics(executor)}
+    print(overhead.overhead_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0

@@ -1,0 +1,81 @@
+"""fq inspect."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter as Tally
+from typing import Any
+
+import numpy as np
+
+from fq_kernels.rules import describe_norms
+
+from ..runner import Model
+from ..show import ascii_safe, table
+from .options import add_described_model, describe_model
+
+MAX_VALUE_CHARS = 96
+
+add_options = add_described_model
+
+
+def main(args: argparse.Namespace) -> int:
+    return describe_model(args, _data, _text)
+
+
+def _data(model: Model) -> dict[str, Any]:
+    by_type = Tally(info.type.name for info in model.file.tensors.values())
+    n_bytes: Tally[str] = Tally()
+    for info in model.file.tensors.values():
+        n_bytes[info.type.name] += info.n_bytes
+    return {
+        "model": model.path,
+        "bytes": model.file.size,
+        "gguf_version": model.file.version,
+        "metadata": {key: _plain(value) for key, value in model.file.metadata.items()},
+        "parameters": sum(info.n_elements for info in model.file.tensors.values()),
+        "tensor_types": [
+            {"type": name, "tensors": count, "bytes": n_bytes[name]} for name, count in by_type.most_common()
+        ],
+        "tensors": [
+            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.n_bytes}
+            for t in model.file.tensors.values()
+        ],
+        "norms": describe_norms(model.norms),
+        "sites": [str(site) for node in model.graph.nodes for site in node.sites],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value for JSON: long arrays by their length, undecodable bytes escaped."""
+    if isinstance(value, np.ndarray | list):
+        if len(value) > 16:
+            return f"array of {len(value)}"
+        return [_plain(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
+
+
+def _text(data: dict[str, Any]) -> str:
+    def shown(value: Any) -> str:
+        text = str(value) if isinstance(value, int | float) else ascii_safe(str(value))
+        return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
+
+    lines = [
+        f"{data['model']}: {data['bytes'] / 1e6:.1f} MB, {data['parameters'] / 1e6:.1f} M parameters, "
+        f"GGUF version {data['gguf_version']}",
+        "",
+        table([["metadata", ""], *([key, shown(value)] for key, value in data["metadata"].items())]),
+        "",
+        table(
+            [
+                ["type", "tensors", "MB"],
+                *([t["type"], str(t["tensors"]), f"{t['bytes'] / 1e6:.1f}"] for t in data["tensor_types"]),
+            ],
+            {1, 2},
+        ),
+        "",
+        f"norm sites: {data['norms']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fq_kernels import Executor, isa
+
+from .. import store
+from ..errors import FqError
+from .files import check_target, write_json
+
+if TYPE_CHECKING:
+    from fq_kernels.rules import FakeQuant
+
+    from ..runner import Model
+    from ..trace import Trace
+
+INTERRUPTED = 130  # exit status: 128 + SIGINT
+ALIASES = ", ".join(store.ALIASES)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        default=store.DEFAULT_ALIAS,
+        help=f"a GGUF file or an alias: {ALIASES} (default %(default)s, fetched on first use)",
+    )
+    add_offline(parser)
+
+
+def add_offline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="never fetch anything")
+
+
+def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "-s", "--seed", type=int, default=0, metavar="N", help=f"for {purpose} (default %(default)s)"
+    )
+
+
+def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -> None:
+    """How a model is run, and the figures as JSON."""
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="threads, BLAS included (default: the processors of this process)",
+    )
+    parser.add_argument(
+        "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"
+    )
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens per evaluation (default %(default)s)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=("exact", "ggml"),
+        default="exact",
+        help="inputs of matrix products: float32, or rounded as ggml does for the weight's type "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)"
+    )
+    parser.add_argument(
+        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="FILE",
+        default="fq-results.sqlite",
+        help="SQLite file that keeps every run (default %(default)s)",
+    )
+
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write each kernel call to FILE, for Perfetto or fq trace"
+    )
+
+
+def add_described_model(parser: argparse.ArgumentParser) -> None:
+    """For commands that show what a model is."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=store.DEFAULT_ALIAS,
+        help=f"a GGUF file or an alias: {ALIASES} (default %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_offline(parser)
+
+
+@contextlib.contextmanager
+def download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    print(
+        f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}", file=sys.stderr
+    )
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(unit="B", unit_scale=True, desc=alias, disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def find_model(name: str, offline: bool) -> Path:
+    with contextlib.ExitStack() as stack:
+        return store.find(
+            name, offline=offline, on_fetch=lambda alias: stack.enter_context(download_bar(alias))
+        )
+
+
+def describe_model(
+    args: argparse.Namespace,
+    describe: Callable[[Model], dict[str, Any]],
+    as_text: Callable[[dict[str, Any]], str],
+) -> int:
+    from ..runner import Model
+
+    data = describe(Model(find_model(args.model, args.offline)))
+    if args.json:
+        write_json(data, "-")
+    else:
+        print(as_text(data))
+    return 0
+
+
+def executor_of(threads: int | None) -> Executor:
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return Executor(threads)
+    except ValueError as e:
+        raise FqError(f"--threads: {e}") from None
+
+
+def numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
+    return {"activations": activations, "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
+
+
+def check_targets(args: argparse.Namespace) -> None:
+    check_target("--json", args.json)
+    check_target("--trace", args.trace)
+    if args.trace == "-":
+        raise FqError("--trace -: takes a file")
+    if args.trace and args.json and os.path.realpath(args.trace) == os.path.realpath(args.json):
+        raise FqError(f"--trace {args.trace}: is the file of --json too")
+
+
+def trace_of(
+    args: argparse.Namespace, model: Model, executor: Executor, fake_quant: FakeQuant | None
+) -> contextlib.AbstractContextManager[Trace | None]:
+    if args.trace is None:
+        return contextlib.nullcontext()
+    from ..trace import Trace, provenance
+
+    if os.path.exists(args.trace) and os.path.samefile(args.trace, model.path):
+        raise FqError(f"--trace {args.trace}: is the model")  # which is mapped: it must not be cut
+    rules = fake_quant.rules if fake_quant else ()
+    return Trace(args.trace, provenance(model, executor, rules))

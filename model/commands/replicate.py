@@ -1,0 +1,82 @@
+"""fq replicate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+from .. import store
+from ..errors import FqError
+from ..replicate import Replication, Settings
+from ..replicate_text import replication_text
+from ..runner import Model
+from .files import SAMPLE_TEXT, check_target, read_text, write, write_json
+from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tinyllama-shape",
+        action="store_true",
+        help="on the generated file of TinyLlama's shape too, random weights (some minutes more)",
+    )
+    for names, kind, default, metavar, text in (
+        (("-m", "--model"), str, store.DEFAULT_ALIAS, "MODEL", f"a GGUF file or an alias: {ALIASES}"),
+        (("-o", "--output"), str, None, "FILE", "write the Markdown to FILE (default: stdout)"),
+        (("--json",), str, None, "FILE", "write the figures as JSON to FILE, or - for stdout"),
+        (("--rounds",), int, 30, "N", "rounds of the timings"),
+        (("-f", "--file"), str, None, "FILE", "text of the perplexity (default: the sample in the package)"),
+        (("--chunks",), int, -1, "N", "chunks of it, -1 for all; at most 2 where weights are random"),
+        (("-c", "--ctx-size"), int, 512, "N", "tokens per chunk"),
+        (("-s", "--seed"), int, 0, "N", "of the timings' order and bootstrap"),
+        (
+            ("-t", "--threads"),
+            int,
+            None,
+            "N",
+            "threads, BLAS included, of all but the timings (default: the processors of this process)",
+        ),
+    ):
+        shown = "" if default is None else " (default %(default)s)"
+        parser.add_argument(*names, type=kind, default=default, metavar=metavar, help=text + shown)
+    add_offline(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    check_target("--output", args.output)
+    check_target("--json", args.json)
+    if args.output and args.json and os.path.realpath(args.output) == os.path.realpath(args.json):
+        raise FqError(f"--output {args.output}: is the file of --json too")
+    names = [args.model, *(["tinyllama-shape"] if args.tinyllama_shape else [])]
+    text, text_name = read_text(args.file)
+    settings = Settings(args.rounds, args.chunks, args.ctx_size, args.seed)
+
+    def watch(what: str, steps: Iterable[int], n: int) -> Iterator[int]:
+        # disable=None: no bar where stderr is not a terminal
+        yield from tqdm(steps, total=n, desc=what, disable=None, leave=False)
+
+    models = [Model(find_model(name, args.offline)) for name in dict.fromkeys(names)]
+    with executor_of(args.threads) as executor:
+        replication = Replication(
+            models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, watch
+        )
+        interrupted = False
+        try:
+            for what in replication:
+                print(f"fq: {what}", file=sys.stderr)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("fq: interrupted: this is a partial result", file=sys.stderr)
+    data = {"command": args.command_line} | replication.result()
+    page = replication_text(data)
+    if args.output not in (None, "-"):
+        write(page, args.output)
+    else:
+        print(page, end="", file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        write_json(data, args.json)
+    return INTERRUPTED if interrupted else 0
