@@ -70,6 +70,7 @@ HEADERS = [
     "rms_norm.h",
     "dequant.h",
     "exp_ops.h",
+    "attention.h",
     "dispatch.h",
     "executor.h",
 ]
@@ -84,6 +85,8 @@ BODIES = [
     "matvec_avx512.inc",
     "exp_ops.inc",
     "mul_mat_avx512.inc",
+    "attention.inc",
+    "attention_avx512.inc",
 ]
 
 setup(

@@ -88,6 +88,21 @@ cdef extern from "exp_ops.h" nogil:
         double *out
 
 
+cdef extern from "attention.h" nogil:
+    int FQ_ATTEND_MAX_DIM
+    ctypedef struct fq_attention_args:
+        const float *q
+        float *k
+        float *v
+        int64_t kv_stride
+        float *out
+        int64_t out_stride, n_tokens, n_past, n_head, n_head_kv, d
+        float scale
+        float *scores
+    int64_t fq_attend_blocks(int64_t, int64_t, int64_t, int64_t)
+    void fq_attend_append(const fq_attention_args *, const float *, const float *)
+
+
 cdef extern from "executor.h" nogil:
     ctypedef void (*fq_task_fn)(void *, int64_t, int64_t)
     ctypedef struct fq_pool:
@@ -105,7 +120,7 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
-        fq_task_fn dequantize, matvec, mul_mat, rope, swiglu, causal_exp, log_sum_exp
+        fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope, swiglu, causal_exp, log_sum_exp
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

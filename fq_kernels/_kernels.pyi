@@ -99,6 +99,17 @@ def rope(
 def swiglu(
     gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, executor: Executor | None = None
 ) -> npt.NDArray[np.float32]: ...
+def attention(
+    q: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    k_cache: npt.NDArray[np.float32],
+    v_cache: npt.NDArray[np.float32],
+    n_past: int,
+    *,
+    out: npt.NDArray[np.float32],
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
 def causal_exp(x: npt.NDArray[np.float32], n_first: int) -> npt.NDArray[np.float32]: ...
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None

@@ -1,5 +1,6 @@
 # The model's other operations: rotary embedding, SwiGLU, exponentials of the attention and the logits.
 
+from libc.math cimport sqrt
 from libc.stdint cimport int64_t
 
 import numpy as np
@@ -39,6 +40,75 @@ def rope(x, cos, sin, *, executor=None):
         with nogil:
             _run(pool, fn, &a, n_tokens, a.token_stride)
     return x
+
+
+def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
+    """Causal attention of n_tokens after n_past others of one sequence (src/attention.h).
+
+    q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), k_cache and v_cache
+    (n_head_kv, n_ctx, d): all float32 C-contiguous, n_head a multiple of n_head_kv. k and v are
+    written to the caches at n_past. The scores are divided by sqrt(d). out is float32
+    (n_tokens, n_head * d), its last axis contiguous. Returns out. The bits do not depend on
+    threads; for up to MATVEC_MAX_TOKENS tokens not on the instruction set either. Raises
+    TypeError or ValueError naming the argument.
+    """
+    cdef fq_attention_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn
+    cdef int64_t tasks, n_ctx
+    cdef _Array aq = _open("q", q, b"f")
+    cdef _Array ak = _open("k", k, b"f")
+    cdef _Array av = _open("v", v, b"f")
+    cdef _Array akc = _open("k_cache", k_cache, b"f", True)
+    cdef _Array avc = _open("v_cache", v_cache, b"f", True)
+    cdef _Array ao = _open("out", out, b"f", True)
+    cdef _Array scores
+    for array in (aq, ak, av, akc, avc):
+        if (<_Array> array).b.ndim != 3 or not PyBuffer_IsContiguous(&(<_Array> array).b, b"C"):
+            raise ValueError(f"{(<_Array> array).name} must be C-contiguous with three axes")
+    a.n_tokens, a.n_head, a.d = aq.b.shape[0], aq.b.shape[1], aq.b.shape[2]
+    a.n_head_kv, n_ctx = akc.b.shape[0], akc.b.shape[1]
+    if akc.b.shape[2] != a.d or a.n_head_kv == 0 or a.n_head % a.n_head_kv != 0:
+        raise ValueError(f"k_cache of shape {k_cache.shape} does not fit q of shape {q.shape}")
+    if v_cache.shape != k_cache.shape:
+        raise ValueError(f"v_cache must be of shape {k_cache.shape}, not {v_cache.shape}")
+    if not isinstance(n_past, int) or not 0 <= n_past <= n_ctx - a.n_tokens:
+        raise ValueError(f"n_past must be an integer from 0 to {n_ctx - a.n_tokens}, not {n_past!r}")
+    for name, array in (("k", k), ("v", v)):
+        if array.shape != (a.n_tokens, a.n_head_kv, a.d):
+            raise ValueError(f"{name} must be of shape {(a.n_tokens, a.n_head_kv, a.d)}, not {array.shape}")
+    if out.shape != (a.n_tokens, a.n_head * a.d):
+        raise ValueError(f"out must be of shape {(a.n_tokens, a.n_head * a.d)}, not {out.shape}")
+    for array in (akc, avc, ao):
+        for other in (aq, ak, av, akc, avc):
+            if array is not other:
+                _apart(array, other)
+    if ao.overlaps_itself():
+        raise ValueError("out has elements that share memory")
+    if not out.size:
+        return out
+    a.q = <const float *> aq.b.buf
+    a.k = <float *> akc.b.buf
+    a.v = <float *> avc.b.buf
+    a.kv_stride = n_ctx * a.d
+    a.out = <float *> ao.b.buf
+    a.out_stride = ao.b.strides[0] // ao.b.itemsize
+    a.n_past = n_past
+    a.scale = 1.0 / sqrt(<double> a.d)
+    pool = _pool_of(executor)
+    fq_attend_append(&a, <const float *> ak.b.buf, <const float *> av.b.buf)
+    if a.n_tokens > FQ_MATVEC_MAX_TOKENS and table.attend_many != NULL and a.d <= FQ_ATTEND_MAX_DIM:
+        fn = table.attend_many
+        tasks = a.n_head_kv * fq_attend_blocks(a.n_tokens, a.n_head, a.n_head_kv, a.d)
+        with nogil:
+            fq_pool_run(pool, fn, &a, tasks, 1)
+    else:
+        fn = table.attend_few
+        scores = _open("scores", np_empty((a.n_tokens, a.n_head, n_past + a.n_tokens), np.float32), b"f")
+        a.scores = <float *> scores.b.buf
+        with nogil:
+            _run(pool, fn, &a, a.n_tokens * a.n_head, (a.n_past + a.n_tokens) * a.d)
+    return out
 
 
 def swiglu(gate, up, *, executor=None):

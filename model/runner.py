@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,7 +11,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS, Executor, causal_exp, rope, swiglu
+from fq_kernels import MATVEC_MAX_TOKENS, Executor, attention, causal_exp, has_mul_mat, rope, swiglu
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
@@ -23,10 +24,8 @@ from .tokenizer import Tokenizer
 from .trace import Trace
 from .weights import Weight, blas_threads, can_unpack, mul_mat
 
-# Rows per task of attention: enough to pay for the hand-out.
+# Tokens per task of attention by BLAS: enough to pay for the hand-out.
 ATTENTION_ROWS = 64
-# Elements of cached keys from which on one token's attention is worth sharing among threads
-ATTENTION_KEYS = 1 << 17
 
 
 class Model:
@@ -111,8 +110,8 @@ class Context:
         self.activations = activations
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
-        self._k = np.empty(kv_shape, np.float32)
-        self._v = np.empty(kv_shape, np.float32)
+        self._k = _aligned(kv_shape)
+        self._v = _aligned(kv_shape)
         self._cos, self._sin = _rope_tables(hp, n_ctx, model.vectors.get(ROPE_FACTORS))
         self._ends = model.graph.last_uses()
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
@@ -246,21 +245,38 @@ class Context:
 
     def _attention(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv * d) -> (n_tokens, n_head * d)."""
-        hp = self.model.hparams
-        n_tokens, n_past, d = q.shape[0], self.n_past, hp.n_embd_head
-        group = hp.n_head // hp.n_head_kv
-        now = slice(n_past, n_past + n_tokens)
+        n_tokens, n_head, d = q.shape
         keys, values = self._k[layer], self._v[layer]
-        keys[:, now] = k.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
-        values[:, now] = v.reshape(n_tokens, hp.n_head_kv, d).transpose(1, 0, 2)
-        out = self._input_buffer(n_tokens, hp.n_head * d).reshape(n_tokens, hp.n_head_kv, group, d)
-        heads = q.reshape(n_tokens, hp.n_head_kv, group, d)
+        k, v = k.reshape(n_tokens, -1, d), v.reshape(n_tokens, -1, d)
+        out = self._input_buffer(n_tokens, n_head * d)
+        if n_tokens > MATVEC_MAX_TOKENS and not has_mul_mat():
+            return self._attention_by_blas(q, k, v, keys, values, out)
+        return attention(q, k, v, keys, values, self.n_past, out=out, executor=self.executor)
+
+    def _attention_by_blas(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
+        out: np.ndarray,
+    ) -> np.ndarray:
+        """As fq_kernels.attention, where that has no kernel for many tokens."""
+        n_tokens, n_head, d = q.shape
+        n_past, n_head_kv = self.n_past, len(keys)
+        group = n_head // n_head_kv
+        now = slice(n_past, n_past + n_tokens)
+        keys[:, now] = k.transpose(1, 0, 2)
+        values[:, now] = v.transpose(1, 0, 2)
+        heads = q.reshape(n_tokens, n_head_kv, group, d)
+        out_heads = out.reshape(n_tokens, n_head_kv, group, d)
         scale = np.float32(1.0 / np.sqrt(d))
         n_blocks = -(-n_tokens // ATTENTION_ROWS)
 
         def attend(task: int) -> None:
             # the last blocks see the most keys: first, so that no thread is left with one
-            block, head = divmod(task, hp.n_head_kv)
+            block, head = divmod(task, n_head_kv)
             begin = (n_blocks - 1 - block) * ATTENTION_ROWS
             end = min(begin + ATTENTION_ROWS, n_tokens)
             n_kv = n_past + end
@@ -270,22 +286,10 @@ class Context:
             sums = causal_exp(p.reshape(group, end - begin, n_kv), n_past + begin + 1)
             attended = np.matmul(p, values[head, :n_kv]).reshape(block_q.shape)
             attended /= sums[:, :, None]
-            out[begin:end, head] = attended.transpose(1, 0, 2)
+            out_heads[begin:end, head] = attended.transpose(1, 0, 2)
 
-        def attend_one(some: slice) -> None:
-            one_q = heads[0, some] * scale  # (heads, group, d)
-            p = np.matmul(one_q, keys[some, : n_past + 1].transpose(0, 2, 1))  # (heads, group, n_kv)
-            sums = causal_exp(p.reshape(-1, 1, n_past + 1), n_past + 1)
-            np.matmul(p, values[some, : n_past + 1], out=out[0, some])
-            out[0, some] /= sums.reshape(-1, group, 1)
-
-        if n_tokens > 1:
-            self.executor.map(attend, n_blocks * hp.n_head_kv)
-        elif hp.n_head_kv * n_past * d < ATTENTION_KEYS:
-            attend_one(slice(None))
-        else:
-            self.executor.map(lambda head: attend_one(slice(head, head + 1)), hp.n_head_kv)
-        return out.reshape(n_tokens, hp.n_head * d)
+        self.executor.map(attend, n_blocks * n_head_kv)
+        return out
 
     def _buffer(self, shape: tuple[int, ...]) -> np.ndarray:
         """Uninitialised float32; memory is used again, as fresh pages cost more than the arithmetic."""
@@ -308,6 +312,14 @@ class Context:
                 return
         if owner.dtype == np.float32 and owner.flags.c_contiguous and owner.ndim == 2:
             self._free.setdefault(owner.shape, []).append(owner)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32 that begins at a cache line: attention at one token reads it at full width."""
+    n, line = math.prod(shape), 16
+    memory = np.empty(n + line - 1, np.float32)
+    begin = -(memory.ctypes.data // memory.itemsize) % line
+    return memory[begin : begin + n].reshape(shape)
 
 
 def _rope_tables(hp: HParams, n_ctx: int, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 #ifndef FQ_DISPATCH_H
 #define FQ_DISPATCH_H
 
+#include "attention.h"
 #include "dequant.h"
 #include "exp_ops.h"
 #include "rms_norm.h"
@@ -16,6 +17,8 @@ typedef struct {
     void (*dequantize)(void *args, int64_t begin, int64_t end);
     void (*matvec)(void *args, int64_t begin, int64_t end);
     void (*mul_mat)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
+    void (*attend_few)(void *args, int64_t begin, int64_t end);
+    void (*attend_many)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
     void (*rope)(void *args, int64_t begin, int64_t end);
     void (*swiglu)(void *args, int64_t begin, int64_t end);
     void (*causal_exp)(void *args, int64_t begin, int64_t end);
