@@ -169,9 +169,11 @@ if hasattr(os, "register_at_fork"):
 
 # Elements per range at least: enough to pay for handing the range out. Elements per thread
 # up to which each thread has one range, always the same: it finds its rows in its own L2.
+# Of these the last thread's is shorter, by what the caller does while a job reaches the others.
 # Beyond that, ranges at most: kernels overlap the rows of a range, not those of two.
 cdef int64_t GRAIN = 32768
 cdef int64_t OWN_ELEMENTS = 1 << 18
+cdef int64_t HEAD_START = 2048
 cdef int64_t MAX_RANGES = 16
 
 
@@ -184,12 +186,15 @@ cdef fq_pool *_pool_of(executor) except? NULL:
 
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
-    cdef int64_t grain = rows, ranges
+    cdef int64_t grain = rows, ranges, share
     if pool != NULL:
         ranges = fq_pool_threads(pool)
         if rows * n > ranges * OWN_ELEMENTS:
             ranges = max(ranges, MAX_RANGES)
-        grain = max((GRAIN + n - 1) // n, (rows + ranges - 1) // ranges)
+        share = (rows + ranges - 1) // ranges
+        if ranges == fq_pool_threads(pool):
+            share = max(share, (rows * n + ranges * (HEAD_START + n // 2)) // (ranges * n))
+        grain = max((GRAIN + n - 1) // n, share)
     fq_pool_run(pool, fn, args, rows, grain)
 
 
