@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -15,16 +14,18 @@ import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
 from threadpoolctl import threadpool_info, threadpool_limits
+from weight_blocks import random_matrix
 
-from fq_kernels import MATVEC_MAX_TOKENS, Executor, bf16_round_trip, rms_norm_f32
+from fq_kernels import MATVEC_MAX_TOKENS, Executor, bf16_round_trip, force_isa, isa, rms_norm_f32
 from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 from model.errors import FqError
+from model.ggml_types import GGML_TYPES
 from model.graph import N_OUTPUTS, N_TOKENS, Graph, Op
 from model.hparams import HParams, ModelError
 from model.llama import build_llama
 from model.runner import ATTENTION_ROWS, Context, Model
 from model.synthetic import tiny_shape, write_llama_gguf
-from model.weights import blas_threads
+from model.weights import blas_threads, can_unpack
 
 # Largest |difference| over largest |logit|. Float32 arithmetic leaves about 1e-6; eps forgotten or the
 # rope base off by a hundredth, the smallest mistakes tried, leave 5e-4.
@@ -324,36 +325,36 @@ def test_large_scores_and_gates_do_not_overflow(write: Write, executor: Executor
     assert distance(logits, ReferenceLlama(path).logits(tokens)) < 1e-4
 
 
-def random_blocks(name: str, shape: tuple[int, int]) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """Packed weights of a type that the C kernels do not know, of ordinary size."""
+@pytest.mark.parametrize("name", [t.name for t in GGML_TYPES.values() if can_unpack(t)])
+def test_every_weight_type(write: Write, tmp_path: Path, name: str) -> None:
+    """All matrices of one type: a prompt of one token, of few, and of many go different ways."""
+    plain = write(n_embd=256, n_ff=512, n_vocab=530)
     type_ = gguf.GGMLQuantizationType[name]
-    block, size = gguf.GGML_QUANT_SIZES[type_]
-    rng = np.random.default_rng(3)
-    data = rng.integers(0, 256, (shape[0] * shape[1] // block, size), np.uint8)
-    if name == "IQ4_NL":  # d, 16 bytes of two indices
-        data[:, :2] = np.frombuffer(struct.pack("<e", 0.002), np.uint8)
-    else:  # TQ2_0: 64 bytes of four codes 0, 1, 2; d
-        codes = rng.integers(0, 3, (len(data), 64, 4), np.uint8)
-        data[:, :64] = codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
-        data[:, 64:] = np.frombuffer(struct.pack("<e", 0.1), np.uint8)
-    return data.reshape(shape[0], -1), type_
-
-
-@pytest.mark.parametrize("name", ["IQ4_NL", "TQ2_0"])
-@pytest.mark.parametrize("n_tokens", [1, 12])
-def test_types_left_to_gguf_py(
-    write: Write, executor: Executor, tmp_path: Path, name: str, n_tokens: int
-) -> None:
     tensors = {
-        "token_embd.weight": random_blocks(name, (1024, 256)),
-        "blk.0.ffn_up.weight": random_blocks(name, (512, 256)),
-        "blk.1.attn_q.weight": random_blocks(name, (256, 256)),
-        "output.weight": random_blocks(name, (1024, 256)),
+        t.name: (random_matrix(name, *t.shape[::-1].tolist(), seed=i), type_)
+        for i, t in enumerate(gguf.GGUFReader(plain).tensors)
+        if len(t.shape) == 2
     }
-    path = rewrite(write("Q4_K_M"), tmp_path / "m.gguf", tensors=tensors)
-    tokens = some_tokens(n_tokens)
-    logits = new_context(Model(path), executor).eval(tokens, ALL)
-    assert distance(logits, ReferenceLlama(path).logits(tokens)) < RTOL
+    path = rewrite(plain, tmp_path / "m.gguf", tensors=tensors)
+    reference, model = ReferenceLlama(path), Model(path)
+    prompts = [some_tokens(n, seed=n, n_vocab=530) for n in (1, 5, 40)]
+    results = []
+    for threads in (1, 2, 3, 7):
+        with Executor(threads) as executor:
+            results.append([new_context(model, executor).eval(tokens, ALL) for tokens in prompts])
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+    best = isa()
+    force_isa("scalar")  # leaves products of many tokens to BLAS
+    try:
+        with Executor(1) as executor:
+            by_blas = new_context(model, executor).eval(prompts[-1], ALL)
+    finally:
+        force_isa(best)
+    for tokens, logits in zip([*prompts, prompts[-1]], [*results[0], by_blas], strict=True):
+        expected = reference.logits(tokens)
+        assert 1 < np.abs(expected).max() < 20  # so that what follows is 4e-4 at most
+        assert distance(logits, expected) < 4 * RTOL  # sums over groups of weights of one sign cancel
 
 
 def test_tensors_need_no_alignment(write: Write, executor: Executor, tmp_path: Path) -> None:
