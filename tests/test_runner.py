@@ -378,7 +378,8 @@ def test_pieces_give_the_logits_of_the_whole(write: Write, executor: Executor) -
     model, tokens = Model(write("Q8_0")), some_tokens(30)
     whole = new_context(model, executor).eval(tokens, ALL)
     # one at a time, the most that matvec takes, one more than that, and a mixture
-    for sizes in ([1] * 30, [MATVEC_MAX_TOKENS] * 3 + [6], [MATVEC_MAX_TOKENS + 1] * 3 + [3], [20, 1, 9]):
+    few, many = MATVEC_MAX_TOKENS, MATVEC_MAX_TOKENS + 1
+    for sizes in ([1] * 30, [few] * 3 + [30 - 3 * few], [many] * 3 + [30 - 3 * many], [20, 1, 9]):
         context = new_context(model, executor)
         ends = np.cumsum(sizes)
         pieces = [context.eval(tokens[end - size : end], ALL) for size, end in zip(sizes, ends, strict=True)]

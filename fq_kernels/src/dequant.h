@@ -42,7 +42,7 @@ typedef struct {
  * Contract: products and sums in float32, 64 partial sums by k modulo 64, added pairwise
  * at the end; so the bits depend on neither the instruction set nor the thread count nor
  * the number of tokens. */
-#define FQ_MATVEC_MAX_TOKENS 8
+#define FQ_MATVEC_MAX_TOKENS 7 /* from 8 on mul_mat is faster, and so is BLAS */
 typedef struct {
     int type;
     fq_dequant_fn fn; /* the type's */
