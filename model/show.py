@@ -120,6 +120,59 @@ def _interval(ci: list[float] | tuple[float, float] | None) -> str:
     return "" if ci is None else f"   95 % over chunks: {ci[0]:+.3g} to {ci[1]:+.3g}"
 
 
+# llama-perplexity's names of quantiles, and ours; it shows fewer of KL than of probability.
+_QUANTILES = {
+    "Maximum": "max",
+    "99.9%  ": "99.9%",
+    "99.0%  ": "99%",
+    "95.0%  ": "95%",
+    "90.0%  ": "90%",
+    "75.0%  ": "75%",
+    "Median ": "median",
+    "25.0%  ": "25%",
+    "10.0%  ": "10%",
+    " 5.0%  ": "5%",
+    " 1.0%  ": "1%",
+    " 0.1%  ": "0.1%",
+    "Minimum": "min",
+}
+
+
+def comparison_text(c: dict[str, Any]) -> str:
+    """llama-perplexity's table of a comparison, its names and order, with digits for small differences."""
+
+    def figure(name: str, value: float, se: float | None = None, unit: str = "", more: str = "") -> str:
+        error = "" if se is None else f" ± {se:9.3g}"
+        return f"{name}: {value:12.6g}{error}{unit}{more}"
+
+    lines = ["====== Perplexity statistics ======"]
+    for name, value, se, more in (
+        ("Mean PPL(Q)", c["ppl_quant"], c["ppl_quant_se"], ""),
+        ("Mean PPL(base)", c["ppl_base"], c["ppl_base_se"], ""),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", 100 * c["ln_ppl_correlation"], None, ""),
+        (
+            "Mean ln(PPL(Q)/PPL(base))",
+            c["ln_ppl_ratio"],
+            c["ln_ppl_ratio_se"],
+            _interval(c["ln_ppl_ratio_ci95_chunks"]),
+        ),
+        ("Mean PPL(Q)/PPL(base)", c["ppl_ratio"], c["ppl_ratio_se"], ""),
+        ("Mean PPL(Q)-PPL(base)", c["ppl_diff"], c["ppl_diff_se"], ""),
+    ):
+        lines.append(figure(f"{name:<30}", value, se, "%" if se is None else "", more))
+    lines += ["", "====== KL divergence statistics ======"]
+    lines.append(figure("Mean    KLD", c["mean_kld"], c["kld_se"], "", _interval(c["mean_kld_ci95_chunks"])))
+    lines += [
+        figure(f"{name} KLD", c["kld"][key]) for name, key in _QUANTILES.items() if key not in ("75%", "25%")
+    ]
+    lines += ["", "====== Token probability statistics ======"]
+    lines.append(figure("Mean    Δp", 100 * c["mean_dp"], 100 * c["dp_se"], " %"))
+    lines += [figure(f"{name} Δp", 100 * c["dp"][key], None, "%") for name, key in _QUANTILES.items()]
+    lines.append(figure("RMS Δp    ", 100 * c["rms_dp"], 100 * c["rms_dp_se"], " %"))
+    lines.append(figure("Same top p", 100 * c["same_top"], 100 * c["same_top_se"], " %"))
+    return "\n".join(lines)
+
+
 def perplexity_text(data: dict[str, Any]) -> str:
     partial = f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""
     lines = [

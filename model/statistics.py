@@ -140,9 +140,20 @@ def mean_se(values: np.ndarray) -> tuple[float, float]:
 def ppl_se(nll: np.ndarray) -> tuple[float, float]:
     """exp(mean nll) and PPL * sqrt((E[nll^2] - E[nll]^2) / (n - 1))."""
     mean, se = mean_se(nll)
-    # a broken model's nll may be too large for exp
-    ppl = math.inf if mean >= 700 else math.exp(mean)
+    ppl = _exp(mean)
     return ppl, ppl * se
+
+
+def _exp(x: float) -> float:
+    """Infinity for what only a broken model gives."""
+    return math.inf if x >= 700 else math.exp(x)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """nan where one of them does not vary."""
+    da, db = a - np.mean(a), b - np.mean(b)
+    scale = math.sqrt(np.mean(da * da) * np.mean(db * db))
+    return float(np.mean(da * db) / scale) if scale else math.nan
 
 
 def bootstrap_ci95(chunk_means: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
@@ -158,20 +169,29 @@ def bootstrap_ci95(chunk_means: np.ndarray, seed: int = 0) -> tuple[float, float
     return float(low), float(high)
 
 
-QUANTILES = {"99.9": 0.999, "99": 0.99, "95": 0.95, "90": 0.9, "10": 0.1, "5": 0.05, "1": 0.01}
+QUANTILES = {
+    "max": 1,
+    "99.9%": 0.999,
+    "99%": 0.99,
+    "95%": 0.95,
+    "90%": 0.9,
+    "75%": 0.75,
+    "median": 0.5,
+    "25%": 0.25,
+    "10%": 0.1,
+    "5%": 0.05,
+    "1%": 0.01,
+    "0.1%": 0.001,
+    "min": 0,
+}
 
 
 def _distribution(values: np.ndarray) -> dict[str, float]:
     """Largest to smallest, as llama-perplexity lists them."""
-    table = {"max": float(values.max())}
-    table |= {f"{name}%": float(np.quantile(values, q)) for name, q in QUANTILES.items() if q > 0.5}
-    table["median"] = float(np.median(values))
-    table |= {f"{name}%": float(np.quantile(values, q)) for name, q in QUANTILES.items() if q < 0.5}
-    table["min"] = float(values.min())
-    return table
+    return dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
 
 
-@np.errstate(invalid="ignore")  # a broken model's figures may be infinite; their differences are nan
+@np.errstate(invalid="ignore", over="ignore")  # a broken model's figures may be infinite, and then nan
 def summarise(chunks: list[Paired]) -> dict[str, Any]:
     """The comparison of all chunks (of equal size), as written to JSON."""
     all_ = Paired.concatenate(chunks)
@@ -182,15 +202,23 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
     mean_kld, kld_se = mean_se(all_.kld)
     kld = _distribution(all_.kld)
     mean_dp, dp_se = mean_se(all_.dp)
+    mean_dp2, dp2_se = mean_se(all_.dp**2)
+    rms_dp = math.sqrt(mean_dp2)
     same_top, same_top_se = mean_se(all_.same_top.astype(np.float64))
     return {
         "ppl_base": ppl_base,
         "ppl_base_se": ppl_base_se,
         "ppl_quant": ppl,
         "ppl_quant_se": ppl_quant_se,
+        "ln_ppl_correlation": _correlation(all_.nll, all_.nll_base),
         "ln_ppl_ratio": ln_ratio,
         "ln_ppl_ratio_se": ln_ratio_se,
         "ln_ppl_ratio_ci95_chunks": bootstrap_ci95(np.array([np.mean(c.nll - c.nll_base) for c in chunks])),
+        "ppl_ratio": _exp(ln_ratio),
+        "ppl_ratio_se": _exp(ln_ratio) * ln_ratio_se,
+        "ppl_diff": ppl - ppl_base,
+        # to first order, as all errors of perplexities; of pairs, so that what both share cancels
+        "ppl_diff_se": mean_se(ppl * all_.nll - ppl_base * all_.nll_base)[1],
         "mean_kld": mean_kld,
         "kld_se": kld_se,
         "mean_kld_ci95_chunks": bootstrap_ci95(np.array([np.mean(c.kld) for c in chunks])),
@@ -199,7 +227,8 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         "kld": kld,
         "mean_dp": mean_dp,
         "dp_se": dp_se,
-        "rms_dp": float(math.sqrt(np.mean(all_.dp**2))),
+        "rms_dp": rms_dp,
+        "rms_dp_se": dp2_se / (2 * rms_dp) if rms_dp else 0.0,
         "dp": _distribution(all_.dp),
         "same_top": same_top,
         "same_top_se": same_top_se,

@@ -137,7 +137,10 @@ def test_a_stream_against_itself_is_exactly_zero(executor, data, values):
     paired = compare(values, values.copy(), targets, executor)
     assert (paired.kld == 0).all() and (paired.dp == 0).all() and paired.same_top.all()
     assert (paired.nll == paired.nll_base).all()
-    assert is_exactly_zero(summarise([paired]))
+    result = summarise([paired])
+    assert is_exactly_zero(result)
+    assert result["ppl_ratio"] == 1 and result["ppl_diff"] == result["rms_dp_se"] == 0
+    assert result["ln_ppl_correlation"] == 1 or math.isnan(result["ln_ppl_correlation"])
 
 
 @pytest.mark.parametrize("token", range(0, N_VOCAB, 6))
@@ -256,10 +259,13 @@ def test_summary_of_known_values(paired):
         ("99%", 0.99),
         ("95%", 0.95),
         ("90%", 0.9),
+        ("75%", 0.75),
+        ("25%", 0.25),
         ("median", 0.5),
         ("10%", 0.1),
         ("5%", 0.05),
         ("1%", 0.01),
+        ("0.1%", 0.001),
         ("min", 0),
     ):
         assert result["kld"][name] == pytest.approx(want), name
@@ -273,6 +279,31 @@ def test_summary_of_known_values(paired):
     assert result["ln_ppl_ratio_se"] == pytest.approx(ramp.std(ddof=1) / math.sqrt(101))
     assert result["rms_dp"] == pytest.approx(math.sqrt(np.mean((ramp - 0.5) ** 2)))
     assert result["same_top"] == pytest.approx(91 / 101)
+    assert result["ppl_ratio"] == pytest.approx(math.exp(0.25))
+    assert result["ppl_ratio_se"] == pytest.approx(math.exp(0.25) * result["ln_ppl_ratio_se"])
+    assert result["ppl_diff"] == pytest.approx(math.exp(2.25) - math.exp(2))
+    # the baseline does not vary: the error is the other's alone, and there is no correlation
+    assert result["ppl_diff_se"] == pytest.approx(result["ppl_quant_se"])
+    assert math.isnan(result["ln_ppl_correlation"])
+    squares = (ramp - 0.5) ** 2
+    se = squares.std(ddof=1) / math.sqrt(101)
+    assert result["rms_dp_se"] == pytest.approx(se / (2 * math.sqrt(squares.mean())))
+
+
+def test_what_two_streams_share_cancels():
+    """The error of a difference, and the correlation, by llama-perplexity's sums of covariances."""
+    rng = np.random.default_rng(3)
+    base = rng.gamma(2.0, 1.5, 500)
+    other = base + 0.1 * rng.standard_normal(500)
+    rest = np.zeros(500)
+    result = summarise([Paired(base, other, rest, rest, rest == 0)])
+    covariance = np.cov(other, base) / 500
+    correlation = covariance[0, 1] / math.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert 0.99 < result["ln_ppl_correlation"] < 1
+    assert result["ln_ppl_correlation"] == pytest.approx(correlation)
+    gradient = np.array([result["ppl_quant"], -result["ppl_base"]])
+    assert result["ppl_diff_se"] == pytest.approx(math.sqrt(gradient @ covariance @ gradient))
+    assert result["ppl_diff_se"] < result["ppl_base_se"] / 5
 
 
 def test_chunks_are_summarised_as_one(paired):

@@ -1,0 +1,102 @@
+"""Figures as text."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from model.show import comparison_text
+from model.statistics import Paired, summarise
+
+# What llama-perplexity --kl-divergence prints before each colon, in its order.
+LLAMA_PERPLEXITY = """\
+====== Perplexity statistics ======
+Mean PPL(Q)
+Mean PPL(base)
+Cor(ln(PPL(Q)), ln(PPL(base)))
+Mean ln(PPL(Q)/PPL(base))
+Mean PPL(Q)/PPL(base)
+Mean PPL(Q)-PPL(base)
+
+====== KL divergence statistics ======
+Mean    KLD
+Maximum KLD
+99.9%   KLD
+99.0%   KLD
+95.0%   KLD
+90.0%   KLD
+Median  KLD
+10.0%   KLD
+ 5.0%   KLD
+ 1.0%   KLD
+ 0.1%   KLD
+Minimum KLD
+
+====== Token probability statistics ======
+Mean    Δp
+Maximum Δp
+99.9%   Δp
+99.0%   Δp
+95.0%   Δp
+90.0%   Δp
+75.0%   Δp
+Median  Δp
+25.0%   Δp
+10.0%   Δp
+ 5.0%   Δp
+ 1.0%   Δp
+ 0.1%   Δp
+Minimum Δp
+RMS Δp
+Same top p"""
+
+
+def figures(text):
+    """name -> (value, ± or None); probabilities are in per cent."""
+    found = {}
+    for line in text.splitlines():
+        name, colon, rest = line.partition(": ")
+        if colon:
+            value, _, se = rest.partition("   95 %")[0].replace("%", "").partition("±")
+            found[name.rstrip()] = (float(value), float(se) if se else None)
+    return found
+
+
+def test_the_full_table_is_llama_perplexitys():
+    rng = np.random.default_rng(4)
+    ramp = rng.permutation(1001) / 1000
+    base = 2 + ramp
+    chunks = [
+        Paired(base, base + 1e-4 * (1 + i) * ramp, 1e-7 * (3 + i) * ramp, 1e-5 * (ramp - 0.5), ramp < 0.75)
+        for i in range(2)
+    ]
+    c = summarise(chunks)
+    text = comparison_text(c)
+    assert [line.partition(": ")[0].rstrip() for line in text.splitlines()] == LLAMA_PERPLEXITY.splitlines()
+    got = figures(text)
+    for name, value, se in (
+        ("Mean PPL(Q)", c["ppl_quant"], c["ppl_quant_se"]),
+        ("Mean PPL(base)", c["ppl_base"], c["ppl_base_se"]),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", 100 * c["ln_ppl_correlation"], None),
+        ("Mean ln(PPL(Q)/PPL(base))", 0.75e-4, c["ln_ppl_ratio_se"]),
+        ("Mean PPL(Q)/PPL(base)", math.exp(0.75e-4), c["ppl_ratio_se"]),
+        ("Mean PPL(Q)-PPL(base)", c["ppl_quant"] - c["ppl_base"], c["ppl_diff_se"]),
+        ("Mean    KLD", 1.75e-7, c["kld_se"]),
+        ("Maximum KLD", 4e-7, None),
+        ("Minimum KLD", 0, None),
+        (" 0.1%   KLD", c["kld"]["0.1%"], None),
+        ("Median  KLD", c["kld"]["median"], None),
+        ("Mean    Δp", 0, 100 * c["dp_se"]),
+        ("Maximum Δp", 0.5e-3, None),
+        ("75.0%   Δp", 0.25e-3, None),
+        (" 1.0%   Δp", -0.49e-3, None),
+        ("Minimum Δp", -0.5e-3, None),
+        ("RMS Δp", 100 * c["rms_dp"], 100 * c["rms_dp_se"]),
+        ("Same top p", 100 * 750 / 1001, 100 * c["same_top_se"]),
+    ):
+        assert math.isclose(got[name][0], value, rel_tol=1e-5, abs_tol=1e-15), name
+        assert (got[name][1] is None) == (se is None), name
+        assert se is None or math.isclose(got[name][1], se, rel_tol=5e-3), name
+    low, high = c["mean_kld_ci95_chunks"]
+    assert f"95 % over chunks: {low:+.3g} to {high:+.3g}" in text
