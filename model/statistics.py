@@ -164,8 +164,30 @@ def bootstrap_ci95(chunk_means: np.ndarray, seed: int = 0) -> tuple[float, float
     n = len(chunk_means)
     if n < 2:
         return None
-    draws = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
-    low, high = np.quantile(chunk_means[draws].mean(axis=1), [0.025, 0.975])
+    return _central95(chunk_means[_draws(n, seed)].mean(axis=1))
+
+
+def bootstrap_ratio_ci95(
+    numerators: np.ndarray, denominators: np.ndarray, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % interval of the ratio of two means over the same chunks, which are drawn for both at once.
+
+    So what makes a chunk hard for both cancels. None for fewer than two chunks, or unless each
+    denominator is positive.
+    """
+    n = len(numerators)
+    if n < 2 or not (denominators > 0).all():
+        return None
+    draws = _draws(n, seed)
+    return _central95(numerators[draws].mean(axis=1) / denominators[draws].mean(axis=1))
+
+
+def _draws(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
+
+
+def _central95(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 

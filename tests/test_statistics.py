@@ -16,6 +16,7 @@ from model.statistics import (
     Paired,
     Reference,
     bootstrap_ci95,
+    bootstrap_ratio_ci95,
     compare,
     is_exactly_zero,
     mean_se,
@@ -334,3 +335,24 @@ class TestBootstrap:
         low, high = bootstrap_ci95(means)
         assert (high - low) / 2 == pytest.approx(1.96 * means.std() / 20, rel=0.1)
         assert (high + low) / 2 == pytest.approx(means.mean(), abs=0.01)
+
+
+class TestRatio:
+    def test_what_makes_a_chunk_hard_for_both_cancels(self):
+        hard = np.random.default_rng(1).gamma(1.0, 1.0, 9)
+        assert bootstrap_ratio_ci95(3 * hard, 2 * hard) == pytest.approx((1.5, 1.5), rel=1e-14)
+
+    def test_its_width_is_that_of_a_95_percent_interval(self):
+        """By the delta method, numerator and denominator being correlated."""
+        rng = np.random.default_rng(2)
+        b = 5 + rng.standard_normal(400)
+        a = 2 * b + rng.standard_normal(400)
+        ratio = a.mean() / b.mean()
+        se = np.std(a - ratio * b, ddof=1) / 20 / b.mean()
+        low, high = bootstrap_ratio_ci95(a, b)
+        assert (high - low) / 2 == pytest.approx(1.96 * se, rel=0.1)
+        assert (high + low) / 2 == pytest.approx(ratio, abs=0.2 * se)
+
+    @pytest.mark.parametrize("denominators", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan]])
+    def test_there_is_none(self, denominators):
+        assert bootstrap_ratio_ci95(np.ones(len(denominators)), np.array(denominators)) is None
