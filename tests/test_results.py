@@ -229,14 +229,14 @@ def test_results(tiny_path, path, tmp_path):
             high,
         ]
     cell = data["cells"][1]
-    full, _ = fq("results", 1, "[0]", "control", "--store", path)
+    full, _ = fq("results", 1, "--cell", "[0]", "--cell", "control", "--store", path)
     assert full.startswith(f"{cell['name']}\n\n{comparison_text(cell['comparison'])}\n\ncontrol\n\n")
-    only = json.loads(fq("results", 1, "[0]", "--store", path, "--json", "-")[0])
+    only = json.loads(fq("results", 1, "--cell", "[0]", "--store", path, "--json", "-")[0])
     assert only["cells"] == [cell]
     for name, said in (
         ("ffn", "is in the names of several cells of run 1: ffn_norm[0].raw=bf16, ffn_norm[1].raw=bf16, "),
         ("attn", "'attn' is no cell of run 1: control, ffn_norm[0].raw=bf16"),
     ):
-        assert said in fq("results", 1, name, "--store", path, status=2)[1]
+        assert said in fq("results", 1, "--cell", name, "--store", path, status=2)[1]
     assert "there is no run 3" in fq("results", 3, "--store", path, status=2)[1]
     assert "no such file" in fq("results", "--store", tmp_path / "none", status=2)[1]

@@ -200,6 +200,9 @@ def test_the_command(results, capsys):
         (["compare", "1:ffn", "2:ffn"], "'ffn' is in the names of several cells of run 1"),
         (["compare", "1", "2", "--csv", "-"], "--csv needs the number of a run"),
         (["one"], "RUN must be the number of a run, not 'one'"),
+        (["1", "2"], "one run at a time, or fq results compare 1 2"),
+        (["compare", "1", "2", "--cell", "[0]"], "--cell needs the number of a run"),
+        (["--cell", "[0]"], "--cell needs the number of a run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -50,15 +50,16 @@ def write_json(data: Any, target: str) -> None:
         write(text, target)
 
 
-def write(text: str, target: str) -> None:
+def write(content: str | bytes, target: str) -> None:
+    data = content.encode("utf-8") if isinstance(content, str) else content
     if os.path.exists(target) and not os.path.isfile(target):
         # a device or a pipe is written to; it must not be replaced by a file
-        Path(target).write_text(text, encoding="utf-8")
+        Path(target).write_bytes(data)
         return
     # whole or not at all
     part = Path(f"{target}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import re
 import sys
@@ -15,6 +13,7 @@ from ..errors import FqError
 from ..results import Results
 from ..show import comparison_text, table
 from ..sweep_compare import Side, compare_cells, compare_runs, compare_text
+from ..sweep_export import csv_text, need_pyarrow, parquet_bytes
 from ..sweep_figures import stored_figures, sweep_text
 from .files import check_target, write, write_json
 from .options import add_store
@@ -23,36 +22,44 @@ COMPARE = "compare"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    usages = "[RUN [CELL ...]]", "compare RUN[:CELL] RUN[:CELL] ..."
+    usages = "[RUN]", "compare RUN[:CELL] RUN[:CELL] ..."
     parser.usage = "\n       ".join(f"%(prog)s [option ...] {usage}" for usage in usages)
     parser.add_argument(
-        "run", metavar="RUN", nargs="?", help="number of a run (default: list all); or compare, and several"
+        "run", metavar="RUN", nargs="*", help="number of a run (default: list all); or compare, and several"
     )
     parser.add_argument(
-        "cell",
+        "--cell",
         metavar="CELL",
-        nargs="*",
-        help="show llama-perplexity's full table of this cell: its name, or a part that no other name has",
+        action="append",
+        help="show llama-perplexity's full table of this cell: its name, or a part that no other name has; "
+        "may be repeated",
     )
     parser.add_argument("--json", metavar="FILE", help="write it as JSON to FILE, or - for stdout")
     parser.add_argument("--csv", metavar="FILE", help="write a line per cell to FILE, or - for stdout")
+    parser.add_argument(
+        "--parquet", metavar="FILE", help="write what --csv writes as Parquet to FILE; needs pyarrow"
+    )
     add_store(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    for option in ("json", "csv"):
-        check_target(f"--{option}", getattr(args, option))
-    if args.csv and args.run in (None, COMPARE):
-        raise FqError("--csv needs the number of a run")
+    number = _number(args.run[0]) if args.run and args.run[0] != COMPARE else None
+    if number is not None and len(args.run) > 1:
+        raise FqError(f"one run at a time, or fq results compare {' '.join(args.run)}")
+    for option in ("cell", "csv", "parquet"):
+        if number is None and getattr(args, option):
+            raise FqError(f"--{option} needs the number of a run")
+    _check_targets(args)
     with Results(args.store, must_exist=True) as store:
-        if args.run is None:
-            data: Any = store.list()
+        data: Any
+        if not args.run:
+            data = store.list()
             text = _list_text(data)
-        elif args.run == COMPARE:
-            data = _compare(store, args.cell)
+        elif number is None:
+            data = _compare(store, args.run[1:])
             text = compare_text(data)
         else:
-            data = stored_figures(store, _number(args.run))
+            data = stored_figures(store, number)
             if args.cell:
                 cells = {cell["name"]: cell for cell in data["cells"]}
                 data["cells"] = [cells[_cell_name(name, list(cells), data["run"])] for name in args.cell]
@@ -63,10 +70,28 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write_json(data, args.json)
     if args.csv == "-":
-        sys.stdout.write(_csv(data))
+        sys.stdout.write(csv_text(data))
     elif args.csv:
-        write(_csv(data), args.csv)
+        write(csv_text(data), args.csv)
+    if args.parquet:
+        write(parquet_bytes(data), args.parquet)
     return 0
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    targets: dict[str, str] = {}
+    for option in ("--json", "--csv", "--parquet"):
+        target = getattr(args, option[2:])
+        if target is None:
+            continue
+        check_target(option, target)
+        if other := targets.get(os.path.realpath(target)):
+            raise FqError(f"{option} {target}: is the file of {other} too")
+        targets[os.path.realpath(target)] = option
+    if args.parquet == "-":
+        raise FqError("--parquet -: takes a file")
+    if args.parquet:
+        need_pyarrow()
 
 
 def _number(text: str) -> int:
@@ -117,23 +142,3 @@ def _list_text(runs: Any) -> str:
         counts = [str(run["n_cells"]), str(run["n_chunks_asked"])]
         rows.append([str(run["run"]), run["started"], model, text, *counts, ended])
     return table(rows, {0, 4, 5, 6})
-
-
-def _csv(data: dict[str, Any]) -> str:
-    """A line per cell: the comparison's single figures, and both ends of its intervals."""
-    lines = []
-    for cell in data["cells"]:
-        best, worst = cell.get("rank", (None, None))
-        line = {key: cell[key] for key in ("name", "kind", "group")} | {"rank": best, "rank_worst": worst}
-        for key, value in cell["comparison"].items():
-            if key.endswith("_ci95_chunks"):
-                line[f"{key}_low"], line[f"{key}_high"] = value or (None, None)
-            elif not isinstance(value, dict):
-                line[key] = value
-        lines.append(line)
-    out = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(out, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return out.getvalue()

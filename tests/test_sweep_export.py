@@ -1,0 +1,110 @@
+"""The tables that other programs read: every column, typed, nothing rounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+
+import pytest
+from test_sweep_compare import HARD, RUN, side
+
+from model.cli import main
+from model.results import Results
+from model.sweep_export import csv_text, parquet_bytes
+
+COMPARISON = {
+    "mean_kld": 1 / 3,
+    "kld_se": math.nan,
+    "mean_kld_ci95_chunks": (0.1, 0.2),
+    "ln_ppl_ratio_ci95_chunks": None,
+    "kld": {"max": 1.0},
+}
+DATA = {
+    "cells": [
+        {"name": "control", "kind": "control", "group": "", "comparison": COMPARISON},
+        {"name": 'a"b,c', "kind": "single", "group": "g", "rank": [1, 3], "comparison": COMPARISON},
+    ]
+}
+COLUMNS = ["name", "kind", "group", "rank", "rank_worst", "mean_kld", "kld_se"]
+COLUMNS += [f"{key}_ci95_chunks_{end}" for key in ("mean_kld", "ln_ppl_ratio") for end in ("low", "high")]
+
+
+def test_csv():
+    control, single = csv.DictReader(io.StringIO(csv_text(DATA)))
+    assert list(control) == list(single) == COLUMNS
+    assert single["name"] == 'a"b,c' and (single["rank"], single["rank_worst"]) == ("1", "3")
+    assert float(single["mean_kld"]) == 1 / 3 and single["kld_se"] == "nan"
+    assert single["ln_ppl_ratio_ci95_chunks_low"] == control["rank"] == ""
+    assert csv_text({"cells": []}) == ""
+
+
+def test_parquet():
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(io.BytesIO(parquet_bytes(DATA)))
+    assert table.column_names == COLUMNS
+    kinds = {"name": "string", "kind": "string", "group": "string", "rank": "int64", "rank_worst": "int64"}
+    assert {field.name: str(field.type) for field in table.schema} == {
+        name: kinds.get(name, "double") for name in COLUMNS
+    }
+    control, single = table.to_pylist()
+    assert single["mean_kld"] == 1 / 3 and math.isnan(single["kld_se"])
+    assert (single["rank"], control["rank"], control["ln_ppl_ratio_ci95_chunks_low"]) == (1, None, None)
+    empty = parquet.read_table(io.BytesIO(parquet_bytes({"cells": []})))
+    assert isinstance(empty, pyarrow.Table) and empty.num_rows == 0
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """The command's arguments, with a store of one run."""
+    monkeypatch.chdir(tmp_path)
+    with Results("store.sqlite") as store:
+        number = store.add(RUN)
+        for (i, chunk), left in side(number, [0 * HARD, HARD, HARD]).finished.items():
+            store.save(number, i, chunk, left)
+    return ["results", "1", "--store", "store.sqlite"]
+
+
+def test_the_same_columns_as_csv(results, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert main([*results, "--parquet", "x.parquet", "--csv", "x.csv"]) == 0
+    rows = parquet.read_table("x.parquet").to_pylist()
+    read = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
+    assert len(rows) == len(read) == 3 and list(rows[0]) == list(read[0])
+    assert rows[1]["mean_kld"] == float(read[1]["mean_kld"]) == pytest.approx(HARD.mean())
+    assert sorted(p.name for p in tmp_path.iterdir() if "store" not in p.name) == ["x.csv", "x.parquet"]
+    assert main([*results, "--cell", "[0]", "--parquet", "x.parquet"]) == 0
+    assert [row["name"] for row in parquet.read_table("x.parquet").to_pylist()] == ["ffn_norm[0].raw=bf16"]
+
+
+def test_without_pyarrow(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # what cannot be imported
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert main([*results, "--parquet", "x.parquet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == "fq: error: --parquet needs the package pyarrow: pip install pyarrow\n"
+    assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--parquet", "-"], "--parquet -: takes a file"),
+        (["--parquet", "/no/such/x"], "--parquet /no/such/x: cannot be written there"),
+        (["--csv", "x", "--parquet", "./x"], "--parquet ./x: is the file of --csv too"),
+        (["--csv", "-", "--json", "-"], "--csv -: is the file of --json too"),
+    ],
+)
+def test_bad_targets(results, capsys, args, said):
+    assert main([*results, *args]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_list_has_no_columns(results, capsys):
+    assert main(["results", *results[2:], "--parquet", "x"]) == 2
+    assert "--parquet needs the number of a run" in capsys.readouterr().err
