@@ -116,8 +116,8 @@ def fake_quant_text(data: dict[str, Any]) -> str:
     )
 
 
-def _interval(ci: list[float] | tuple[float, float] | None) -> str:
-    return "" if ci is None else f"   95 % over chunks: {ci[0]:+.3g} to {ci[1]:+.3g}"
+def interval_text(ci: list[float] | tuple[float, float] | None, form: str = "+.3g") -> str:
+    return "" if ci is None else f"   95 % over chunks: {ci[0]:{form}} to {ci[1]:{form}}"
 
 
 # llama-perplexity's names of quantiles, and ours; it shows fewer of KL than of probability.
@@ -154,14 +154,15 @@ def comparison_text(c: dict[str, Any]) -> str:
             "Mean ln(PPL(Q)/PPL(base))",
             c["ln_ppl_ratio"],
             c["ln_ppl_ratio_se"],
-            _interval(c["ln_ppl_ratio_ci95_chunks"]),
+            interval_text(c["ln_ppl_ratio_ci95_chunks"]),
         ),
         ("Mean PPL(Q)/PPL(base)", c["ppl_ratio"], c["ppl_ratio_se"], ""),
         ("Mean PPL(Q)-PPL(base)", c["ppl_diff"], c["ppl_diff_se"], ""),
     ):
         lines.append(figure(f"{name:<30}", value, se, "%" if se is None else "", more))
     lines += ["", "====== KL divergence statistics ======"]
-    lines.append(figure("Mean    KLD", c["mean_kld"], c["kld_se"], "", _interval(c["mean_kld_ci95_chunks"])))
+    interval = interval_text(c["mean_kld_ci95_chunks"])
+    lines.append(figure("Mean    KLD", c["mean_kld"], c["kld_se"], "", interval))
     lines += [
         figure(f"{name} KLD", c["kld"][key]) for name, key in _QUANTILES.items() if key not in ("75%", "25%")
     ]
@@ -191,9 +192,9 @@ def perplexity_text(data: dict[str, Any]) -> str:
             f"PPL baseline            {c['ppl_base']:.4f} ± {c['ppl_base_se']:.5f}",
             f"PPL quantised           {c['ppl_quant']:.4f} ± {c['ppl_quant_se']:.5f}",
             f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e} ± {c['ln_ppl_ratio_se']:.1e}"
-            + _interval(c["ln_ppl_ratio_ci95_chunks"]),
+            + interval_text(c["ln_ppl_ratio_ci95_chunks"]),
             f"mean KL divergence      {c['mean_kld']:.3e} ± {c['kld_se']:.1e}"
-            + _interval(c["mean_kld_ci95_chunks"]),
+            + interval_text(c["mean_kld_ci95_chunks"]),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",
             f"same top token          {100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f} %",
         ]

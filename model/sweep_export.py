@@ -12,12 +12,17 @@ INTEGERS, TEXTS = {"rank", "rank_worst"}, {"name", "kind", "group"}
 
 
 def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per cell: the comparison's single figures, and both ends of its intervals."""
-    rows = []
+    """A row per cell: the comparison's single figures, and both ends of its intervals.
+
+    The additivity ratio stands in the row of all sites together.
+    """
+    groups, rows = {group["name"]: group for group in data["groups"]}, []
     for cell in data["cells"]:
         best, worst = cell.get("rank", (None, None))
         row = {key: cell[key] for key in ("name", "kind", "group")} | {"rank": best, "rank_worst": worst}
-        for key, value in cell["comparison"].items():
+        of_group = groups.get(cell["group"], {}) if cell["kind"] == "together" else {}
+        additivity = {key: of_group.get(key) for key in ("additivity", "additivity_ci95_chunks")}
+        for key, value in (cell["comparison"] | additivity).items():
             if key.endswith("_ci95_chunks"):
                 row[f"{key}_low"], row[f"{key}_high"] = value or (None, None)
             elif not isinstance(value, dict):

@@ -12,8 +12,8 @@ import numpy as np
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from .noise import register_noise_in
-from .show import table
-from .statistics import is_exactly_zero, ppl_se, summarise
+from .show import interval_text, table
+from .statistics import bootstrap_ratio_ci95, is_exactly_zero, ppl_se, summarise
 from .streams import n_scored_per_chunk
 from .sweep import CONTROL, Cell, CellChunk
 
@@ -28,7 +28,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
 
     Each single cell has ``rank`` [best, worst] within its group, 1 being the largest mean KL:
     between cells whose intervals over chunks overlap there is no order. A group's
-    ``additivity`` is the mean KL of all its sites together over the sum of the single ones.
+    ``additivity`` is the mean KL of all its sites together over the sum of the single ones, with
+    an interval for which the same chunks are drawn in all of them.
     """
     chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
     result = about | {
@@ -50,7 +51,9 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
             entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
         entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
         entries.append(entry)
-    groups = [_group(name, entries) for name in dict.fromkeys(cell.group for cell in cells if cell.group)]
+    # mean KL, (cells, chunks)
+    klds = np.array([[finished[i, c].paired.kld.mean() for c in chunks] for i in range(len(cells))])
+    groups = [_group(name, entries, klds) for name in dict.fromkeys(c.group for c in cells if c.group)]
     return result | {"cells": entries, "groups": groups}
 
 
@@ -77,18 +80,20 @@ def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarr
     return [counter.as_dict() for counter in rules.matched]
 
 
-def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    singles = [e for e in entries if e["group"] == name and e["kind"] == "single"]
-    for entry, rank in zip(
-        singles, ranks([e["comparison"]["mean_kld_ci95_chunks"] for e in singles]), strict=True
-    ):
-        entry["rank"] = list(rank)
-    total = math.fsum(e["comparison"]["mean_kld"] for e in singles)
+def _group(name: str, entries: list[dict[str, Any]], klds: np.ndarray) -> dict[str, Any]:
+    """``klds`` are the mean KLs of the entries, (entries, chunks)."""
+    mine = [i for i, entry in enumerate(entries) if entry["group"] == name]
+    single = [i for i in mine if entries[i]["kind"] == "single"]
+    intervals = [entries[i]["comparison"]["mean_kld_ci95_chunks"] for i in single]
+    for i, rank in zip(single, ranks(intervals), strict=True):
+        entries[i]["rank"] = list(rank)
+    total = math.fsum(entries[i]["comparison"]["mean_kld"] for i in single)
     group: dict[str, Any] = {"name": name, "sum_of_single_klds": total}
-    for entry in entries:
-        if entry["group"] == name and entry["kind"] == "together":
-            group["kld_together"] = entry["comparison"]["mean_kld"]
+    for i in mine:
+        if entries[i]["kind"] == "together":
+            group["kld_together"] = entries[i]["comparison"]["mean_kld"]
             group["additivity"] = group["kld_together"] / total if total else None
+            group["additivity_ci95_chunks"] = bootstrap_ratio_ci95(klds[i], klds[single].sum(axis=0))
     return group
 
 
@@ -133,6 +138,7 @@ def sweep_text(data: dict[str, Any]) -> str:
             lines.append(
                 f"together {group['kld_together']:.3e}, sum of the single ones "
                 f"{group['sum_of_single_klds']:.3e}: additivity ratio {group['additivity']:.3f}"
+                + interval_text(group["additivity_ci95_chunks"], ".3f")
             )
     lines += ["", "rank: 1 is the largest mean KL; a range where intervals over chunks overlap"]
     return "\n".join(lines)

@@ -232,7 +232,7 @@ def test_results(tiny_path, path, tmp_path):
     full, _ = fq("results", 1, "--cell", "[0]", "--cell", "control", "--store", path)
     assert full.startswith(f"{cell['name']}\n\n{comparison_text(cell['comparison'])}\n\ncontrol\n\n")
     only = json.loads(fq("results", 1, "--cell", "[0]", "--store", path, "--json", "-")[0])
-    assert only["cells"] == [cell]
+    assert only["cells"] == [cell] and only["groups"] == data["groups"]
     for name, said in (
         ("ffn", "is in the names of several cells of run 1: ffn_norm[0].raw=bf16, ffn_norm[1].raw=bf16, "),
         ("attn", "'attn' is no cell of run 1: control, ffn_norm[0].raw=bf16"),

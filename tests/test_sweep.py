@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import fq
+from test_sweep_compare import HARD, RUN, side
 
 from fq_kernels.rules import FakeQuant
 from model import FqError, Perplexity, Sweep, cells_of
 from model.statistics import is_exactly_zero
-from model.sweep_figures import ranks
+from model.sweep import Cell
+from model.sweep_figures import figures, ranks, sweep_text
 from model.synthetic import SAMPLE_TEXT
 
 N_CTX, CHUNKS, BATCH = 32, 3, 12
@@ -148,8 +150,25 @@ def test_additivity_and_ranks(tiny, tokens, executor):
         assert group["additivity"] == pytest.approx(
             together / sum(c["comparison"]["mean_kld"] for c in single)
         )
+        low, high = group["additivity_ci95_chunks"]
+        assert low < group["additivity"] < high
         assert all(1 <= c["rank"][0] <= c["rank"][1] <= len(single) for c in single)
     json.dumps(result, allow_nan=False)
+
+
+def test_additivity_draws_the_same_chunks_for_all_its_cells():
+    """Chunks differ tenfold, and the ratio is the same in each: its interval is a point."""
+    group = RUN.cells[1].group
+    cells = (*RUN.cells, Cell(group, "together", group, (group,)))
+    run = side(1, [0 * HARD, HARD, 2 * HARD, 3.3 * HARD])
+    result = figures(RUN.about, cells, run.finished)
+    (found,) = result["groups"]
+    assert found["additivity"] == pytest.approx(1.1)
+    assert found["additivity_ci95_chunks"] == pytest.approx((1.1, 1.1))
+    assert "additivity ratio 1.100   95 % over chunks: 1.100 to 1.100\n" in sweep_text(result)
+    one = figures(RUN.about | {"n_chunks_asked": 1}, cells, run.finished)
+    assert one["groups"][0]["additivity_ci95_chunks"] is None
+    assert "additivity ratio 1.100\n" in sweep_text(one)
 
 
 def test_ranks_of_overlapping_intervals():

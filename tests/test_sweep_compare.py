@@ -38,7 +38,7 @@ RUN = Run(
 
 def left_of(kld):
     zero = np.zeros(TOKENS)
-    return CellChunk(Paired(zero, zero, kld, zero, zero == 0), np.zeros((1, 13)))
+    return CellChunk(Paired(zero, zero, kld, zero, zero == 0), np.zeros((len(RUN.cells), 13)))
 
 
 def side(number, klds, chunks=range(CHUNKS), **changes):

@@ -25,19 +25,23 @@ DATA = {
     "cells": [
         {"name": "control", "kind": "control", "group": "", "comparison": COMPARISON},
         {"name": 'a"b,c', "kind": "single", "group": "g", "rank": [1, 3], "comparison": COMPARISON},
-    ]
+        {"name": "g", "kind": "together", "group": "g", "comparison": COMPARISON},
+    ],
+    "groups": [{"name": "g", "additivity": 2 / 3, "additivity_ci95_chunks": (0.6, 0.7)}],
 }
 COLUMNS = ["name", "kind", "group", "rank", "rank_worst", "mean_kld", "kld_se"]
 COLUMNS += [f"{key}_ci95_chunks_{end}" for key in ("mean_kld", "ln_ppl_ratio") for end in ("low", "high")]
+COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high"]
 
 
 def test_csv():
-    control, single = csv.DictReader(io.StringIO(csv_text(DATA)))
+    control, single, together = csv.DictReader(io.StringIO(csv_text(DATA)))
     assert list(control) == list(single) == COLUMNS
     assert single["name"] == 'a"b,c' and (single["rank"], single["rank_worst"]) == ("1", "3")
     assert float(single["mean_kld"]) == 1 / 3 and single["kld_se"] == "nan"
-    assert single["ln_ppl_ratio_ci95_chunks_low"] == control["rank"] == ""
-    assert csv_text({"cells": []}) == ""
+    assert single["ln_ppl_ratio_ci95_chunks_low"] == control["rank"] == single["additivity"] == ""
+    assert [float(together[key]) for key in COLUMNS[-3:]] == [2 / 3, 0.6, 0.7]
+    assert csv_text({"cells": [], "groups": []}) == ""
 
 
 def test_parquet():
@@ -49,10 +53,11 @@ def test_parquet():
     assert {field.name: str(field.type) for field in table.schema} == {
         name: kinds.get(name, "double") for name in COLUMNS
     }
-    control, single = table.to_pylist()
+    control, single, together = table.to_pylist()
     assert single["mean_kld"] == 1 / 3 and math.isnan(single["kld_se"])
+    assert together["additivity"] == 2 / 3 and single["additivity"] is None
     assert (single["rank"], control["rank"], control["ln_ppl_ratio_ci95_chunks_low"]) == (1, None, None)
-    empty = parquet.read_table(io.BytesIO(parquet_bytes({"cells": []})))
+    empty = parquet.read_table(io.BytesIO(parquet_bytes({"cells": [], "groups": []})))
     assert isinstance(empty, pyarrow.Table) and empty.num_rows == 0
 
 

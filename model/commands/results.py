@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
             if args.cell:
                 cells = {cell["name"]: cell for cell in data["cells"]}
                 data["cells"] = [cells[_cell_name(name, list(cells), data["run"])] for name in args.cell]
-                del data["groups"]
+                groups = {cell["group"] for cell in data["cells"]}
+                data["groups"] = [group for group in data["groups"] if group["name"] in groups]
             text = _cells_text(data["cells"]) if args.cell else sweep_text(data)
     if "-" not in (args.json, args.csv):
         print(text)
