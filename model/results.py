@@ -147,12 +147,17 @@ class Results:
         end = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
+                (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
             except sqlite3.OperationalError as e:
                 if "locked" not in str(e) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+        if mode != "wal":  # SQLite says so, and goes on without
+            raise FqError(
+                f"{self.path}: this file system has no write-ahead log (the journal is {mode!r}), without "
+                "which several processes would wait for each other"
+            )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -9,12 +9,14 @@ import json
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_cli import fq, popen
+from test_cli import environment, fq, popen
 
 from model import FqError
 from model.results import Results, Run
@@ -72,6 +74,27 @@ def test_what_is_saved_is_loaded_to_the_last_bit(path):
         first, second = store.list()
         assert (first["run"], first["ended"], first["of"]) == (number, 3, 6)
         assert (second["run"], second["ended"], second["text"]) == (other, 1, "t")
+
+
+def test_who_reads_stops_nobody_from_writing(path, monkeypatch):
+    """Which any journal but a write-ahead log would: a commit waits there for all readers to end."""
+    monkeypatch.setattr("model.results.BUSY_SECONDS", 0.05)
+    with Results(path) as store, contextlib.closing(sqlite3.connect(path)) as reader:
+        number = store.add(RUN)
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM chunks").fetchone() == (0,)
+        store.save(number, 0, 0, left_of(1))
+        with Results(path) as writer:
+            writer.save(number, 1, 0, left_of(2))
+        assert sorted(store.load(number)) == [(0, 0), (1, 0)]
+        # it still sees what was there as it began
+        assert reader.execute("SELECT COUNT(*) FROM chunks").fetchone() == (0,)
+
+
+def test_a_store_that_gets_no_write_ahead_log_is_refused():
+    """As in memory, or on a file system without shared memory."""
+    with pytest.raises(FqError, match="no write-ahead log \\(the journal is 'memory'\\)"):
+        Results(":memory:")
 
 
 def test_what_is_there_stays(path):
@@ -161,28 +184,85 @@ def stopped(arguments, path, how, at_least):
         return process.communicate()[1], process.returncode
 
 
-def test_killed_ten_times_and_resumed(sweep, path, tmp_path):
-    whole = tmp_path / "whole.sqlite"
-    sweep = [*sweep, "--format", "bf16:stochastic,seed=3"]  # whose bits go by all rows before
-    fq(*sweep, "--store", whole)
-    assert ended(whole) == CHUNKS * CELLS
-    arguments, before, went_on = [*sweep, "--store", path, "--resume"], 0, []
-    for _ in range(10):
-        err, status = stopped(arguments, path, signal.SIGKILL, before + random.randint(1, 20))
-        if before:
-            went_on.append(f"going on with run 1: {before} of {CHUNKS * CELLS}" in err)
+# A sweep that ends itself as it is about to make its nth statement to the database: before, within and
+# after the transactions of chunks.
+KILLED_AT_STATEMENT = """
+import os, signal, sys
+from model.cli import main
+from model.results import Results
+
+left, start = int(sys.argv[1]), Results.__init__
+
+def count(statement):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def traced(self, *args, **options):
+    start(self, *args, **options)
+    self._db.set_trace_callback(count)
+
+Results.__init__ = traced
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def killed_at_statement(n, arguments, folder):
+    """(stderr, exit status)"""
+    command = [sys.executable, "-c", KILLED_AT_STATEMENT, str(n), *map(str, arguments)]
+    done = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True)
+    return done.stderr, done.returncode
+
+
+def killed_after(seconds, arguments, folder):
+    with popen(*arguments, cwd=folder) as process:
+        time.sleep(seconds)
+        process.kill()
+        return process.communicate()[1], process.returncode
+
+
+def test_killed_ten_times_and_resumed(sweep, tmp_path):
+    """In the end what an uninterrupted run gives, byte for byte, even with two processes to finish it."""
+    # whose bits go by all rows before
+    arguments = [*sweep, "--format", "bf16:stochastic,seed=3", "--store", "store.sqlite", "--resume"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    folder.mkdir()
+    path, all_of_it, start = folder / "store.sqlite", CHUNKS * CELLS, time.perf_counter()
+    fq(*arguments, cwd=whole)
+    seconds = time.perf_counter() - start
+    rng, before, killed = random.Random(6), 0, 0
+    for i in range(10):
+        if i % 2:
+            err, status = killed_after(rng.uniform(0, 0.35) * seconds, arguments, folder)
+        else:
+            err, status = killed_at_statement(rng.randint(1, 100), arguments, folder)
+            assert status == -signal.SIGKILL or ended(path) == all_of_it
+        killed += status == -signal.SIGKILL
+        if before:  # else the run may not have been made
+            # by time, it may have been killed before it could say so
+            assert f"going on with run 1: {before} of {all_of_it}" in err or (i % 2 and not err)
+        assert ended(path) >= before
         before = ended(path)
-        if status != -signal.SIGKILL:
-            break
-    # the last one may have ended first, on a machine that looked away
-    assert len(went_on) > 1 and all(went_on)
-    fq(*arguments)
-    with Results(path) as store, Results(whole) as other:
-        assert [run["ended"] for run in store.list()] == [CHUNKS * CELLS]
+    # one that was to be killed by the clock may have ended first, on a machine that looked away
+    assert killed >= 6 and before > 0
+    both = [popen(*arguments, cwd=folder) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert all(process.returncode == 0 for process in both), said
+    assert all("going on with run 1" in err for err in said)
+    with Results(path) as store, Results(whole / "store.sqlite") as other:
+        assert [run["ended"] for run in store.list()] == [all_of_it]
         expected = other.load(1)
         for at, left in store.load(1).items():
             assert bits(left) == bits(expected[at])
-    assert shown(path) == shown(whole)
+    outputs = []
+    for where in (whole, folder):
+        table, _ = fq("results", 1, "--store", "store.sqlite", "--json", "figures.json", cwd=where)
+        data = json.loads((where / "figures.json").read_text())
+        del data["machine"]  # it has the load
+        outputs.append((table, json.dumps(data, indent=2)))
+    assert outputs[0] == outputs[1]
 
 
 def test_ctrl_c_keeps_what_is_done(sweep, path, ctrl_c):
