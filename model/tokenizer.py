@@ -2,7 +2,7 @@
 
 Two kinds of vocabulary are read, named as `tokenizer.ggml.model` names them: `gpt2` (byte-level BPE) and
 `llama` (SentencePiece BPE, "SPM"). The ids are those of llama.cpp for the same file and text; the merging
-itself is done by the `tokenizers` library.
+itself is done by the `tokenizers` library (bpe.py).
 
 SPM limit: llama.cpp merges the pair whose union scores highest and, among equal scores, the leftmost one.
 `tokenizers` has no equal ranks, so a vocabulary with equal scores can give another, equally scored, split.
@@ -13,20 +13,25 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from model.errors import FqError
+from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, spm_merger
+from .errors import FqError
 
+_BYTE_OF = byte_level_alphabet()
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
-_SPACE = "\u2581"  # SPM's visible space
 _SEGMENT = 1 << 16  # characters
+# The first texts, while they are short, get mergers of their own: for a long text, or for many, that would
+# cost more than the one for all texts.
+_SHORT_TEXT = 50_000  # in substrings that can be a token
+_N_SHORT_TEXTS = 8
 # Every cut of an SPM token is tried when its merges are made; real ones have some tens of characters.
 _MAX_SPM_TOKEN = 1024
 
@@ -70,13 +75,6 @@ _END_TEXTS = (
 
 class TokenizerError(FqError):
     """A vocabulary, a chat template, a text or a token id that cannot be used. Names the metadata key."""
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each of the 256 bytes: {character: byte}."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 class _Keys:
@@ -178,24 +176,30 @@ class Tokenizer:
         self.eog_ids = frozenset(ends | {i for i in named if i is not None})
 
         types = keys.numbers("ggml.token_type", "iu", n)
-        self._types: list[int] = [_NORMAL] * n if types is None else types.tolist()
-        for i in ends:
-            self._types[i] = _CONTROL
-        for i, t in enumerate(self._types):
-            if t == _BYTE and not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", self._tokens[i]):
+        types = np.full(n, _NORMAL) if types is None else types.astype(np.int64)
+        types[list(ends)] = _CONTROL
+        for i in np.flatnonzero(types == _BYTE).tolist():
+            if not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", self._tokens[i]):
                 raise TokenizerError(
                     f"tokenizer.ggml.token_type: token {i} ({self._tokens[i]!r:.60}) is no byte"
                 )
-        self._special = frozenset(i for i, t in enumerate(self._types) if t in (_CONTROL, _UNKNOWN))
+        self._types = types
+        special = (types == _CONTROL) | (types == _UNKNOWN)
+        self._special = frozenset(np.flatnonzero(special).tolist())
         # Longest first (in bytes), as llama.cpp looks for them in a text.
-        whole = [i for i, t in enumerate(self._types) if t in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
+        whole = np.flatnonzero(special | (types == _USER_DEFINED)).tolist()
         self._whole = sorted(whole, key=lambda i: -len(_utf8(self._tokens[i])))
 
-        self._stand_ins: dict[int, list[int]] = {}
         # The library takes no lone surrogates, and a token that is not UTF-8 matches no text: leave it out.
-        vocab = {t: i for t, i in self._ids.items() if t.isascii() or _is_utf8(t)}
+        self._vocab = self._ids
+        if not _is_utf8("".join(self._tokens)):
+            self._vocab = {t: i for t, i in self._ids.items() if _is_utf8(t)}
+        self._longest = max(map(len, self._tokens))
         pre = None if spm else _pre_tokenizer(keys)
-        self._library = self._build_spm(vocab, keys) if pre is None else self._build_bpe(vocab, keys, pre)
+        self._new_merger = self._spm(keys) if pre is None else self._byte_level(keys, pre)
+        self._merger: Merger | None = None  # for all texts, made when it is needed
+        self._n_short_texts = 0
+        self._pieces: dict[int, bytes] = {}
 
         self.add_bos = keys.flag("ggml.add_bos_token", pre is None or pre.add_bos)
         self.add_eos = keys.flag("ggml.add_eos_token", False)
@@ -209,55 +213,30 @@ class Tokenizer:
         escapes), number arrays as numpy arrays. Raises TokenizerError naming the key at fault."""
         return cls(metadata)
 
-    def _build_bpe(self, vocab: dict[str, int], keys: _Keys, pre: _Pre) -> Any:
-        from tokenizers import Regex, pre_tokenizers
-
-        merges: dict[tuple[str, str], None] = {}  # a repeated pair keeps its first rank
-        for i, merge in enumerate(keys.strings("ggml.merges")):
-            cut = merge.find(" ", 1)
-            left, right = merge[:cut], merge[cut + 1 :]
-            if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
+    def _byte_level(self, keys: _Keys, pre: _Pre) -> Callable[[str | None], Merger]:
+        vocab, merges = self._vocab, keys.strings("ggml.merges")
+        for i, merge in enumerate(merges):
+            left, _, right = merge.partition(" ")
+            if left not in vocab or right not in vocab or left + right not in vocab:
                 raise TokenizerError(
                     f"tokenizer.ggml.merges: entry {i} ({merge!r:.60}) is no pair of known tokens"
                 )
-            merges[left, right] = None
-        for char in _byte_level_alphabet().keys() - vocab.keys():
-            self._add_stand_in(vocab, char, [])  # like llama.cpp, drop a byte that the vocabulary lacks
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        words = pre_tokenizers.Sequence([*splits, byte_level])
-        return _library(vocab, list(merges), words, ignore_merges=pre.ignore_merges)
+        return lambda text: byte_level_merger(
+            vocab, merges, self.n_vocab, pre.patterns, pre.ignore_merges, text
+        )
 
-    def _build_spm(self, vocab: dict[str, int], keys: _Keys) -> Any:
-        from tokenizers import Regex, pre_tokenizers
-
+    def _spm(self, keys: _Keys) -> Callable[[str | None], Merger]:
         scores = keys.numbers("ggml.scores", "fiu", self.n_vocab)
         if scores is None:
             raise TokenizerError("tokenizer.ggml.scores is missing")
         if np.isnan(scores).any():
             raise TokenizerError("tokenizer.ggml.scores holds a NaN")
-        for char in set("".join(vocab)) - vocab.keys():
-            self._add_stand_in(vocab, char, self._fallback(char))
-        # Every cut of a token into two known pieces is a merge, ranked by the score of the whole.
-        merges = []
-        for i in np.argsort(-scores.astype(np.float64), kind="stable").tolist():
-            token = self._tokens[i]
-            if len(token) > _MAX_SPM_TOKEN:
-                raise TokenizerError(f"tokenizer.ggml.tokens: token {i} has {len(token)} characters")
-            for cut in range(len(token) - 1, 0, -1):
-                if token[:cut] in vocab and token[cut:] in vocab and token in vocab:
-                    merges.append((token[:cut], token[cut:]))
-        # Where no token goes on past the end of a word, words can be merged (and cached) one by one.
-        by_word = not any(_SPACE in t.lstrip(_SPACE) for t in vocab)
-        split = pre_tokenizers.Split(Regex(f"{_SPACE}+[^{_SPACE}]*"), "isolated") if by_word else None
+        ranked = scores.astype(np.float64)
+        if self._longest > _MAX_SPM_TOKEN:
+            i = next(i for i, t in enumerate(self._tokens) if len(t) == self._longest)
+            raise TokenizerError(f"tokenizer.ggml.tokens: token {i} has {self._longest} characters")
         unk = None if self.unk_id is None else self._tokens[self.unk_id]
-        return _library(vocab, merges, split, unk_token=unk if unk in vocab else None, byte_fallback=True)
-
-    def _add_stand_in(self, vocab: dict[str, int], char: str, ids: list[int]) -> None:
-        """Give a character that is no token an id past the vocabulary, which `encode` replaces by `ids`:
-        it may be half of a token, and keeps its neighbours apart if it is not."""
-        vocab[char] = self.n_vocab + len(self._stand_ins)
-        self._stand_ins[vocab[char]] = ids
+        return lambda text: spm_merger(self._vocab, ranked, self.n_vocab, self._fallback, unk, text)
 
     def _fallback(self, char: str) -> list[int]:
         """Ids of a character that is no token: its bytes, else the unknown token."""
@@ -276,32 +255,42 @@ class Tokenizer:
         if not text.isascii() and not _is_utf8(text):
             raise TokenizerError("the text holds lone surrogates, so it is not Unicode text")
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
-        for part in self._parts(text, parse_special):
+        parts = self._parts(text, parse_special)
+        if self.kind == "llama":
+            # The start of a text, and what follows a token matched whole, is the start of a word.
+            prefix = SPACE * self.add_space_prefix
+            parts = [p if isinstance(p, int) else prefix + p.replace(" ", SPACE) for p in parts]
+        texts = [part for part in parts if isinstance(part, str)]
+        merger = self._merger_for(texts) if texts else None
+        for part in parts:
             if limit is not None and len(ids) >= limit:
                 break
             if isinstance(part, int):
                 ids.append(part)
                 continue
-            if self.kind == "llama":
-                # The start of a text, and what follows a token matched whole, is the start of a word.
-                part = _SPACE * self.add_space_prefix + part.replace(" ", _SPACE)
+            assert merger is not None
             for segment in self._segments(part):
                 if limit is not None and len(ids) >= limit:
                     break
-                # The batch call is the one that skips character offsets: twice as fast.
-                found: list[int] = self._library.encode_batch_fast([segment], add_special_tokens=False)[0].ids
-                if self._stand_ins:
-                    found = [j for i in found for j in self._stand_ins.get(i, (i,))]
-                ids += found
+                ids += merger.ids(segment)
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids[:limit]
+
+    def _merger_for(self, texts: list[str]) -> Merger:
+        if self._merger is None:
+            n = sum(map(len, texts)) + len(texts)
+            if n * min(n, self._longest) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
+                self._n_short_texts += 1
+                return self._new_merger("\n".join(texts))
+            self._merger = self._new_merger(None)
+        return self._merger
 
     def _segments(self, text: str) -> Iterator[str]:
         """The text cut where no token can reach across: the library takes some 200 bytes of memory per byte
         of text, and does not listen to Ctrl-C."""
         start = 0
-        while self._word_break and len(text) - start > _SEGMENT:
+        while len(text) - start > _SEGMENT and self._word_break:
             found = self._word_break.search(text, start + _SEGMENT)
             if found is None:
                 break
@@ -315,10 +304,10 @@ class Tokenizer:
         but merges across it only if the vocabulary has a token with such a place inside."""
         if self.kind == "gpt2":
             return re.compile("(?<=[a-z])(?= [a-z])")
-        inner = re.compile(f"[^{_SPACE}]{_SPACE}")
+        inner = re.compile(f"[^{SPACE}]{SPACE}")
         if any(inner.search(token) for token in self._tokens):
             return None
-        return re.compile(f"(?<=[a-z])(?={_SPACE}[a-z])")
+        return re.compile(f"(?<=[a-z])(?={SPACE}[a-z])")
 
     def _parts(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at the tokens that are matched whole: stretches of text, and their ids."""
@@ -338,32 +327,31 @@ class Tokenizer:
             parts = cut
         return parts
 
-    @cached_property
-    def _pieces(self) -> list[bytes]:
-        """The bytes of every token."""
-        alphabet = _byte_level_alphabet()
-        pieces = []
-        for token, kind in zip(self._tokens, self._types, strict=True):
-            if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED):
-                pieces.append(_utf8(token))
-            elif kind == _BYTE:
-                pieces.append(bytes([int(token[3:5], 16)]))
-            elif self.kind == "llama":
-                pieces.append(_utf8(token.replace(_SPACE, " ")))
-            else:
-                try:
-                    pieces.append(bytes([alphabet[char] for char in token]))
-                except KeyError:  # not byte-level text: it stands for itself
-                    pieces.append(_utf8(token))
-        return pieces
+    def _piece(self, i: int) -> bytes:
+        """The bytes of a token."""
+        piece = self._pieces.get(i)
+        if piece is None:
+            piece = self._pieces[i] = self._read_piece(self._tokens[i], int(self._types[i]))
+        return piece
+
+    def _read_piece(self, token: str, kind: int) -> bytes:
+        if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED):
+            return _utf8(token)
+        if kind == _BYTE:
+            return bytes([int(token[3:5], 16)])
+        if self.kind == "llama":
+            return _utf8(token.replace(SPACE, " "))
+        try:
+            return bytes([_BYTE_OF[char] for char in token])
+        except KeyError:  # not byte-level text: it stands for itself
+            return _utf8(token)
 
     def _joined(self, ids: Iterable[int], skip_special: bool) -> bytes:
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
             bad = next(i for i in ids if not 0 <= i < self.n_vocab)
             raise TokenizerError(f"token id {bad} is outside the vocabulary of {self.n_vocab} tokens")
-        pieces, special = self._pieces, self._special
-        return b"".join([pieces[i] for i in ids if not (skip_special and i in special)])
+        return b"".join([self._piece(i) for i in ids if not (skip_special and i in self._special)])
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one id stands for; a control token's are its name. TokenizerError: no such id."""
@@ -429,13 +417,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _library(vocab: dict[str, int], merges: list[tuple[str, str]], pre_tokenizer: Any, **options: Any) -> Any:
-    """A `tokenizers.Tokenizer` of the kind BPE."""
-    import tokenizers
-
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, **options))
-    if pre_tokenizer is not None:
-        library.pre_tokenizer = pre_tokenizer
-    return library

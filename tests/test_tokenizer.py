@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from model.errors import FqError
-from model.tokenizer import Tokenizer, TokenizerError
+from model.tokenizer import _N_SHORT_TEXTS, Tokenizer, TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
@@ -75,6 +75,13 @@ def bpe_metadata(**changes: object) -> dict[str, object]:
 
 def without(metadata: dict[str, object], key: str) -> dict[str, object]:
     return {k: v for k, v in metadata.items() if k != f"tokenizer.ggml.{key}"}
+
+
+def without_bytes() -> dict[str, object]:
+    """A vocabulary of six tokens, so that most characters are unknown."""
+    tokens = ["<unk>", "<s>", "</s>", "\u2581", "a", "\u2581a"]
+    types = np.array([UNKNOWN, CONTROL, CONTROL, NORMAL, NORMAL, NORMAL], np.int32)
+    return spm_metadata(tokens=tokens, scores=np.arange(6, dtype=np.float32), token_type=types)
 
 
 SPM = Tokenizer.from_metadata(spm_metadata())
@@ -307,12 +314,7 @@ def test_long_texts_are_cut_where_no_token_reaches_across(text):
 
 
 def test_spm_without_byte_tokens_uses_the_unknown_token():
-    metadata = spm_metadata()
-    tokens = ["<unk>", "<s>", "</s>", "\u2581", "a", "\u2581a"]
-    metadata["tokenizer.ggml.tokens"] = tokens
-    metadata["tokenizer.ggml.scores"] = np.arange(6, dtype=np.float32)
-    metadata["tokenizer.ggml.token_type"] = np.array([2, 3, 3, 1, 1, 1], np.int32)
-    spm = Tokenizer.from_metadata(metadata)
+    spm = Tokenizer.from_metadata(without_bytes())
     assert spm.encode("ab a") == [1, 5, 0, 5]
     assert spm.decode([1, 5, 0, 5], skip_special=False) == "<s> a<unk> a"
 
@@ -320,6 +322,35 @@ def test_spm_without_byte_tokens_uses_the_unknown_token():
 @given(st.text(alphabet="helowrdabxyz \u00e9", max_size=30))
 def test_spm_equals_the_plain_rule(text):
     assert SPM.encode(text, add_special=False) == spm_reference(text)
+
+
+MIXED = st.lists(
+    st.sampled_from(["hello", " world", "\u2581", "[tag]", "aba", "xyz", " ", "\n"]) | st.text(max_size=3)
+)
+
+
+@given(MIXED.map("".join), st.booleans())
+def test_a_merger_for_one_text_gives_the_ids_of_the_one_for_all(text, parse_special):
+    for metadata in (spm_metadata(), bpe_metadata(), without_bytes(), bpe_metadata(pre="llama-bpe")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("model.tokenizer._SHORT_TEXT", 1 << 40)
+            one = Tokenizer.from_metadata(metadata)
+            ids = one.encode(text, parse_special=parse_special)
+            patch.setattr("model.tokenizer._N_SHORT_TEXTS", 0)
+            assert one.encode(text, parse_special=parse_special) == ids
+
+
+def test_which_texts_get_a_merger_of_their_own():
+    tokenizer = Tokenizer.from_metadata(bpe_metadata())
+    tokenizer.encode("[tag]", parse_special=True)
+    assert tokenizer._n_short_texts == 0  # no text is left to merge
+    for i in range(_N_SHORT_TEXTS + 1):
+        assert (tokenizer._n_short_texts, tokenizer._merger) == (i, None)
+        tokenizer.encode("hello")
+    assert tokenizer._merger is not None
+    tokenizer = Tokenizer.from_metadata(bpe_metadata())
+    assert len(tokenizer.encode("hello" * 10_000)) == 10_000
+    assert tokenizer._n_short_texts == 0
 
 
 @given(st.text())
