@@ -6,7 +6,6 @@ A format is written ``name[:option[,option...]]``: ``bf16``, ``bf16:truncate``,
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Callable
@@ -330,6 +329,8 @@ def get_format(spec: str | Format) -> Format:
 def _family(name: str, spec: str) -> Family:
     family = _FAMILIES.get(name)
     if family is None:
+        import difflib  # slow to import, and needed here alone
+
         close = difflib.get_close_matches(name, [*_FAMILIES, *_ALIASES], 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown format {spec!r}; there are {', '.join(_FAMILIES)}{hint}")

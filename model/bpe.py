@@ -7,16 +7,14 @@ tokens alone the library gives the same ids, and making it takes a small part of
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SPACE = "\u2581"  # SPM's visible space
 
 
-@dataclass(frozen=True)
-class Merger:
+class Merger(NamedTuple):
     """Text to ids. A character that is no token has an id past the vocabulary, which `stand_ins` replaces:
     it may be half of a token, and keeps its neighbours apart if it is not."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,7 +24,6 @@ class Sampler:
     top_k: int = 40
     top_p: float = 0.95
     seed: int = 0
-    rng: np.random.Generator = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.temp >= 0 or self.temp == float("inf"):
@@ -34,7 +34,11 @@ class Sampler:
             raise FqError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if self.seed < 0:
             raise FqError(f"seed must be >= 0, not {self.seed}")
-        object.__setattr__(self, "rng", np.random.default_rng(self.seed))
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Made at first use: numpy.random is imported by that, and greedy sampling draws nothing."""
+        return np.random.default_rng(self.seed)
 
     def sample(self, logits: np.ndarray) -> int:
         """A token id, from logits float32 (n_vocab,)."""

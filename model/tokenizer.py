@@ -11,12 +11,10 @@ SPM limit: llama.cpp merges the pair whose union scores highest and, among equal
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +41,7 @@ _LLAMA3 = (
 )
 
 
-@dataclass(frozen=True)
-class _Pre:
+class _Pre(NamedTuple):
     """How a BPE vocabulary cuts text into words: the patterns are applied one after another."""
 
     patterns: tuple[str, ...]
@@ -376,6 +373,8 @@ class Tokenizer:
         if self.chat_template is None:
             raise TokenizerError("tokenizer.chat_template is missing: the model has no chat template")
         try:
+            import json
+
             from jinja2.sandbox import ImmutableSandboxedEnvironment
 
             environment = ImmutableSandboxedEnvironment(
