@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -113,9 +114,9 @@ class Context:
         self.activations = activations
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
-        self._k = _aligned(kv_shape)
-        self._v = _aligned(kv_shape)
-        self._cos, self._sin = _rope_tables(hp, n_ctx, model.vectors.get(ROPE_FACTORS))
+        self._k = _pages(kv_shape)
+        self._v = _pages(kv_shape)
+        self._cos, self._sin = np.empty((2, 0, hp.n_rot // 2), np.float32)
         self._ends = model.graph.last_uses()
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
@@ -223,6 +224,11 @@ class Context:
             return np.add(x, inputs[1], out=self._buffer(x.shape))
         if node.op is Op.ROPE:
             now = slice(self.n_past, self.n_past + ids.size)
+            if now.stop > len(self._cos):
+                # of the positions up to twice as far, so that they are seldom made again
+                factors = self.model.vectors.get(ROPE_FACTORS)
+                n_positions = min(self.n_ctx, 2 * now.stop)
+                self._cos, self._sin = _rope_tables(self.model.hparams, n_positions, factors)
             heads = x.reshape(x.shape[0], -1, self.model.hparams.n_embd_head)
             return rope(heads, self._cos[now], self._sin[now], executor=executor)
         if node.op is Op.ATTENTION:
@@ -317,19 +323,27 @@ class Context:
             self._free.setdefault(owner.shape, []).append(owner)
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32 that begins at a cache line: attention at one token reads it at full width."""
-    n, line = math.prod(shape), 16
-    memory = np.empty(n + line - 1, np.float32)
-    begin = -(memory.ctypes.data // memory.itemsize) % line
-    return memory[begin : begin + n].reshape(shape)
+def _pages(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, float32, whose memory is taken as they are written to, by the smallest page.
+
+    numpy asks for pages of 2 MB, which for the keys of many heads, each a stretch of its own, would
+    be all of the cache from the first token on. It begins at a page, so at a cache line: attention at
+    one token reads it at full width. Raises MemoryError.
+    """
+    try:
+        memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"no room for an array of shape {shape}") from None
+    with contextlib.suppress(OSError, AttributeError):  # where there are no other pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
-def _rope_tables(hp: HParams, n_ctx: int, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of every position's angles, float32 (n_ctx, n_rot / 2)."""
+def _rope_tables(hp: HParams, n: int, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of the first n positions' angles, float32 (n, n_rot / 2)."""
     freq = hp.rope_freq_base ** (-np.arange(0, hp.n_rot, 2, dtype=np.float64) / hp.n_rot)
     freq *= hp.rope_freq_scale
     if factors is not None:
         freq /= factors
-    angles = np.arange(n_ctx, dtype=np.float64)[:, None] * freq
+    angles = np.arange(n, dtype=np.float64)[:, None] * freq
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

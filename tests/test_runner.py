@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from model.ggml_types import GGML_TYPES
 from model.graph import N_OUTPUTS, N_TOKENS, Graph, Op
 from model.hparams import HParams, ModelError
 from model.llama import build_llama
-from model.runner import ATTENTION_ROWS, Context, Model
+from model.runner import ATTENTION_ROWS, Context, Model, _pages
 from model.synthetic import tiny_shape, write_llama_gguf
 from model.weights import blas_threads, can_unpack
 
@@ -965,3 +966,24 @@ def test_bad_tensors(write: Write, tmp_path: Path, name: str, value: Any, messag
         Model(path)
     assert name in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_large_cache_takes_memory_as_it_is_written() -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("the system does not tell how much memory is in use")
+
+    def resident() -> int:
+        return int(statm.read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    cache = _pages((64, 1 << 20))  # 256 MB
+    cache[:, :16] = 1
+    assert resident() - before < 16 << 20
+    assert (cache[:, :17].sum(), cache.dtype, cache.flags.writeable) == (64 * 16, np.float32, True)
+
+
+def test_a_cache_too_large_for_any_machine_is_a_memory_error() -> None:
+    for n in (1 << 52, 1 << 70):
+        with pytest.raises(MemoryError):
+            _pages((n,))
