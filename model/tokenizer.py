@@ -138,7 +138,7 @@ class StreamDecoder:
 
 
 class Tokenizer:
-    """Built by `Tokenizer.from_metadata`; immutable afterwards.
+    """Built by `Tokenizer.from_metadata`; its attributes do not change afterwards.
 
     kind: "llama" (SPM) or "gpt2" (BPE). n_vocab: number of tokens. bos_id, eos_id, unk_id: id or None.
     eog_ids: ids that end a generation. add_bos, add_eos: whether `encode` adds them around a text.
