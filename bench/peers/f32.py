@@ -1,0 +1,33 @@
+"""A GGUF file with the same values as float32, for what llama.cpp does without rounding activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+
+def write_f32(source: Path, target: Path) -> None:
+    """Unpack every tensor of ``source``; all metadata but the file type stay."""
+    reader = gguf.GGUFReader(source)
+    part = target.with_name(target.name + ".part")
+    arch = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(part, arch)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = gguf.LlamaFileType.ALL_F32 if name == "general.file_type" else field.contents()
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, field.types[0], sub_type=sub_type)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        writer.add_tensor(tensor.name, values.reshape(tensor.shape[::-1].tolist()))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
