@@ -28,7 +28,7 @@ KEPT = "peers"
 PARTS = ("speed", "perplexity", "cold-start")
 SETTINGS = (
     "llama.cpp: its library's defaults (F16 KV cache, flash attention auto, weights repacked), "
-    "but for run, which repacks nothing where the row does not say so"
+    "but for what a row says"
 )
 
 

@@ -32,8 +32,8 @@ class LlamaCpp:
     program: str
     about: str
 
-    def serve(self, model: str, threads: int, n_ctx: int) -> list[str]:
-        return [self.program, "serve", model, str(threads), str(n_ctx), "1"]
+    def serve(self, model: str, threads: int, n_ctx: int, *, repack: bool) -> list[str]:
+        return [self.program, "serve", model, str(threads), str(n_ctx), str(int(repack))]
 
     def perplexity(self, model: str, text: str, n_ctx: int, chunks: int, threads: int) -> list[str]:
         return [self.program, "perplexity", model, text, str(n_ctx), str(chunks), str(threads)]

@@ -24,6 +24,10 @@ PPL_CTX = 512
 # llama.cpp rounds activations to 8 bits, which changes a perplexity by a few per mille
 PPL_TOLERANCE = 0.02
 
+# Whether llama.cpp copies weights into layouts of its own, its default, and how rows are called.
+# Neither is the faster in all: both are measured.
+FORMS = ((True, ""), (False, "; llama.cpp --no-repack"))
+
 # (beginning of the file's name, key of the row) -> the ratio asked for
 BARS = {
     ("tinyllama-shape", "prompt"): ">= 1.0",
@@ -99,21 +103,27 @@ def _in_turn(ours: Worker, theirs: Worker, word: str, numbers: Sequence[int], ro
 
 def speed(model: Path, llama: LlamaCpp, threads: int, rounds: int) -> Iterator[Row]:
     """Prompt and decode, each program in a worker that has the model loaded."""
+    for repack, form in FORMS:
+        yield from _speed(
+            model, llama.serve(str(model), threads, N_CTX, repack=repack), form, threads, rounds
+        )
+
+
+def _speed(model: Path, theirs: list[str], form: str, threads: int, rounds: int) -> Iterator[Row]:
     name = model.stem
     ours = [sys.executable, "-m", "bench.peers.ours", str(model), str(threads), str(N_CTX)]
-    with (
-        Worker("fq", ours) as fq,
-        Worker("llama.cpp", llama.serve(str(model), threads, N_CTX)) as peer,
-    ):
+    with Worker("fq", ours) as fq, Worker("llama.cpp", theirs) as peer:
         if fq.greeting != peer.greeting:
             raise FqError(f"{model}: {fq.greeting} tokens in fq's vocabulary, {peer.greeting} in llama.cpp's")
         # as llama-bench: speed does not depend on which tokens they are
         rng = np.random.default_rng(0)
         ids = rng.integers(0, int(fq.greeting[0]), N_PROMPT).tolist()
         a, b = _in_turn(fq, peer, "prompt", ids, rounds)
-        yield Row(name, "prompt", f"prompt of {N_PROMPT}", "tok/s", threads, N_PROMPT / a, N_PROMPT / b)
+        what = f"prompt of {N_PROMPT}{form}"
+        yield Row(name, "prompt", what, "tok/s", threads, N_PROMPT / a, N_PROMPT / b)
         a, b = _in_turn(fq, peer, "decode", [N_FIRST, *ids[: N_FIRST + N_DECODE]], rounds)
-        yield Row(name, "decode", f"decode, {N_DECODE} after {N_FIRST}", "tok/s", threads, 1 / a, 1 / b)
+        what = f"decode, {N_DECODE} after {N_FIRST}{form}"
+        yield Row(name, "decode", what, "tok/s", threads, 1 / a, 1 / b)
 
 
 def perplexity(
@@ -146,7 +156,7 @@ def perplexity(
 
 
 def cold_start(model: Path, llama: LlamaCpp, threads: int, rounds: int) -> Iterator[Row]:
-    """``fq run -n 5`` from start to end, against llama.cpp without and with weights in its own layouts."""
+    """``fq run -n 5`` from start to end, against the same of llama.cpp."""
     command = [sys.executable, "-m", "model", "run", "-m", str(model), "-p", PROMPT, "-n", str(N_PREDICT)]
     command += ["--ignore-eos", "-t", str(threads)]
 
@@ -159,15 +169,14 @@ def cold_start(model: Path, llama: LlamaCpp, threads: int, rounds: int) -> Itera
     prompts, counts = zip(*((d["prompt_tokens"], len(d["generated_tokens"])) for d in done), strict=True)
     if prompts[0] != prompts[1] or counts[0] != counts[1]:
         raise FqError(f"{model}: not the same work: prompts {prompts}, tokens generated {counts}")
-    for repack, suffix in ((False, ""), (True, "; llama.cpp repacks")):
+    for repack, form in FORMS:
         ours, theirs = in_pairs(
             lambda: run_whole("fq run", command), lambda repack=repack: peer(repack), rounds
         )
         start = f"run -n {N_PREDICT}, whole process"
         for key, what, unit, figure in (
-            ("cold start", f"{start}{suffix}", "s", lambda run: run.seconds),
-            ("peak memory", f"{start}, peak RSS{suffix}", "MiB", lambda run: run.peak_bytes / 2**20),
+            ("cold start", f"{start}{form}", "s", lambda run: run.seconds),
+            ("peak memory", f"{start}, peak RSS{form}", "MiB", lambda run: run.peak_bytes / 2**20),
         ):
-            key += " repacked" if repack else ""
             figures = ([figure(run) for run in runs] for runs in (ours, theirs))
             yield Row(model.stem, key, what, unit, threads, *figures)
