@@ -93,7 +93,7 @@ def test_of_few_tokens_the_bits_do_not_depend_on_the_instruction_set(isa, n_toke
 @pytest.mark.parametrize("cuts", [(9, 300), (100, 256), (150,), (1, 2, 5)])
 def test_the_bits_do_not_depend_on_the_other_tokens(isa, cuts, d):
     """A sequence in pieces, as long as all have many tokens, or all few."""
-    n_tokens = 8 if cuts[-1] < 8 else 400
+    n_tokens = MATVEC_MAX_TOKENS if cuts[-1] < MATVEC_MAX_TOKENS else 400
     if n_tokens > MATVEC_MAX_TOKENS and not has_mul_mat():
         n_tokens, cuts = 90, (9, 50)
     q, k, v, k_cache, v_cache, _ = arguments(n_tokens, 0, n_head_kv=2, group=3, d=d)
