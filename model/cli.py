@@ -28,7 +28,7 @@ COMMANDS = {
     "run": "Generate text.",
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
-    "results": "List the sweeps in a store, or show one of them.",
+    "results": "List the sweeps in a store, show one of them, or compare several.",
     "trace": "Summarise the kernel calls that --trace has written.",
     "bench": "Time fake quantisation against the baseline, in turns.",
     "replicate": "Run the original report's experiments again, its figures beside ours.",
@@ -59,13 +59,21 @@ def _version() -> str:
         return "not installed"
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: to import what reads it takes longer than all else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"fq {_version()}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fq",
         description="Measure what rounding a normalisation layer's output to a narrow format "
         "costs a real LLM.",
     )
-    parser.add_argument("--version", action="version", version=f"fq {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text).command = name
@@ -74,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit status."""
+    # Where BLAS is called, our own threads call it. Its own would look for work all the same,
+    # for tens of milliseconds from numpy's import on, on the processors that ours need.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         if sys.stdout is None:  # closed by the caller
             sys.stdout = open(os.devnull, "w")
