@@ -51,7 +51,9 @@ cdef void _call_python(void *args, int64_t begin, int64_t end) noexcept with gil
         for i in range(begin, end):
             task.fn(i)
     except BaseException as e:
-        task.error = e
+        with cython.critical_section(task):
+            if task.error is None:
+                task.error = e
 
 
 cdef _map(fq_pool *pool, fn, int64_t n):
@@ -83,8 +85,9 @@ cdef class Executor:
     cdef readonly int threads
     cdef _Pool pool
     cdef list workers
+    cdef int started  # workers; read without the lock
     cdef bint closed
-    cdef object start_lock
+    cdef object lock  # for what is written after the start
     cdef object __weakref__
 
     def __cinit__(self, threads):
@@ -99,7 +102,8 @@ cdef class Executor:
     def _reset(self):
         self.pool = _Pool(self.threads)
         self.workers = []
-        self.start_lock = threading.Lock()
+        self.started = 0
+        self.lock = threading.Lock()
 
     def _after_fork(self):
         self.pool.after_fork()
@@ -108,13 +112,18 @@ cdef class Executor:
     cdef fq_pool *ready(self) except? NULL:
         if self.closed:
             raise RuntimeError("the executor is closed")
-        if len(self.workers) < self.threads - 1:
-            with self.start_lock:
-                for i in range(len(self.workers) + 1, self.threads):
-                    worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
-                    worker.start()
-                    self.workers.append(worker)
+        if self.started < self.threads - 1:
+            self.start()
         return self.pool.c
+
+    cdef int start(self) except -1:
+        with self.lock:
+            for i in range(self.started + 1, self.threads):
+                worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
+                worker.start()
+                self.workers.append(worker)
+                self.started = i
+        return 0
 
     def map(self, fn, n):
         """Call ``fn(i)`` for every i in range(n), on all threads, in no fixed order.
@@ -133,7 +142,8 @@ cdef class Executor:
         self.closed = True
         self.pool.stop()
         # taken over first: of two workers that close at once, one must not join the other
-        workers, self.workers = self.workers, []
+        with self.lock:
+            workers, self.workers = self.workers, []
         for worker in workers:
             if worker is not threading.current_thread():
                 worker.join()

@@ -1,4 +1,4 @@
-# cython: language_level=3, embedsignature=True
+# cython: language_level=3, embedsignature=True, freethreading_compatible=True
 """Validation, the GIL, and the call into C. The contracts are in src/*.h.
 
 One module of several files, in the order in which they build on each other: C's dispatch table and

@@ -4,6 +4,7 @@ from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint64_t
 
 import operator
+import threading
 
 import numpy as np
 
@@ -20,6 +21,7 @@ cdef dict _formats = {}
 
 # the last one given as a Format: a graph's norms are rounded to one and the same, again and again
 cdef object _last_format = None
+cdef object _last_format_lock = threading.Lock()  # for writing it
 
 
 cdef object _keep(key, fmt):
@@ -34,8 +36,10 @@ cdef object _format_of(quant):
     if quant is None or quant is _last_format:
         return quant
     if type(quant) is not str:
-        _last_format = get_format(quant)
-        return _last_format
+        fmt = get_format(quant)
+        with _last_format_lock:
+            _last_format = fmt
+        return fmt
     fmt = _formats.get(quant)
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
