@@ -29,6 +29,7 @@ COMMANDS = {
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
+    "report": "Write a sweep as one HTML page: the verdict, charts, tables.",
     "trace": "Summarise the kernel calls that --trace has written.",
     "bench": "Time fake quantisation against the baseline, in turns.",
     "replicate": "Run the original report's experiments again, its figures beside ours.",

@@ -1,0 +1,74 @@
+"""A sweep as one HTML page that needs nothing else: no network, no script, no font."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import report_svg
+from .report_charts import charts
+from .report_data import plain, significant
+from .report_tables import at_a_glance, cell_tables, provenance
+from .report_verdict import verdict
+
+TEMPLATE = Path(__file__).with_name("data") / "report.html"
+SECTIONS = {
+    "layers": "KL divergence by layer",
+    "heat": "Layer × format",
+    "perplexity": "Perplexity ratio",
+    "sites": "Errors and distributions by site",
+}
+
+
+def report_html(data: dict[str, Any]) -> str:
+    """The page; the same for the same figures and the same matplotlib.
+
+    data  `figures` of a stored run, with ``run``, its number, and ``started``. Raises FqError
+          where matplotlib is missing.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    model = plain(os.path.basename(data["model"]))
+    return template.render(
+        title=f"{model}: what rounding its norms costs",
+        data=data,
+        baseline=f"{significant(data['ppl_base'], 6)} ± {significant(data['ppl_base_se'])}"
+        if data["n_chunks"]
+        else "",
+        text=plain(os.path.basename(data.get("text") or "a text")),
+        verdict=verdict(data),
+        glance=at_a_glance(data) if data["n_chunks"] else None,
+        sections=_sections(data),
+        tables=cell_tables(data),
+        provenance=provenance(data),
+        command=plain(data.get("command") or ""),
+        light=report_svg.LIGHT,
+        dark=report_svg.DARK,
+    )
+
+
+def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    drawn: Mapping[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
+    with report_svg.style(report_svg.FOR_PAGE):
+        for chart in charts(data, report_svg.FOR_PAGE):
+            # matplotlib and ElementTree have escaped what stands in it
+            drawn[chart.section].append({"chart": chart, "svg": Markup(report_svg.svg(chart))})
+    return [
+        {"key": key, "title": title, "charts": drawn[key]} for key, title in SECTIONS.items() if drawn[key]
+    ]
+
+
+def write_pngs(data: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Each chart of the page as FOLDER/KEY.png, in the light. Raises FqError as `report_html`."""
+    written = []
+    with report_svg.style(report_svg.FOR_PNG):
+        for chart in charts(data, report_svg.FOR_PNG):
+            written.append(Path(folder) / f"{chart.key}.png")
+            report_svg.png(chart, os.fspath(written[-1]))
+    return written

@@ -1,0 +1,193 @@
+"""What the report's parts share: a run's cells by group, and figures as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .noise import PREFIX as NOISE
+from .show import ascii_safe
+
+Entry = dict[str, Any]  # a cell, as in `figures`
+Interval = tuple[float, float]
+NONE = "–"
+
+
+@dataclass
+class Group:
+    """The cells of one SITES=FORMAT, and the group whose noise stands for it, where there is one."""
+
+    name: str
+    singles: list[Entry] = field(default_factory=list)
+    cumulative: list[Entry] = field(default_factory=list)
+    together: Entry | None = None
+    additivity: float | None = None
+    sum_of_singles: float = 0.0
+    noise: Group | None = None
+
+    @property
+    def sites(self) -> str:
+        return self.name.partition("=")[0]
+
+    @property
+    def spec(self) -> str:
+        return self.name.partition("=")[2]
+
+    @property
+    def is_noise(self) -> bool:
+        return self.spec.startswith(NOISE)
+
+    @property
+    def whole(self) -> Entry | None:
+        """Its sites all together; where it has only one, that one."""
+        return self.together or (self.singles[0] if len(self.singles) == 1 else None)
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(kind_of(entry) for entry in self.singles))
+
+
+def groups_of(data: dict[str, Any]) -> list[Group]:
+    """In the run's order; a noise stays in the list and is its format's ``noise`` too."""
+    groups = []
+    for about in data["groups"]:
+        mine = [entry for entry in data["cells"] if entry["group"] == about["name"]]
+        groups.append(
+            Group(
+                about["name"],
+                [e for e in mine if e["kind"] == "single" and e["sites"]],
+                [e for e in mine if e["kind"] == "cumulative"],
+                next((e for e in mine if e["kind"] == "together"), None),
+                about.get("additivity"),
+                about["sum_of_single_klds"],
+            )
+        )
+    by_name = {group.name: group for group in groups}
+    for group in groups:
+        group.noise = by_name.get(f"{group.sites}={NOISE}{group.spec}")
+    return groups
+
+
+def control_of(data: dict[str, Any]) -> Entry | None:
+    return next((entry for entry in data["cells"] if "exactly_zero" in entry), None)
+
+
+# ---------------------------------------------------------------- a cell
+
+
+def site_of(entry: Entry) -> tuple[str, int | None, str]:
+    """(kind, layer, point) of a single cell."""
+    site = entry["sites"][0]
+    return site["kind"], site["layer"], site["point"]
+
+
+def kind_of(entry: Entry) -> str:
+    """``ffn_norm.raw``"""
+    kind, _, point = site_of(entry)
+    return f"{kind}.{point}"
+
+
+def kld(entry: Entry) -> float:
+    return number(entry["comparison"]["mean_kld"])
+
+
+def kld_interval(entry: Entry) -> Interval | None:
+    return _interval(entry["comparison"]["mean_kld_ci95_chunks"])
+
+
+def ppl_change(entry: Entry) -> float:
+    """PPL ratio - 1, in %."""
+    return _percent(entry["comparison"]["ln_ppl_ratio"])
+
+
+def ppl_interval(entry: Entry) -> Interval | None:
+    found = _interval(entry["comparison"]["ln_ppl_ratio_ci95_chunks"])
+    return None if found is None else (_percent(found[0]), _percent(found[1]))
+
+
+def apart(one: Interval | None, other: Interval | None) -> bool:
+    """Whether both are known and do not overlap."""
+    return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
+
+
+def number(value: Any) -> float:
+    """What JSON and the store leave out is nan."""
+    return math.nan if value is None else float(value)
+
+
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    if ends is None or not all(math.isfinite(end) for end in ends):
+        return None
+    return float(ends[0]), float(ends[1])
+
+
+def _percent(ln_ratio: float) -> float:
+    ln_ratio = number(ln_ratio)
+    return 100 * math.expm1(ln_ratio) if ln_ratio < 700 else math.inf
+
+
+# ---------------------------------------------------------------- text
+
+
+def plain(text: Any) -> str:
+    """On one line and without control characters."""
+    return ascii_safe(str(text))
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """``3.02e-05``, ``0.0412``, ``24.5``"""
+    value = number(value)
+    if not math.isfinite(value):
+        return NONE if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value and not 1e-3 <= abs(value) < 1e5:
+        return minus(f"{value:.{digits - 1}e}")
+    decimals = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
+    return minus(f"{value:.{max(decimals, 0)}f}" if value else "0")
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    text = significant(value, digits)
+    return f"+{text}" if number(value) > 0 else text
+
+
+def minus(text: str) -> str:
+    """A minus sign in front; the hyphen of an exponent stays, so that it can be pasted."""
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def between(interval: Interval | None, form: Any = significant) -> str:
+    return "no interval" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``0-3, 7 and 9``"""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return listed([str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in runs])
+
+
+def sites_text(entries: Sequence[Entry]) -> str:
+    """``layers 3–5 and 9``; several kinds are named: ``ffn_norm.raw layer 3 and output_norm.raw``."""
+    by_kind: dict[str, list[int | None]] = {}
+    for entry in entries:
+        by_kind.setdefault(kind_of(entry), []).append(site_of(entry)[1])
+    parts = []
+    for kind, layers in by_kind.items():
+        known = [layer for layer in layers if layer is not None]
+        text = f"layer{'s' if len(known) > 1 else ''} {ranges(known)}" if known else ""
+        parts.append(f"{kind} {text}".strip() if len(by_kind) > 1 or not text else text)
+    return listed(parts)
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

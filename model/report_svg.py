@@ -1,0 +1,199 @@
+"""The look of the report's charts, and matplotlib's SVG as a part of a page.
+
+A chart is drawn once in stand-in colours, for which the page's CSS variables are put: the same
+SVG follows the page into the dark and onto paper. Palette: Okabe and Ito's hues, which people
+with any colour vision tell apart, each with a contrast of at least 3 to 1 against the ground.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from .errors import FqError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIGHT = {
+    "ground": "#ffffff",
+    "text": "#1b1f24",
+    "muted": "#59626d",
+    "grid": "#dfe3e8",
+    "s0": "#0072b2",
+    "s1": "#c04f00",
+    "s2": "#00805e",
+    "s3": "#a8447f",
+    "s4": "#8a6100",
+    "s5": "#3f4a9e",
+}
+DARK = {
+    "ground": "#15181d",
+    "text": "#e6e9ee",
+    "muted": "#a3acb8",
+    "grid": "#333a44",
+    "s0": "#56b4e9",
+    "s1": "#f08a4b",
+    "s2": "#35c79b",
+    "s3": "#e39bc7",
+    "s4": "#e6b84d",
+    "s5": "#a5adf5",
+}
+_STAND_INS = {name: f"#fe01{i:02x}" for i, name in enumerate(LIGHT)}
+SVG = "{http://www.w3.org/2000/svg}"
+_STYLE = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "ytick.minor.size": 0,
+    "text.parse_math": False,  # a name from the store may hold a $
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fq",
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours by name, of LIGHT."""
+
+    colours: dict[str, str]
+
+    def __getattr__(self, name: str) -> str:
+        return self.colours[name]
+
+    def series(self, i: int) -> str:
+        return self.colours[f"s{i % 6}"]
+
+
+FOR_PAGE, FOR_PNG = Ink(_STAND_INS), Ink(LIGHT)
+
+
+@dataclass
+class Chart:
+    """One figure of the page.
+
+    key      file name and id; section is the part of the page that it stands in
+    alt      what it shows, for those who do not see it
+    tips     by gid of an artist: what a mouse over it says
+    """
+
+    key: str
+    section: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+    tips: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def style(ink: Ink) -> Iterator[None]:
+    """Draw in ``ink`` in the block, whatever the user's own matplotlibrc says.
+
+    Raises FqError where matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise FqError(
+            "fq report draws with matplotlib, which is not installed: pip install 'fq[report]'"
+        ) from None
+    colours = {
+        "text.color": ink.text,
+        "axes.labelcolor": ink.muted,
+        "axes.edgecolor": ink.muted,
+        "xtick.color": ink.muted,
+        "ytick.color": ink.muted,
+        "grid.color": ink.grid,
+        "axes.facecolor": "none",
+        "figure.facecolor": ink.ground if ink is FOR_PNG else "none",
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE | colours)
+        yield
+
+
+def png(chart: Chart, path: str) -> None:
+    """Within `style` of FOR_PNG. The file says what it shows, too."""
+    chart.figure.savefig(
+        path, format="png", metadata={"Title": chart.title, "Description": chart.alt, "Software": None}
+    )
+
+
+def svg(chart: Chart) -> str:
+    """The chart, drawn within `style` of FOR_PAGE, as an element of an HTML page."""
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    chart.figure.savefig(out, format="svg", metadata=nothing)
+    root = ElementTree.fromstring(out.getvalue())
+    _clean(root, chart)
+    for at, tag, text in ((0, "title", chart.title), (1, "desc", chart.alt)):
+        element = ElementTree.Element(tag, {"id": f"{chart.key}-{tag}"})
+        element.text = text
+        root.insert(at, element)
+    width, height = (float(root.attrib.pop(name)[:-2]) for name in ("width", "height"))
+    root.attrib.pop("version", None)
+    root.set("viewBox", f"0 0 {width:.0f} {height:.0f}")
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{chart.key}-title {chart.key}-desc")
+    text = ElementTree.tostring(root, encoding="unicode")
+    for name, colour in _STAND_INS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text
+
+
+def _clean(root: Any, chart: Chart) -> None:
+    """Plain names, ids of this chart alone and only where something refers to them, short numbers."""
+    text = ElementTree.tostring(root, encoding="unicode")
+    wanted = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == f"{SVG}metadata":
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.replace(SVG, "")
+        element.text = (element.text or "").strip() or None
+        element.tail = None
+        identity = element.attrib.pop("id", None)
+        if identity in chart.tips:
+            title = ElementTree.Element("title")
+            title.text = chart.tips[identity]
+            element.insert(0, title)
+        for name, value in list(element.attrib.items()):
+            del element.attrib[name]
+            element.set(name.replace("{http://www.w3.org/1999/xlink}", ""), _value(name, value, chart.key))
+        if identity in wanted:
+            element.set("id", f"{chart.key}-{identity}")
+
+
+def _value(name: str, value: str, key: str) -> str:
+    value = value.replace("url(#", f"url(#{key}-")
+    if name.endswith("href") and value.startswith("#"):
+        return f"#{key}-{value[1:]}"
+    if name == "style":  # the page's font
+        value = re.sub(r"font: ((?:bold |\d00 )?)([\d.]+px)[^;]*", _font, value)
+    if name in ("d", "x", "y", "transform", "points"):
+        value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
+    return " ".join(value.split())
+
+
+def _font(match: re.Match[str]) -> str:
+    return f"font-size: {match[2]}" + ("; font-weight: bold" if match[1] else "")
