@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,32 @@ class Group:
     @property
     def kinds(self) -> list[str]:
         return list(dict.fromkeys(kind_of(entry) for entry in self.singles))
+
+    @property
+    def panels(self) -> dict[str, list[Entry]]:
+        """Its single cells by kind; output_norm, of which there is one, goes with the kind before it."""
+        found: dict[str, list[Entry]] = {}
+        for kind in self.kinds:
+            mine = [entry for entry in self.singles if kind_of(entry) == kind]
+            of_point = [key for key in found if key.endswith(kind.partition(".")[2])]
+            if of_point and site_of(mine[0])[1] is None:
+                last = of_point[-1]
+                found[f"{last} and {kind}"] = [*found.pop(last), *mine]
+            else:
+                found[kind] = mine
+        return found
+
+    def text(self, entries: Sequence[Entry]) -> str:
+        """Single cells of it: ``layers 3–5 and 9``, or ``ffn_norm.raw layer 3 and output_norm.raw``."""
+        by_kind: dict[str, list[int | None]] = {}
+        for entry in entries:
+            by_kind.setdefault(kind_of(entry), []).append(site_of(entry)[1])
+        parts = []
+        for kind, layers in by_kind.items():
+            known = [layer for layer in layers if layer is not None]
+            text = f"layer{'s' if len(known) > 1 else ''} {ranges(known)}" if known else ""
+            parts.append(f"{kind} {text}".strip() if len(self.kinds) > 1 or not text else text)
+        return listed(parts)
 
 
 def groups_of(data: dict[str, Any]) -> list[Group]:
@@ -147,6 +173,14 @@ def significant(value: Any, digits: int = 3) -> str:
     return minus(f"{value:.{max(decimals, 0)}f}" if value else "0")
 
 
+def kl_text(value: Any, digits: int = 3) -> str:
+    """``9.66e-03``: with an exponent, so that the ends of an interval and its middle look alike."""
+    value = number(value)
+    if not value or not math.isfinite(value) or abs(value) >= 0.1:
+        return significant(value, digits)
+    return minus(f"{value:.{digits - 1}e}")
+
+
 def signed(value: Any, digits: int = 3) -> str:
     text = significant(value, digits)
     return f"+{text}" if number(value) > 0 else text
@@ -157,7 +191,7 @@ def minus(text: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
-def between(interval: Interval | None, form: Any = significant) -> str:
+def between(interval: Interval | None, form: Callable[[float], str] = kl_text) -> str:
     return "no interval" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
 
 
@@ -166,27 +200,16 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """``0-3, 7 and 9``"""
+    """``0–3, 7, 8 and 10``"""
     runs: list[list[int]] = []
     for n in sorted(numbers):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
         else:
-            runs.append([n, n])
-    return listed([str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in runs])
-
-
-def sites_text(entries: Sequence[Entry]) -> str:
-    """``layers 3–5 and 9``; several kinds are named: ``ffn_norm.raw layer 3 and output_norm.raw``."""
-    by_kind: dict[str, list[int | None]] = {}
-    for entry in entries:
-        by_kind.setdefault(kind_of(entry), []).append(site_of(entry)[1])
-    parts = []
-    for kind, layers in by_kind.items():
-        known = [layer for layer in layers if layer is not None]
-        text = f"layer{'s' if len(known) > 1 else ''} {ranges(known)}" if known else ""
-        parts.append(f"{kind} {text}".strip() if len(by_kind) > 1 or not text else text)
-    return listed(parts)
+            runs.append([n])
+    return listed(
+        [part for run in runs for part in ([f"{run[0]}–{run[-1]}"] if len(run) > 2 else map(str, run))]
+    )
 
 
 def capital(text: str) -> str:

@@ -46,7 +46,7 @@ DARK = {
 }
 _STAND_INS = {name: f"#fe01{i:02x}" for i, name in enumerate(LIGHT)}
 SVG = "{http://www.w3.org/2000/svg}"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -57,8 +57,9 @@ _STYLE = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "hatch.linewidth": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "ytick.minor.size": 0,
@@ -115,7 +116,7 @@ def style(ink: Ink) -> Iterator[None]:
         raise FqError(
             "fq report draws with matplotlib, which is not installed: pip install 'fq[report]'"
         ) from None
-    colours = {
+    colours: dict[Any, Any] = {
         "text.color": ink.text,
         "axes.labelcolor": ink.muted,
         "axes.edgecolor": ink.muted,
@@ -145,6 +146,7 @@ def svg(chart: Chart) -> str:
     chart.figure.savefig(out, format="svg", metadata=nothing)
     root = ElementTree.fromstring(out.getvalue())
     _clean(root, chart)
+    _hoist(root)
     for at, tag, text in ((0, "title", chart.title), (1, "desc", chart.alt)):
         element = ElementTree.Element(tag, {"id": f"{chart.key}-{tag}"})
         element.text = text
@@ -184,16 +186,29 @@ def _clean(root: Any, chart: Chart) -> None:
             element.set("id", f"{chart.key}-{identity}")
 
 
+def _hoist(root: Any) -> None:
+    """What all children of a group share is said once, at the group."""
+    for group in root.iter("g"):
+        if len(group) < 2:
+            continue
+        for name in ("style", "clip-path"):
+            values = {child.get(name) for child in group}
+            # opacity is of a whole group; a transform moves what clips
+            if len(values) > 1 or None in values or group.get(name) or "opacity" in (value := values.pop()):
+                continue
+            if name == "clip-path" and any(child.get("transform") for child in group):
+                continue
+            for child in group:
+                del child.attrib[name]
+            group.set(name, value)
+
+
 def _value(name: str, value: str, key: str) -> str:
     value = value.replace("url(#", f"url(#{key}-")
     if name.endswith("href") and value.startswith("#"):
         return f"#{key}-{value[1:]}"
-    if name == "style":  # the page's font
-        value = re.sub(r"font: ((?:bold |\d00 )?)([\d.]+px)[^;]*", _font, value)
+    if name == "style":  # the font is the page's
+        value = re.sub(r"font-family:[^;]*(;|$)", "", value)
     if name in ("d", "x", "y", "transform", "points"):
         value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
     return " ".join(value.split())
-
-
-def _font(match: re.Match[str]) -> str:
-    return f"font-size: {match[2]}" + ("; font-weight: bold" if match[1] else "")

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report_data import NONE, Entry, Group, between, groups_of, kld_interval, plain, signed, significant
+from .report_data import (
+    NONE,
+    Entry,
+    Group,
+    between,
+    groups_of,
+    kl_text,
+    kld_interval,
+    plain,
+    signed,
+    significant,
+)
 from .report_verdict import additivity_words, ppl_text
 from .statistics import QUANTILES
 from .sweep import CONTROL
@@ -34,7 +45,7 @@ def at_a_glance(data: dict[str, Any]) -> Table:
             continue
         c, ratio = group.whole["comparison"], group.additivity
         adds = NONE if ratio is None else f"{ratio:.3f}: {additivity_words(ratio)}"
-        kl = [significant(c["mean_kld"]), between(kld_interval(group.whole))]
+        kl = [kl_text(c["mean_kld"]), between(kld_interval(group.whole))]
         rows.append([plain(group.name), *kl, ppl_text(group.whole), f"{100 * c['same_top']:.2f} %", adds])
     return Table("All sites together", head, rows, ["single"] * len(rows))
 
@@ -66,15 +77,15 @@ def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
             [
                 name,
                 "" if rank is None else str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}",
-                f"{significant(c['mean_kld'], 4)} ± {significant(c['kld_se'], 2)}",
+                f"{kl_text(c['mean_kld'], 4)} ± {kl_text(c['kld_se'], 2)}",
                 between(kld_interval(entry)),
-                f"{signed(c['ln_ppl_ratio'])} ± {significant(c['ln_ppl_ratio_se'], 2)}",
-                between(c["ln_ppl_ratio_ci95_chunks"], signed),
+                f"{_signed_kl(c['ln_ppl_ratio'])} ± {kl_text(c['ln_ppl_ratio_se'], 2)}",
+                between(c["ln_ppl_ratio_ci95_chunks"], _signed_kl),
                 f"{significant(c['ppl_quant'], 6)} ± {significant(c['ppl_quant_se'])}",
                 f"{100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f}",
             ]
         )
-        kl.append([name, *(significant(c["kld"][q]) for q in _ORDER)])
+        kl.append([name, *(kl_text(c["kld"][q]) for q in _ORDER)])
         dp.append(
             [
                 name,
@@ -105,7 +116,8 @@ def _name(entry: Entry, group: Group | None) -> str:
 
 def _sites(entries: Sequence[Entry], names: Sequence[str]) -> Table:
     """Counters of each site rounded alone, and of each one where all are."""
-    head = ["site", "rows rounded", "of", "SQNR, dB", "largest |error|", "mean |error|", "bias", "changed", "out of range", "not finite"]  # fmt: skip
+    head = ["site", "rows rounded", "of", "SQNR, dB", "largest |error|", "mean |error|", "bias"]
+    head += ["changed", "out of range", "not finite"]
     rows, kinds = [], []
     for name, entry in zip(names, entries, strict=True):
         if entry["kind"] == "cumulative":  # their sites are those of the ones before and after
@@ -138,6 +150,10 @@ def _count(n: int | None, of: int) -> str:
     return str(n) if not n or not of else f"{n} ({100 * n / of:.3g} %)"
 
 
+def _signed_kl(value: float) -> str:
+    return ("+" if value > 0 else "") + kl_text(value)
+
+
 def _times100(value: float) -> float:
     return 100 * value
 
@@ -157,8 +173,8 @@ def provenance(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("text SHA-256", data["text_sha256"]),
         (
             "measured",
-            f"{data['n_tokens']} tokens; {data['n_chunks']} of {data['n_chunks_asked']} chunks of {data['n_ctx']}, "
-            f"{data['n_scored']} tokens scored, batches of {data['batch']}",
+            f"{data['n_tokens']} tokens; {data['n_chunks']} of {data['n_chunks_asked']} chunks of "
+            f"{data['n_ctx']}, {data['n_scored']} tokens scored, batches of {data['batch']}",
         ),
         ("numerics", _pairs(numerics)),
         ("versions", _pairs(versions)),

@@ -16,6 +16,7 @@ from .report_data import (
     capital,
     control_of,
     groups_of,
+    kl_text,
     kld,
     kld_interval,
     listed,
@@ -24,7 +25,6 @@ from .report_data import (
     signed,
     significant,
     site_of,
-    sites_text,
 )
 from .sweep_figures import ranks
 
@@ -38,8 +38,12 @@ class Statement:
     """tone is "bad" where the figures cannot be trusted, "warning" where they are not all there."""
 
     about: str
-    text: str
+    lines: tuple[str, ...]
     tone: str = ""
+
+
+def _statement(about: str, *lines: str, tone: str = "") -> Statement:
+    return Statement(about, tuple(line for line in lines if line), tone)
 
 
 def verdict(data: dict[str, Any]) -> list[Statement]:
@@ -51,11 +55,11 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
     control = _control(data)
     if control.tone:
         said.append(control)
-    said += _orders(groups)
+    said += [_in_short(groups, control.tone == ""), *_orders(groups)]
     for group in groups:
         name = f": {group.name}" if len(groups) > 1 else ""
-        parts = [layers_text(group), _additivity(group), _noise(group), _perplexity(group)]
-        said.append(Statement(f"Which layers{name}", " ".join(part for part in parts if part)))
+        lines = layers_text(group), _additivity(group), _perplexity(group), _noise(group)
+        said.append(_statement(f"Which layers{name}", *lines))
     if not control.tone:
         said.append(control)
     return [*said, _how_sure(data)]
@@ -69,22 +73,24 @@ def _partial(data: dict[str, Any]) -> list[Statement]:
         text = f"No chunk of {asked} has ended in every cell yet, so there are no figures."
     else:
         text = f"{done} of {asked} chunks have ended in every cell; all figures here are of these {done}."
-    return [Statement("Partial result", f"{text} The sweep's own command with --resume goes on.", "warning")]
+    return [
+        _statement("Partial result", f"{text} The sweep's own command with --resume goes on.", tone="warning")
+    ]
 
 
 def _control(data: dict[str, Any]) -> Statement:
     control = control_of(data)
     if control is None:
         text = "This run has no control: the baseline was not compared with itself."
-        return Statement("Control", text, "warning")
+        return _statement("Control", text, tone="warning")
     if control["exactly_zero"]:
         text = (
             "The baseline run a second time differs from itself by exactly 0 in every figure, as it must: "
             "whatever is above 0 here is the rounding's doing."
         )
-        return Statement("Control", text)
+        return _statement("Control", text)
     text = "The baseline run a second time does NOT come out as 0: no figure of this run can be trusted."
-    return Statement("Control", text, "bad")
+    return _statement("Control", text, tone="bad")
 
 
 def _how_sure(data: dict[str, Any]) -> Statement:
@@ -94,15 +100,74 @@ def _how_sure(data: dict[str, Any]) -> Statement:
             f"One chunk of {ctx} tokens, {scored} of them scored: there are no intervals over chunks, so "
             "nothing here is ordered or resolved. Two chunks give an interval, eight one to rely on."
         )
-        return Statement("How sure", text, "warning")
+        return _statement("How sure", text, tone="warning")
     text = (
         f"Intervals are 95 %, bootstrapped over {n} chunks of {ctx} tokens ({scored} scored). What is called "
         "ordered or resolved has intervals that do not overlap; each interval holds by itself, not all of "
         "them at once."
     )
     if n < ENOUGH_CHUNKS:
-        return Statement("How sure", f"{text} Fewer than eight chunks make them too narrow.", "warning")
-    return Statement("How sure", text)
+        return _statement("How sure", f"{text} Fewer than eight chunks make them too narrow.", tone="warning")
+    return _statement("How sure", text)
+
+
+def _in_short(groups: Sequence[Group], sound: bool) -> Statement:
+    """The answer in a sentence for the formats, one for the layers, and one for the perplexity."""
+    lines = []
+    for sites in dict.fromkeys(group.sites for group in groups):
+        wholes = [(group.spec, group.whole) for group in groups if group.sites == sites]
+        known = sorted(((spec, e) for spec, e in wholes if e), key=lambda item: -_or_inf(kld(item[1])))
+        if len(known) < 2:
+            continue
+        (first, most), (second, next_) = known[:2]
+        where = "" if sites == groups[0].sites == groups[-1].sites else f"At {sites} "
+        sure = apart(kld_interval(most), kld_interval(next_))
+        by = _times(most, next_)
+        after = ", which comes next" if len(known) > 2 else ""
+        lines.append(
+            f"{where}{first} costs most, {by}{second}{after}: resolved."
+            if sure and by
+            else f"{where}{first} has the largest mean KL divergence, but from {second} it is not told apart."
+        )
+    layers: dict[str, list[str]] = {}
+    for group in groups:
+        layers.setdefault(_who(group), []).append(group.name if _several_sites(groups) else group.spec)
+    lines += [capital(f"{who}, in {listed(names)}.") for who, names in layers.items()]
+    changes = [(group, ppl_interval(group.whole)) for group in groups if group.whole]
+    moved = [group.name for group, i in changes if i is not None and not i[0] <= 0 <= i[1]]
+    lines.append(
+        f"A change of the perplexity is resolved for {listed(moved)}"
+        + (", for no other." if len(moved) < len(changes) else ".")
+        if moved
+        else "No change of the perplexity is resolved."
+    )
+    if sound:
+        lines.append("The control is exactly 0.")
+    return _statement("In short", *lines)
+
+
+def _several_sites(groups: Sequence[Group]) -> bool:
+    return len({group.sites for group in groups}) > 1
+
+
+def _who(group: Group) -> str:
+    """Who costs most, without figures."""
+    first, n, word = _places(group)[0], len(group.singles), _word(group.singles)
+    if n == 1:
+        return f"one site was measured, {group.text(group.singles)}"
+    if not first:
+        return f"without intervals no {word} is told from another"
+    if len(first) == n:
+        return f"no {word} is told from another: all intervals overlap"
+    if len(first) == 1:
+        return f"{group.text(first)} costs most, which is resolved"
+    return f"the first place is shared by {_named(group, first, word)}, not ordered among themselves"
+
+
+def _times(one: Entry, other: Entry) -> str:
+    """``273 times what ``, or nothing where there is no such figure."""
+    by = kld(one) / kld(other) if kld(other) else math.nan
+    return f"{significant(by, 2 if by < 100 else 3)} times as much as " if math.isfinite(by) else ""
 
 
 # ---------------------------------------------------------------- formats
@@ -117,7 +182,7 @@ def _orders(groups: Sequence[Group]) -> list[Statement]:
             if len(mine) > 1:
                 where = f"at {value}" if about == "format" else f"in {value}"
                 text = order_text([(getattr(group, own), group.whole) for group in mine if group.whole])
-                said.append(Statement(f"Which {about} {where}", text))
+                said.append(_statement(f"Which {about} {where}", text))
     if not said and len(groups) == 1 and groups[0].together:
         whole = groups[0].together
         text = (
@@ -125,7 +190,7 @@ def _orders(groups: Sequence[Group]) -> list[Statement]:
             f"{_figure(whole)} from the unrounded model; the likeliest token stays the same at "
             f"{_percent(whole['comparison']['same_top'])} of positions."
         )
-        said.append(Statement("All sites together", text))
+        said.append(_statement("All sites together", text))
     return said
 
 
@@ -133,12 +198,12 @@ def order_text(items: Sequence[tuple[str, Entry]]) -> str:
     """Who costs more than whom by mean KL, and who is not ordered."""
     items = sorted(items, key=lambda item: -_or_inf(kld(item[1])))
     (first, most), (last, least) = items[0], items[-1]
-    by = kld(most) / kld(least) if kld(least) else math.nan
-    times = f", {significant(by, 2)} times that of {last}" if math.isfinite(by) else ""
+    by = _times(most, least)
+    times = f", {by}{last}" if by else ""
     figures = listed([f"{name} {_figure(entry)}" for name, entry in items])
     text = f"All sites together, mean KL divergence: {figures}. "
     if any(kld_interval(entry) is None for _, entry in items):
-        return text + f"The largest figure is that of {first}{times}, but without intervals it is not resolved."
+        return text + f"The largest figure is that of {first}; without intervals no order is resolved."
     tied = [
         f"{a} and {b}"
         for (a, one), (b, other) in combinations(items, 2)
@@ -164,44 +229,41 @@ def layers_text(group: Group) -> str:
     n, word = len(singles), _word(singles)
     most, least = singles[0], singles[-1]
     if n == 1:
-        return f"One site only, {sites_text(singles)}: mean KL {_figure(most)}. There is nothing to order."
+        return f"One site only, {group.text(singles)}: mean KL {_figure(most)}. There is nothing to order."
     intervals = [kld_interval(entry) for entry in singles]
-    if all(interval is None for interval in intervals):
+    top, second, bottom = _places(group)
+    if not top:
         return (
             f"Without intervals no {word} can be told from another. The largest figure is that of "
-            f"{sites_text([most])}, {_figure(most)}, the smallest that of {sites_text([least])}, "
+            f"{group.text([most])}, {_figure(most)}, the smallest that of {group.text([least])}, "
             f"{_figure(least)}."
         )
-    places = ranks(intervals)
-    top = [entry for entry, place in zip(singles, places, strict=True) if place[0] == 1]
-    bottom = [entry for entry, place in zip(singles, places, strict=True) if place[1] == n]
     if len(top) == n:
         return (
             f"No {word} can be told from another: all {n} intervals overlap. The largest figure is that of "
-            f"{sites_text([most])}, {_figure(most)}, the smallest that of {sites_text([least])}, "
+            f"{group.text([most])}, {_figure(most)}, the smallest that of {group.text([least])}, "
             f"{_figure(least)}; which costs most is not resolved."
         )
     if len(top) == 1:
         share = kld(most) / group.sum_of_singles if group.sum_of_singles else math.nan
         part = f", {_percent(share, 0)} of the sum over all {n}" if math.isfinite(share) else ""
         text = (
-            f"{capital(sites_text(top))} costs most, mean KL {_figure(most)}{part}: its interval lies above "
+            f"{capital(group.text(top))} costs most, mean KL {_figure(most)}{part}: its interval lies above "
             "every other. "
         )
-        second = [entry for entry, place in zip(singles, places, strict=True) if place[0] == 2]
         if 0 < len(second) <= NAMED and n > 2:
             tied = ", not ordered among themselves" if len(second) > 1 else ""
-            text += f"Then {'come' if _many(second) else 'comes'} {sites_text(second)}{tied}. "
+            text += f"Then {'come' if _many(second) else 'comes'} {group.text(second)}{tied}. "
     else:
         text = (
-            f"The first place is shared by {_named(top, word)}: their intervals overlap, so which of them "
-            f"costs most is not resolved. The largest figure is that of {sites_text([most])}, "
+            f"The first place is shared by {_named(group, top, word)}: their intervals overlap, so which of "
+            f"them costs most is not resolved. The largest figure is that of {group.text([most])}, "
             f"{_figure(most)}. Each other {word} costs less than at least one of them. "
         )
     if len(bottom) == 1:
-        text += f"{capital(sites_text(bottom))} costs least, {_figure(least)}. "
+        text += f"{capital(group.text(bottom))} costs least, {_figure(least)}. "
     else:
-        text += f"The last place is shared by {_named(bottom, word)}. "
+        text += f"The last place is shared by {_named(group, bottom, word)}. "
     pairs = math.comb(n, 2)
     resolved = sum(apart(a, b) for a, b in combinations(intervals, 2))
     return text + (
@@ -211,8 +273,24 @@ def layers_text(group: Group) -> str:
     )
 
 
-def _named(entries: Sequence[Entry], word: str) -> str:
-    return sites_text(entries) if len(entries) <= 2 * NAMED else f"{len(entries)} {word}s"
+def _places(group: Group) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Cells that may be the first, whose best place is the second, that may be the last.
+
+    All empty where no interval is known.
+    """
+    intervals = [kld_interval(entry) for entry in group.singles]
+    if all(interval is None for interval in intervals):
+        return [], [], []
+    found = list(zip(group.singles, ranks(intervals), strict=True))
+    return (
+        [entry for entry, (best, _) in found if best == 1],
+        [entry for entry, (best, _) in found if best == 2],
+        [entry for entry, (_, worst) in found if worst == len(found)],
+    )
+
+
+def _named(group: Group, entries: Sequence[Entry], word: str) -> str:
+    return group.text(entries) if len(entries) <= 2 * NAMED else f"{len(entries)} {word}s"
 
 
 def _many(entries: Sequence[Entry]) -> bool:
@@ -238,7 +316,7 @@ def _additivity(group: Group) -> str:
         return ""
     return (
         f"All together cost {_figure(group.together)}, {ratio:.3f} times the sum of the single ones "
-        f"({significant(group.sum_of_singles)}): {additivity_words(ratio)}"
+        f"({kl_text(group.sum_of_singles)}): {additivity_words(ratio)}"
         f"{' to within 5 %' if abs(ratio - 1) <= ADDS_UP else ''}."
     )
 
@@ -289,7 +367,7 @@ def ppl_text(entry: Entry) -> str:
 
 def _figure(entry: Entry) -> str:
     interval = kld_interval(entry)
-    return significant(kld(entry)) + ("" if interval is None else f" ({between(interval)})")
+    return kl_text(kld(entry)) + ("" if interval is None else f" ({between(interval)})")
 
 
 def _percent(fraction: float, decimals: int = 1) -> str:
