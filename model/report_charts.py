@@ -20,6 +20,7 @@ from .report_axes import (
 from .report_data import (
     Group,
     between,
+    finite,
     groups_of,
     kl_text,
     kld,
@@ -37,6 +38,8 @@ def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
     """One after another, each to be written within `report_svg.style` before the next is drawn."""
     groups = [group for group in groups_of(data) if group.singles]
     formats = [group for group in groups if not group.is_noise]
+    if not groups:
+        return
     if len([group for group in groups if group.whole]) > 1:
         yield _together([group for group in groups if group.whole], ink)
     for i, group in enumerate(formats):
@@ -65,7 +68,7 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
     figure = figure_of(0.75 + 0.24 * len(groups))
     axis = figure.subplots()
     wholes = [group.whole for group in groups if group.whole]
-    values = [kld(entry) for entry in wholes]
+    values = [finite(kld(entry)) for entry in wholes]
     intervals = [kld_interval(entry) for entry in wholes]
     places = list(range(len(groups)))
     for group, at, value, interval in zip(groups, places, values, intervals, strict=True):
@@ -74,13 +77,13 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
         if interval is not None:
             axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
     value_axis(axis, "x", [*values, *(end for i in intervals if i for end in i)], "mean KL divergence")
-    axis.set_yticks(places, [plain(group.name) for group in groups])
+    axis.set_yticks(places, [group.name for group in groups])
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0, labelcolor=ink.text)
     figures = "; ".join(
-        f"{plain(group.name)} {kl_text(value)} ({between(interval)})"
+        f"{group.name} {kl_text(value)} ({between(interval)})"
         for group, value, interval in zip(groups, values, intervals, strict=True)
     )
     return Chart(
@@ -100,7 +103,8 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
     series = series_of(group, group.kinds)
     width = 0.8 / len(series)
     tips, everything = {}, []
-    for j, (label, entries, colour) in enumerate(series):
+    for j, (label, cells, colour) in enumerate(series):
+        entries = [entry for entry in cells if math.isfinite(kld(entry))]
         at = [places[site_of(entry)[1]] + (j - (len(series) - 1) / 2) * width for entry in entries]
         values = [kld(entry) for entry in entries]
         intervals = [kld_interval(entry) for entry in entries]
@@ -131,7 +135,7 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
         everything += [v for v in values if v > 0] + [end for i in intervals if i for end in i if end > 0]
     log = value_axis(axis, "y", everything, "mean KL divergence")
     layer_axis(axis, places)
-    axis.set_title(plain(group.name))
+    axis.set_title(group.name)
     legend(axis)
     first = [entry for entry in group.singles if entry.get("rank", [0])[0] == 1]
     shared = (
@@ -140,10 +144,10 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
     return Chart(
         key,
         "layers",
-        f"Mean KL divergence by layer: {plain(group.name)}",
+        f"Mean KL divergence by layer: {group.name}",
         f"Each bar rounds one site alone; lines are 95 % intervals over chunks. {shared}."
         + (" The scale is logarithmic: bars have no zero." if log else ""),
-        f"Bars of the mean KL divergence of each site of {plain(group.name)} rounded alone: "
+        f"Bars of the mean KL divergence of each site of {group.name} rounded alone: "
         f"{extremes(group)}. {shared}. "
         + (f"Noise of the same length beside them: {extremes(group.noise)}." if group.noise else ""),
         figure,
@@ -156,8 +160,8 @@ def _cumulative(key: str, group: Group, ink: Ink) -> Chart:
     axis = figure.subplots()
     cells = [group.singles[0], *group.cumulative, *([group.together] if group.together else [])]
     at = [len(entry["sites"]) for entry in cells]
-    values = [kld(entry) for entry in cells]
-    single, sums = [kld(entry) for entry in group.singles], []
+    values = [finite(kld(entry)) for entry in cells]
+    single, sums = [finite(kld(entry)) for entry in group.singles], []
     for n in at:
         sums.append(math.fsum(single[:n]))
     known = [(n, i) for n, i in zip(at, map(kld_interval, cells), strict=True) if i]
@@ -174,12 +178,12 @@ def _cumulative(key: str, group: Group, ink: Ink) -> Chart:
     value_axis(axis, "y", [*values, *sums], "mean KL divergence", log=False)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("sites rounded, from the first on")
-    axis.set_title(plain(group.name))
+    axis.set_title(group.name)
     legend(axis)
     return Chart(
         key,
         "layers",
-        f"Mean KL divergence of the first sites together: {plain(group.name)}",
+        f"Mean KL divergence of the first sites together: {group.name}",
         "The first sites up to each, with the 95 % interval, and what the single ones add up to.",
         f"A line from {kl_text(values[0])} with one site to {kl_text(values[-1])} with {at[-1]}; the "
         f"single ones add up to {kl_text(sums[-1])}.",
@@ -226,7 +230,7 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_yticks(
         range(len(rows)),
-        [f"{kinds.partition(' ')[0]} " * several + plain(group.spec) for group, kinds, _ in rows],
+        [f"{kinds.partition(' ')[0]} " * several + group.spec for group, kinds, _ in rows],
     )
     layer_axis(axis, places)
     axis.set_xlim(min(places.values()) - 0.5, max(places.values()) + 0.5)
@@ -245,7 +249,7 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.outline.set_visible(False)
     bar.set_label("mean KL")
-    found = "; ".join(f"{plain(group.name)}: {extremes(group)}" for group in groups)
+    found = "; ".join(f"{group.name}: {extremes(group)}" for group in groups)
     return Chart(
         "heat-map",
         "heat",

@@ -82,7 +82,7 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
         mine = [entry for entry in data["cells"] if entry["group"] == about["name"]]
         groups.append(
             Group(
-                about["name"],
+                plain(about["name"]),
                 [e for e in mine if e["kind"] == "single" and e["sites"]],
                 [e for e in mine if e["kind"] == "cumulative"],
                 next((e for e in mine if e["kind"] == "together"), None),
@@ -143,6 +143,12 @@ def number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def finite(value: Any) -> float:
+    """What can be drawn; what cannot is nan and left out."""
+    value = number(value)
+    return value if math.isfinite(value) else math.nan
+
+
 def _interval(ends: Sequence[float] | None) -> Interval | None:
     if ends is None or not all(math.isfinite(end) for end in ends):
         return None
@@ -169,7 +175,7 @@ def significant(value: Any, digits: int = 3) -> str:
         return NONE if math.isnan(value) else ("∞" if value > 0 else "−∞")
     if value and not 1e-3 <= abs(value) < 1e5:
         return minus(f"{value:.{digits - 1}e}")
-    decimals = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
     return minus(f"{value:.{max(decimals, 0)}f}" if value else "0")
 
 

@@ -11,9 +11,8 @@ from .report_data import (
     Entry,
     Group,
     between,
+    finite,
     kl_text,
-    number,
-    plain,
     ppl_change,
     ppl_interval,
     signed,
@@ -48,10 +47,10 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
                 _dots(axis, [(end + (j - (len(wholes) - 1) / 2) * 0.5, whole)], colour, ink, None)
         value_axis(axis, "y", [], "change of PPL, %", log=False)
         layer_axis(axis, places, [(end, "all")] if group.together else [])
-        axis.set_title(plain(group.name))
+        axis.set_title(group.name)
         if group.whole:
             said.append(
-                f"{plain(group.name)} {signed(ppl_change(group.whole))} % "
+                f"{group.name} {signed(ppl_change(group.whole))} % "
                 f"({between(ppl_interval(group.whole), signed)})"
             )
     shared_legend(figure, axes)
@@ -70,7 +69,7 @@ def _dots(
     axis: Any, points: Sequence[tuple[float, Entry]], colour: int | None, ink: Ink, label: str | None
 ) -> None:
     at, entries = [x for x, _ in points], [entry for _, entry in points]
-    values = [ppl_change(entry) for entry in entries]
+    values = [finite(ppl_change(entry)) for entry in entries]
     fill = ink.muted if colour is None else ink.series(colour)
     axis.errorbar(
         at,
@@ -88,18 +87,18 @@ def _dots(
 
 
 def _share(site: dict[str, Any], count: str) -> float:
-    return 100 * number(site[count]) / site["elements"] if site["elements"] else math.nan
+    return 100 * finite(site[count]) / site["elements"] if site["elements"] else math.nan
 
 
 def _bias(site: dict[str, Any]) -> float:
-    size = number(site["mean_abs_error"])
-    return 100 * number(site["mean_error"]) / size if size else math.nan
+    size = finite(site["mean_abs_error"])
+    return 100 * finite(site["mean_error"]) / size if size else math.nan
 
 
 _ERRORS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
-    ("SQNR, dB", lambda site: number(site["sqnr_db"])),
-    ("largest |error|", lambda site: number(site["max_abs_error"])),
-    ("mean |error|", lambda site: number(site["mean_abs_error"])),
+    ("SQNR, dB", lambda site: finite(site["sqnr_db"])),
+    ("largest |error|", lambda site: finite(site["max_abs_error"])),
+    ("mean |error|", lambda site: finite(site["mean_abs_error"])),
     ("bias: mean error, % of mean |error|", _bias),
     ("out of range, % of elements", lambda site: _share(site, "out_of_range")),
     ("changed, % of elements", lambda site: _share(site, "changed")),
@@ -121,14 +120,14 @@ def errors(key: str, kinds: str, groups: Sequence[Group], ink: Ink) -> Chart:
             points = [(site_of(entry)[1], value) for entry, value in zip(entries, values, strict=True)]
             # no line to output_norm
             for label, of in (
-                (plain(names[i]), [(places[layer], y) for layer, y in points if layer is not None]),
+                (names[i], [(places[layer], y) for layer, y in points if layer is not None]),
                 (None, [(places[layer], y) for layer, y in points if layer is None]),
             ):
                 axis.plot([x for x, _ in of], [y for _, y in of], linewidth=0.9, label=label, **look)
             known = [value for value in values if math.isfinite(value)]
             everything += known
             if what.startswith("SQNR") and known:
-                said.append(f"{plain(names[i])} {significant(min(known))} to {significant(max(known))} dB")
+                said.append(f"{names[i]} {significant(min(known))} to {significant(max(known))} dB")
         if what.startswith("bias"):
             axis.axhline(0, color=ink.muted, linewidth=0.9)
         positive = [value for value in everything if value > 0]
@@ -158,7 +157,7 @@ def distributions(key: str, panels: Sequence[tuple[Group, str]], ink: Ink) -> Ch
     names = ("max", "99.9%", "99%", "90%", "median", "10%", "1%")
     found = {
         (group.name, kinds): [
-            (site_of(entry)[1], {name: number(entry["comparison"]["kld"][name]) for name in names})
+            (site_of(entry)[1], {name: finite(entry["comparison"]["kld"][name]) for name in names})
             for entry in group.panels[kinds]
         ]
         for group, kinds in panels
@@ -181,11 +180,11 @@ def distributions(key: str, panels: Sequence[tuple[Group, str]], ink: Ink) -> Ch
         axis.plot(at, of("max"), "x", color=ink.text, markersize=2.4, markeredgewidth=0.7)
         value_axis(axis, "y", [*positive], "KL of a token", log=True)
         layer_axis(axis, places)
-        axis.set_title(plain(group.name) + (f": {kinds}" if len(group.panels) > 1 else ""))
+        axis.set_title(group.name + (f": {kinds}" if len(group.panels) > 1 else ""))
         if axis.get_subplotspec().colspan.start:
             axis.set_ylabel("")
         medians = [kl["median"] for _, kl in cells]
-        said.append(f"{plain(group.name)} {kinds} {kl_text(min(medians))} to {kl_text(max(medians))}")
+        said.append(f"{group.name} {kinds} {kl_text(min(medians))} to {kl_text(max(medians))}")
     return Chart(
         key,
         "sites",

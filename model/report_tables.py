@@ -46,7 +46,7 @@ def at_a_glance(data: dict[str, Any]) -> Table:
         c, ratio = group.whole["comparison"], group.additivity
         adds = NONE if ratio is None else f"{ratio:.3f}: {additivity_words(ratio)}"
         kl = [kl_text(c["mean_kld"]), between(kld_interval(group.whole))]
-        rows.append([plain(group.name), *kl, ppl_text(group.whole), f"{100 * c['same_top']:.2f} %", adds])
+        rows.append([group.name, *kl, ppl_text(group.whole), f"{100 * c['same_top']:.2f} %", adds])
     return Table("All sites together", head, rows, ["single"] * len(rows))
 
 
@@ -56,7 +56,7 @@ def cell_tables(data: dict[str, Any]) -> list[tuple[str, list[Table]]]:
     for group in groups_of(data):
         ordered = sorted(group.singles, key=lambda entry: -entry["comparison"]["mean_kld"])
         rest = [*group.cumulative, *([group.together] if group.together else [])]
-        found.append((plain(group.name), _tables([*ordered, *rest], group)))
+        found.append((group.name, _tables([*ordered, *rest], group)))
     others = [entry for entry in data["cells"] if not entry["group"]]
     if others:
         control_only = all(entry["kind"] == CONTROL for entry in others)
