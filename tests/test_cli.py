@@ -33,6 +33,7 @@ COMMANDS = (
     "replicate",
     "sweep",
     "results",
+    "report",
     "run",
     "perplexity",
 )

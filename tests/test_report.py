@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import matplotlib.image
@@ -24,6 +25,8 @@ from model.report import report_html, write_pngs
 from model.report_data import Group, between, kl_text, ranges, significant
 from model.report_tables import at_a_glance
 from model.report_verdict import additivity_words, layers_text, verdict
+
+EXAMPLE = Path(__file__).parents[1] / "docs" / "example-report.html"
 
 # ---------------------------------------------------------------- runs of one's choice
 
@@ -391,6 +394,16 @@ def test_nothing_is_fetched(html, page):
     (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
     assert not re.search(r"\bon\w+=", re.sub(r">[^<]*<", "><", html))
+
+
+def test_the_kept_example():
+    """docs/example-report.html: of this page's parts, and from no machine in particular."""
+    html = EXAMPLE.read_text("utf-8")
+    page = Page(html)
+    assert [a["id"] for a in page.all("section")] == SECTIONS
+    assert all(target.startswith(("#", "data:")) for _, target in references(html))
+    assert not re.search(r"/(root|home|tmp|usr|work|mnt)\b", html)
+    assert "differs from itself by exactly 0" in page.text("dd") and len(html) < 1.5e6
 
 
 def test_every_chart_has_a_text_alternative(html, page):
