@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from fq_kernels.rules import RowStat
@@ -103,3 +105,29 @@ def save(path, run, means, *, done=None):
         if done is not None and done < chunks:
             store.save(number, 0, done, left(run.cells[0], None, done))
     return number
+
+
+def layers(n):
+    return {"ffn_norm[*].raw": [f"ffn_norm[{i}].raw" for i in range(n)]}
+
+
+def layer_of(cell):
+    return int(re.search(r"\[(\d+)\]", cell.name)[1]) if "*" not in cell.name else None
+
+
+def data_for(intervals, *, specs=("bf16",), chunks=8, done=None, together=None, drift=0.0, **options):
+    """A run of one layer per interval; a layer's chunks lie evenly over it, so its own is a bit narrower."""
+    n = len(intervals)
+
+    def means(cell):
+        layer = layer_of(cell)
+        low, high = intervals[layer] if layer is not None else together or (1e-3, 1.1e-3)
+        return np.linspace(low, high, chunks)
+
+    run = run_of(cells_for(layers(n), specs, **options), [("ffn_norm", i) for i in range(n)], chunks)
+    return data_of(run, means, done=done, drift=drift)
+
+
+WINNER = [(1e-6, 2e-6), (1.2e-6, 2.2e-6), (1e-5, 1.1e-5), (1.1e-6, 2.1e-6)]
+TIED = [(1e-6, 3e-6), (1.2e-6, 3.2e-6), (1.1e-6, 3.1e-6)]
+TWO_FIRST = [(1e-5, 1.4e-5), (1e-6, 1.1e-6), (1.1e-5, 1.5e-5), (1e-7, 1.1e-7)]
