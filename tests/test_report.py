@@ -16,10 +16,10 @@ import pytest
 from report_store import CONTROL, TIED, WINNER, cells_for, data_for, data_of, layers, run_of, save
 from test_cli import environment, fq
 
-from model import report_svg
 from model.noise import noise_format
-from model.report import report_html, write_pngs
-from model.report_data import kl_text
+from model.report import svg as report_svg
+from model.report.data import kl_text
+from model.report.page import report_html, write_pngs
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example-report.html"
 

@@ -17,8 +17,8 @@ import matplotlib.image
 import pytest
 from test_report import CHARTS, example
 
-from model.report import report_html
-from model.report_svg import DARK, LIGHT
+from model.report.page import report_html
+from model.report.svg import DARK, LIGHT
 
 WIDTH = 1280
 SECONDS = 300  # it is started on machines that do much else

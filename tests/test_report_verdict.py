@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from report_store import TIED, TWO_FIRST, WINNER, cells_for, data_for, data_of, layer_of, layers, run_of
 
 from model.noise import noise_format
-from model.report_data import Group, between, kl_text, ranges, significant
-from model.report_tables import at_a_glance
-from model.report_verdict import additivity_words, layers_text, verdict
+from model.report.data import Group, between, kl_text, ranges, significant
+from model.report.tables import at_a_glance
+from model.report.verdict import additivity_words, layers_text, verdict
 
 
 def said(data):

@@ -15,17 +15,20 @@ from .options import add_store
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=int, nargs="?", help="number of a run (default: the newest)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="HTML file, - for stdout (default fq-report-RUN.html)")
+    parser.add_argument(
+        "run", metavar="RUN", type=int, nargs="?", help="number of a run (default: the newest)"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the HTML file, - for stdout (default fq-report-RUN.html)"
+    )
     parser.add_argument("--png", metavar="DIR", help="write the plots alone, too, as PNG files in DIR")
     add_store(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    from .. import report as page
-    from .. import report_svg
+    from ..report import page, svg
 
-    with report_svg.style(report_svg.FOR_PNG):
+    with svg.style(svg.FOR_PNG):
         pass  # where matplotlib is missing nothing is begun
     with Results(args.store, must_exist=True) as store:
         runs = {run["run"]: run for run in store.list()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from .errors import FqError
+from ..errors import FqError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

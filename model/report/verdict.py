@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from .report_data import (
+from ..sweep_figures import ranks
+from .data import (
     Entry,
     Group,
     apart,
@@ -26,7 +27,6 @@ from .report_data import (
     significant,
     site_of,
 )
-from .sweep_figures import ranks
 
 NAMED = 6  # at most so many sites, or pairs, by name
 ENOUGH_CHUNKS = 8

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .report_axes import layer_axis, panels_of, positions, series_of, shared_legend, value_axis, whiskers
-from .report_data import (
+from .axes import layer_axis, panels_of, positions, series_of, shared_legend, value_axis, whiskers
+from .data import (
     Entry,
     Group,
     between,
@@ -19,7 +19,7 @@ from .report_data import (
     significant,
     site_of,
 )
-from .report_svg import Chart, Ink
+from .svg import Chart, Ink
 
 SPREAD = 8.0  # largest over smallest from which errors of several formats need a logarithmic axis
 SIZES = "largest |error|", "mean |error|"

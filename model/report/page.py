@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import report_svg
-from .report_charts import charts
-from .report_data import plain, significant
-from .report_tables import at_a_glance, cell_tables, provenance
-from .report_verdict import verdict
+from . import svg
+from .charts import charts
+from .data import plain, significant
+from .tables import at_a_glance, cell_tables, provenance
+from .verdict import verdict
 
-TEMPLATE = Path(__file__).with_name("data") / "report.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 SECTIONS = {
     "layers": "KL divergence by layer",
     "heat": "Layer × format",
@@ -46,8 +46,8 @@ def report_html(data: dict[str, Any]) -> str:
         tables=cell_tables(data),
         provenance=provenance(data),
         command=plain(data.get("command") or ""),
-        light=report_svg.LIGHT,
-        dark=report_svg.DARK,
+        light=svg.LIGHT,
+        dark=svg.DARK,
     )
 
 
@@ -55,10 +55,10 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     drawn: Mapping[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
-    with report_svg.style(report_svg.FOR_PAGE):
-        for chart in charts(data, report_svg.FOR_PAGE):
+    with svg.style(svg.FOR_PAGE):
+        for chart in charts(data, svg.FOR_PAGE):
             # matplotlib and ElementTree have escaped what stands in it
-            drawn[chart.section].append({"chart": chart, "svg": Markup(report_svg.svg(chart))})
+            drawn[chart.section].append({"chart": chart, "svg": Markup(svg.svg(chart))})
     return [
         {"key": key, "title": title, "charts": drawn[key]} for key, title in SECTIONS.items() if drawn[key]
     ]
@@ -67,8 +67,8 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
 def write_pngs(data: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
     """Each chart of the page as FOLDER/KEY.png, in the light. Raises FqError as `report_html`."""
     written = []
-    with report_svg.style(report_svg.FOR_PNG):
-        for chart in charts(data, report_svg.FOR_PNG):
+    with svg.style(svg.FOR_PNG):
+        for chart in charts(data, svg.FOR_PNG):
             written.append(Path(folder) / f"{chart.key}.png")
-            report_svg.png(chart, os.fspath(written[-1]))
+            svg.png(chart, os.fspath(written[-1]))
     return written

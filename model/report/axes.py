@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .report_data import (
+from .data import (
     Entry,
     Group,
     Interval,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .report_axes import (
+from .axes import (
     extremes,
     figure_of,
     layer_axis,
@@ -17,7 +17,7 @@ from .report_axes import (
     value_axis,
     whiskers,
 )
-from .report_data import (
+from .data import (
     Group,
     between,
     finite,
@@ -28,14 +28,14 @@ from .report_data import (
     plain,
     site_of,
 )
-from .report_site_charts import distributions, errors, perplexity
-from .report_svg import Chart, Ink
+from .site_charts import distributions, errors, perplexity
+from .svg import Chart, Ink
 
 PANELS = 8  # at most so many in one chart: more do not fit on a printed page
 
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
-    """One after another, each to be written within `report_svg.style` before the next is drawn."""
+    """One after another, each to be written within `svg.style` before the next is drawn."""
     groups = [group for group in groups_of(data) if group.singles]
     formats = [group for group in groups if not group.is_noise]
     if not groups:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .noise import PREFIX as NOISE
-from .show import ascii_safe
+from ..noise import PREFIX as NOISE
+from ..show import ascii_safe
 
 Entry = dict[str, Any]  # a cell, as in `figures`
 Interval = tuple[float, float]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report_data import (
+from ..statistics import QUANTILES
+from ..sweep import CONTROL
+from .data import (
     NONE,
     Entry,
     Group,
@@ -19,9 +21,7 @@ from .report_data import (
     signed,
     significant,
 )
-from .report_verdict import additivity_words, ppl_text
-from .statistics import QUANTILES
-from .sweep import CONTROL
+from .verdict import additivity_words, ppl_text
 
 Row = list[str]
 
@@ -85,27 +85,25 @@ def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
                 f"{100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f}",
             ]
         )
-        kl.append([name, *(kl_text(c["kld"][q]) for q in _ORDER)])
+        kl.append([name, *(kl_text(c["kld"][q]) for q in QUANTILES)])
         dp.append(
             [
                 name,
                 f"{signed(_times100(c['mean_dp']))} ± {significant(_times100(c['dp_se']), 2)}",
                 significant(_times100(c["rms_dp"])),
-                *(signed(_times100(c["dp"][q])) for q in _ORDER),
+                *(signed(_times100(c["dp"][q])) for q in QUANTILES),
             ]
         )
     main_head = ["rounded", "rank", "mean KL", "95 %", "ln(PPL ratio)", "95 %", "PPL", "same top, %"]
     tables = [
         Table("Comparison with the unrounded model", main_head, main, kinds),
-        Table("KL divergence of a token", ["rounded", *_ORDER], kl, kinds),
-        Table("Δp of the correct token, percentage points", ["rounded", "mean", "RMS", *_ORDER], dp, kinds),
+        Table("KL divergence of a token", ["rounded", *QUANTILES], kl, kinds),
+        Table(
+            "Δp of the correct token, percentage points", ["rounded", "mean", "RMS", *QUANTILES], dp, kinds
+        ),
     ]
     sites = _sites(entries, names)
     return [*tables, sites] if sites.rows else tables
-
-
-_ORDER = ["max", *(f"{q}%" for q, at in QUANTILES.items() if at > 0.5), "median"]
-_ORDER += [*(f"{q}%" for q, at in QUANTILES.items() if at < 0.5), "min"]
 
 
 def _name(entry: Entry, group: Group | None) -> str:

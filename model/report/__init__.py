@@ -1,0 +1,1 @@
+"""A kept sweep as one HTML page: its words, its charts, its tables."""
