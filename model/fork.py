@@ -46,6 +46,7 @@ class Fork:
         self.model, self.batch = model, batch
         self._context = Context(model, n_ctx, executor, activations=activations)
         self._no_rules = self._context.rules
+        self._sizes = (0, 0)
         self._nodes = model.graph.nodes
         layers = groupby(range(len(self._nodes)), key=lambda i: self._nodes[i].layer)
         self._layers = [range(nodes[0], nodes[-1] + 1) for nodes in (list(group) for _, group in layers)]
@@ -79,8 +80,7 @@ class Fork:
         first_output  from which token on logits are wanted
         on_step       called for each of a variant's `steps` as it ends
 
-        Yields float32 (len(ids) - first_output, n_vocab). The baseline's are its own until the
-        end, a variant's until the next ones.
+        Yields float32 (len(ids) - first_output, n_vocab), which hold until the next ones.
         """
         self._begin(ids, first_output)
         base = self._variant(None)
@@ -91,15 +91,13 @@ class Fork:
                 self._baseline(layer, base, others)
                 on_step()
                 if layer is last:
-                    yield _joined(base.values)
+                    yield self._logits(base)
                 for variant in others:
                     if variant.start < layer.stop:
                         self._advance(range(max(layer.start, variant.start), layer.stop), variant)
                         on_step()
                         if layer is last:
-                            yield _joined(variant.values)
-                            for values in variant.values:
-                                self._context._release(values, last.stop - 1)
+                            yield self._logits(variant)
 
     def _begin(self, ids: np.ndarray, first_output: int) -> None:
         self._ids = ids
@@ -108,7 +106,9 @@ class Fork:
             slice(max(first_output - part.start, 0), part.stop - part.start) for part in self._parts
         ]
         self._n_outputs = len(ids) - first_output
-        self._context._free.clear()
+        if self._sizes != (len(ids), first_output):  # else the last sequence's memory fits this one
+            self._context._free.clear()
+            self._sizes = len(ids), first_output
 
     def _variant(self, rules: FakeQuant | None) -> _Variant:
         return _Variant(rules or self._no_rules, self.first_node(rules), [{} for _ in self._parts])
@@ -142,7 +142,14 @@ class Fork:
             context.n_past = part.start
             context._run(nodes, values, self._ids[part], outputs)
 
-
-def _joined(batches: list[dict[int, np.ndarray]]) -> np.ndarray:
-    parts = [value for values in batches for value in values.values() if len(value)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _logits(self, variant: _Variant) -> np.ndarray:
+        """The values that are left at the end, of all batches; their memory is free for what comes next."""
+        context, last = self._context, len(self._nodes) - 1
+        parts = [values[last] for values in variant.values if len(values[last])]
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = np.concatenate(parts, out=context._buffer((self._n_outputs, whole.shape[1])))
+            context._free.setdefault(whole.shape, []).append(whole)
+        for values in variant.values:
+            context._release(values, last)
+        return whole

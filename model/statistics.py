@@ -9,6 +9,7 @@ computed in, so a stream compared with itself gives exactly 0 everywhere.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,26 @@ import numpy as np
 
 from fq_kernels import Executor, log_sum_exp
 
-# Rows of logits per task. Of 49152 tokens one is 0.4 MB in float64, and there are three at a time:
-# with more of them they leave the cache.
-ROWS = 1
 BOOTSTRAP_SAMPLES = 2000
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 (rows, n_vocab) -> ln p, float64."""
-    parts = log_sum_exp(logits)
-    values = logits - parts[:, :1]
-    values -= parts[:, 1:]
-    return values
+_scratch = threading.local()
+
+
+def _rows(n_vocab: int) -> np.ndarray:
+    """This thread's scratch, float64 (3, n_vocab)."""
+    rows = getattr(_scratch, "rows", None)
+    if rows is None or rows.shape[1] != n_vocab:
+        rows = _scratch.rows = np.empty((3, n_vocab))
+    return rows
+
+
+def _log_softmax(logits: np.ndarray, out: np.ndarray) -> None:
+    """ln p of one row, float32 (n_vocab,), into out, float64."""
+    ((top, rest),) = log_sum_exp(logits[None])
+    out[:] = logits  # on its own: a subtraction that converts as well takes four times as long
+    out -= top
+    out -= rest
 
 
 def score(logits: np.ndarray, targets: np.ndarray, executor: Executor) -> np.ndarray:
@@ -52,47 +61,43 @@ class Paired:
         return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__dataclass_fields__))
 
 
-def _compare_rows(
-    result: Paired,
-    rows: slice,
-    log_p: np.ndarray,
-    p: np.ndarray,
-    top: np.ndarray,
-    other: np.ndarray,
-    targets: np.ndarray,
-) -> None:
-    """Fill in ``rows`` from the baseline's ln p, p and top token there, and the other stream's logits."""
-    log_q = _log_softmax(other[rows])
-    correct = targets[rows, None]
-    lp = np.take_along_axis(log_p, correct, axis=1)[:, 0]
-    lq = np.take_along_axis(log_q, correct, axis=1)[:, 0]
-    result.nll_base[rows] = -lp
-    result.nll[rows] = -lq
-    result.dp[rows] = np.exp(lq) - np.exp(lp)
-    result.same_top[rows] = top == other[rows].argmax(axis=1)
-    with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
-        np.subtract(log_p, log_q, out=log_q)
-        log_q *= p
-    log_q[p == 0] = 0.0
-    result.kld[rows] = log_q.sum(axis=1)
+class _Columns:
+    """What `Paired` is made from, row by row; lp and lq are ln p and ln q of the target."""
 
+    def __init__(self, n: int) -> None:
+        self.lp, self.lq, self.kld, self.same_top = np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool)
 
-def _empty(n: int) -> Paired:
-    return Paired(np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool))
+    def set(
+        self, i: int, log_p: np.ndarray, p: np.ndarray, top: int, zeros: bool, other: np.ndarray, target: int
+    ) -> None:
+        """Row i: the baseline's ln p, p, top token and whether a p is 0; the other stream's logits."""
+        log_q = _rows(len(other))[2]
+        _log_softmax(other, log_q)
+        self.lp[i], self.lq[i] = log_p[target], log_q[target]
+        self.same_top[i] = other.argmax() == top
+        with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
+            np.subtract(log_p, log_q, out=log_q)
+            log_q *= p
+        if zeros:
+            log_q[p == 0] = 0.0
+        self.kld[i] = log_q.sum()
+
+    def paired(self) -> Paired:
+        return Paired(-self.lp, -self.lq, self.kld, np.exp(self.lq) - np.exp(self.lp), self.same_top)
 
 
 def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
     """Paired figures of two streams' logits, float32 (n, n_vocab) each, for the same tokens."""
-    n = len(targets)
-    result = _empty(n)
+    columns = _Columns(len(base))
 
-    def block(i: int) -> None:
-        rows = slice(i * ROWS, (i + 1) * ROWS)
-        log_p = _log_softmax(base[rows])
-        _compare_rows(result, rows, log_p, np.exp(log_p), base[rows].argmax(axis=1), other, targets)
+    def row(i: int) -> None:
+        log_p, p, _ = _rows(base.shape[1])
+        _log_softmax(base[i], log_p)
+        np.exp(log_p, out=p)
+        columns.set(i, log_p, p, base[i].argmax(), not p.all(), other[i], targets[i])
 
-    executor.map(block, -(-n // ROWS))
-    return result
+    executor.map(row, len(base))
+    return columns.paired()
 
 
 class Reference:
@@ -101,31 +106,35 @@ class Reference:
     Keeps 16 bytes for each of its logits, float32 (n, n_vocab), and not the logits.
     """
 
-    def __init__(self, logits: np.ndarray, targets: np.ndarray, executor: Executor) -> None:
-        self._targets, self._executor = targets, executor
-        self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
-        self._top = np.empty(len(logits), np.intp)
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._log_p = self._p = np.empty((0, 0))
 
-        def block(i: int) -> None:
-            rows = slice(i * ROWS, (i + 1) * ROWS)
-            self._log_p[rows] = _log_softmax(logits[rows])
-            np.exp(self._log_p[rows], out=self._p[rows])
-            self._top[rows] = logits[rows].argmax(axis=1)
+    def set(self, logits: np.ndarray, targets: np.ndarray) -> None:
+        """Take a baseline, in the memory of the one before: fresh pages cost more than the work."""
+        if self._p.shape != logits.shape:
+            self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
+        self._targets = targets
+        self._top, self._zeros = np.empty(len(logits), np.intp), np.empty(len(logits), bool)
 
-        executor.map(block, -(-len(logits) // ROWS))
+        def row(i: int) -> None:
+            _log_softmax(logits[i], self._log_p[i])
+            np.exp(self._log_p[i], out=self._p[i])
+            self._top[i], self._zeros[i] = logits[i].argmax(), not self._p[i].all()
+
+        self._executor.map(row, len(logits))
 
     def compare(self, other: np.ndarray) -> Paired:
         """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
-        result = _empty(len(self._targets))
+        columns = _Columns(len(other))
 
-        def block(i: int) -> None:
-            rows = slice(i * ROWS, (i + 1) * ROWS)
-            _compare_rows(
-                result, rows, self._log_p[rows], self._p[rows], self._top[rows], other, self._targets
+        def row(i: int) -> None:
+            columns.set(
+                i, self._log_p[i], self._p[i], self._top[i], self._zeros[i], other[i], self._targets[i]
             )
 
-        self._executor.map(block, -(-len(other) // ROWS))
-        return result
+        self._executor.map(row, len(other))
+        return columns.paired()
 
 
 def mean_se(values: np.ndarray) -> tuple[float, float]:

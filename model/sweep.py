@@ -12,7 +12,6 @@ import numpy as np
 from fq_kernels import Executor, get_format
 from fq_kernels.rules import POINTS, FakeQuant, Norm, RowStat, Rule, Site
 
-from . import statistics
 from .activations import ACTIVATIONS
 from .errors import FqError
 from .fork import Fork
@@ -136,6 +135,7 @@ class Sweep:
         self._rules = [FakeQuant(model.norms, cell.rules) if cell.rules else None for cell in self.cells]
         self._per_group = self._cells_that_fit(memory_limit)
         self._fork = Fork(model, n_ctx, executor, batch, activations)
+        self._reference = Reference(executor)
 
     def _cells_that_fit(self, limit: int | None) -> int:
         """How many cells at a time; between two layers each holds its residual."""
@@ -144,14 +144,12 @@ class Sweep:
         hp, n_ctx, float32 = self.model.hparams, self.text.n_ctx, 4
         kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
         live = 6 * hp.n_embd + 3 * hp.n_ff + 2 * hp.n_head * hp.n_embd_head
-        # the baseline's and a cell's, once more where batches are put together, and the reference's
-        copies = (3 if self.batch < n_ctx - 1 else 2) + 4
+        # a variant's, once more where batches are put together, and the reference's
+        copies = (2 if self.batch < n_ctx - 1 else 1) + 4
         logits = copies * n_scored_per_chunk(n_ctx) * hp.n_vocab
         threads = self.executor.threads
         scratch = threads * (
-            PANEL_ELEMENTS
-            + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
-            + 2 * 3 * statistics.ROWS * hp.n_vocab
+            PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv + 2 * hp.n_vocab
         )
         residual = float32 * n_ctx * hp.n_embd
         fixed = float32 * ((kv + live) * n_ctx + logits + scratch) + residual
@@ -186,9 +184,9 @@ class Sweep:
         variants = [self._rules[i] for i in group]
         evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
         with contextlib.closing(evaluation):
-            reference = Reference(next(evaluation), targets, self.executor)
+            self._reference.set(next(evaluation), targets)
             for i, logits in zip(group, evaluation, strict=True):
-                paired = reference.compare(logits)
+                paired = self._reference.compare(logits)
                 self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
                 yield i, chunk
 

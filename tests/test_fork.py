@@ -120,3 +120,21 @@ def test_no_node_of_the_shared_layers_is_computed_again(three_layers, executor, 
     assert times["ffn_norm-0"] == times["kqv_out-1"] == times["ffn_inp-1"] == 1
     assert times["ffn_norm-1"] == times["l_out-1"] == 2
     assert times["attn_norm-2"] == times["result_output"] == 3
+
+
+@pytest.mark.parametrize("batch", [5, 32])
+def test_a_sequence_takes_the_memory_of_the_one_before(three_layers, executor, batch):
+    """Fresh pages cost more than the arithmetic, and what is not given back would add up."""
+    fork = Fork(three_layers, 32, executor, batch)
+    variants = variants_of(three_layers, ["ffn_norm[1]=bf16", "*=bf16", None])
+
+    def free_after(n_tokens):
+        for _ in fork.logits(np.arange(3, 3 + n_tokens), 5, variants):
+            pass
+        return [array for arrays in fork._context._free.values() for array in arrays]
+
+    first, again, shorter = free_after(20), free_after(20), free_after(16)
+    assert {id(array) for array in first} == {id(array) for array in again}
+    # logits: one array for all variants, or one per batch and one in which these are put together
+    assert sum(array.shape[1] == 512 for array in first) == (1 if batch == 32 else 4 + 1)
+    assert not any(len(array) in (20, 15) for array in shorter)
