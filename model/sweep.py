@@ -137,28 +137,31 @@ class Sweep:
         self._fork = Fork(model, n_ctx, executor, batch, activations)
         self._reference = Reference(executor)
 
-    def _cells_that_fit(self, limit: int | None) -> int:
-        """How many cells at a time; between two layers each holds its residual."""
-        if limit is None:
-            return len(self.cells)
+    def _memory(self) -> tuple[int, int]:
+        """Bytes that a sweep takes at most whatever the cells, and for each cell at a time: its residual."""
         hp, n_ctx, float32 = self.model.hparams, self.text.n_ctx, 4
         kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
         live = 6 * hp.n_embd + 3 * hp.n_ff + 2 * hp.n_head * hp.n_embd_head
         # a variant's, once more where batches are put together, and the reference's
         copies = (2 if self.batch < n_ctx - 1 else 1) + 4
         logits = copies * n_scored_per_chunk(n_ctx) * hp.n_vocab
-        threads = self.executor.threads
-        scratch = threads * (
+        scratch = self.executor.threads * (
             PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv + 2 * hp.n_vocab
         )
         residual = float32 * n_ctx * hp.n_embd
-        fixed = float32 * ((kv + live) * n_ctx + logits + scratch) + residual
-        if limit < fixed + residual:
+        return float32 * ((kv + live) * n_ctx + logits + scratch) + residual, residual
+
+    def _cells_that_fit(self, limit: int | None) -> int:
+        """How many cells at a time."""
+        if limit is None:
+            return len(self.cells)
+        fixed, cell = self._memory()
+        if limit < fixed + cell:
             raise FqError(
                 f"a memory limit of {limit / 1e6:.0f} MB is too little for one cell, "
-                f"which takes {(fixed + residual) / 1e6:.0f} MB"
+                f"which takes {(fixed + cell) / 1e6:.0f} MB"
             )
-        return (limit - fixed) // residual
+        return (limit - fixed) // cell
 
     def _groups(self, chunk: int) -> list[list[int]]:
         """The cells of a chunk that are yet to be run, as many at a time as fit."""

@@ -75,6 +75,12 @@ def test_the_bits_and_counts_of_separate_runs(three_layers, executor, rules, bat
     assert_as_separate(three_layers, executor, ids, [*RULES[rules], None], batch=batch)
 
 
+def test_on_every_instruction_set(three_layers, executor, isa):
+    """Products of many tokens go through BLAS or a kernel, whose bits may depend on the shape or may not."""
+    ids = np.random.default_rng(2).integers(3, 512, N_TOKENS)
+    assert_as_separate(three_layers, executor, ids, RULES["several"], batch=N_TOKENS)
+
+
 def test_ggml_activations(three_layers, executor):
     ids = np.random.default_rng(1).integers(3, 512, N_TOKENS)
     assert_as_separate(three_layers, executor, ids, RULES["one"], batch=12, activations="ggml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,12 @@ from test_cli import fq
 from test_sweep_compare import HARD, RUN, side
 
 from fq_kernels.rules import FakeQuant
-from model import FqError, Perplexity, Sweep, cells_of
+from model import FqError, Model, Perplexity, Sweep, cells_of
 from model.statistics import is_exactly_zero
 from model.sweep import Cell
 from model.sweep_figures import figures, ranks, sweep_text
-from model.synthetic import SAMPLE_TEXT
+from model.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
+from model.weights import PANEL_ELEMENTS
 
 N_CTX, CHUNKS, BATCH = 32, 3, 12
 SITES = ["ffn_norm[*].raw", "*[*].weighted"]
@@ -122,6 +124,28 @@ def test_memory_is_bounded_and_nothing_else_changes(tiny, tokens, executor):
     assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(None)
     assert len(list(run)) == len(cells) * CHUNKS
     assert run.result() == whole
+
+
+@pytest.mark.parametrize("batch", [40, 128])
+def test_the_memory_is_what_the_limit_is_held_against(tmp_path, executor, batch):
+    shape = tiny_shape(n_layer=6, n_embd=256, n_ff=512, n_vocab=3000, n_ctx_train=128)
+    write_llama_gguf(tmp_path / "model.gguf", shape)
+    model = Model(tmp_path / "model.gguf")
+    cells = cells_of(model, ["*"], ["bf16", "int4"])
+    for _ in started(model, range(3, 131), executor, cells[-1:], n_ctx=128):
+        pass  # what the threads keep as their own is made at the first use
+    tracemalloc.start()
+    try:
+        run = started(model, range(3, 131), executor, cells, n_ctx=128, batch=batch)
+        for _ in run:
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    fixed, cell = run._memory()
+    scratch = executor.threads * 4 * PANEL_ELEMENTS
+    assert fixed + len(cells) * cell - scratch < 1.3 * peak and peak < fixed + len(cells) * cell
+    assert len(cells) * cell > 0.2 * peak  # the cells' share is worth the test
 
 
 def test_an_interrupted_sweep_goes_on(tiny, tokens, executor):
