@@ -6,7 +6,8 @@ has in an evaluation of its own, its logits are the same to the last bit.
 
 All variants pass a layer before any of them enters the next one. Between two layers each holds
 its residual alone, K and V of a layer live no longer than its turn there, and a layer's packed
-weights are in the processor's cache for all of them.
+weights are in the processor's cache for all of them. Each unpacks them again, which is 3 to 7 %
+of a product with 511 tokens; more tokens in one product lose as much, as their sums leave L2.
 """
 
 from __future__ import annotations
