@@ -86,6 +86,12 @@ cdef extern from "exp_ops.h" nogil:
         const float *x
         int64_t stride, n
         double *out
+    ctypedef struct fq_kl_divergence_args:
+        const float *x
+        const double *log_p
+        const double *p
+        int64_t stride, n
+        double *out
 
 
 cdef extern from "attention.h" nogil:
@@ -120,7 +126,8 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
-        fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope, swiglu, causal_exp, log_sum_exp
+        fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope
+        fq_task_fn swiglu, causal_exp, log_sum_exp, kl_divergence
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -114,3 +114,10 @@ def causal_exp(x: npt.NDArray[np.float32], n_first: int) -> npt.NDArray[np.float
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None
 ) -> npt.NDArray[np.float64]: ...
+def kl_divergence(
+    x: npt.NDArray[np.float32],
+    log_p: npt.NDArray[np.float64],
+    p: npt.NDArray[np.float64],
+    *,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float64]: ...

@@ -190,3 +190,38 @@ def log_sum_exp(x, *, executor=None):
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
     return out
+
+
+def kl_divergence(x, log_p, p, *, executor=None):
+    """How far each row of logits x is from a distribution p: the sum of p * (log_p - ln softmax(x)).
+
+    x (rows, n) float32, its last axis contiguous; log_p and p (rows, n) float64 C-contiguous.
+    Returns float64 (rows, 3): m and ln(sum) of log_sum_exp(x), then the divergence, where terms
+    with p = 0 are 0 (src/exp_ops.h). Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_kl_divergence_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.kl_divergence
+    cdef int64_t n_rows
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array al = _open("log_p", log_p, b"d")
+    cdef _Array ap = _open("p", p, b"d")
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"x must be of shape (rows, n) with n > 0, not {x.shape}")
+    for name, array in (("log_p", log_p), ("p", p)):
+        if not array.flags.c_contiguous or array.shape != x.shape:
+            raise ValueError(f"{name} must be C-contiguous of shape {x.shape}")
+    n_rows = x.shape[0]
+    out = np.empty((n_rows, 3))
+    cdef _Array ao = _open("out", out, b"d", True)
+    a.x = <const float *> ax.b.buf
+    a.log_p = <const double *> al.b.buf
+    a.p = <const double *> ap.b.buf
+    a.stride = ax.b.strides[0] // ax.b.itemsize
+    a.n = x.shape[1]
+    a.out = <double *> ao.b.buf
+    pool = _pool_of(executor)
+    if n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+    return out

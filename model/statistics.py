@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import Executor, log_sum_exp
+from fq_kernels import Executor, kl_divergence, log_sum_exp
 
 BOOTSTRAP_SAMPLES = 2000
-
+TOP_ROWS = 32  # per task
 
 _scratch = threading.local()
 
 
 def _rows(n_vocab: int) -> np.ndarray:
-    """This thread's scratch, float64 (3, n_vocab)."""
+    """This thread's scratch, float64 (2, n_vocab)."""
     rows = getattr(_scratch, "rows", None)
     if rows is None or rows.shape[1] != n_vocab:
-        rows = _scratch.rows = np.empty((3, n_vocab))
+        rows = _scratch.rows = np.empty((2, n_vocab))
     return rows
 
 
@@ -41,9 +41,13 @@ def _log_softmax(logits: np.ndarray, out: np.ndarray) -> None:
 
 def score(logits: np.ndarray, targets: np.ndarray, executor: Executor) -> np.ndarray:
     """nll of each target, float64 (n,), from logits float32 (n, n_vocab)."""
+    return -_log_p_of(targets, logits, log_sum_exp(logits, executor=executor))
+
+
+def _log_p_of(targets: np.ndarray, logits: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """ln p of a token in each row, of which log_sum_exp says the parts."""
     correct = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    parts = log_sum_exp(logits, executor=executor)
-    return parts[:, 1] - (correct - parts[:, 0])
+    return (correct - parts[:, 0]) - parts[:, 1]
 
 
 @dataclass
@@ -61,43 +65,39 @@ class Paired:
         return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__dataclass_fields__))
 
 
-class _Columns:
-    """What `Paired` is made from, row by row; lp and lq are ln p and ln q of the target."""
-
-    def __init__(self, n: int) -> None:
-        self.lp, self.lq, self.kld, self.same_top = np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool)
-
-    def set(
-        self, i: int, log_p: np.ndarray, p: np.ndarray, top: int, zeros: bool, other: np.ndarray, target: int
-    ) -> None:
-        """Row i: the baseline's ln p, p, top token and whether a p is 0; the other stream's logits."""
-        log_q = _rows(len(other))[2]
-        _log_softmax(other, log_q)
-        self.lp[i], self.lq[i] = log_p[target], log_q[target]
-        self.same_top[i] = other.argmax() == top
-        with np.errstate(invalid="ignore"):  # -inf - -inf, where both probabilities are 0
-            np.subtract(log_p, log_q, out=log_q)
-            log_q *= p
-        if zeros:
-            log_q[p == 0] = 0.0
-        self.kld[i] = log_q.sum()
-
-    def paired(self) -> Paired:
-        return Paired(-self.lp, -self.lq, self.kld, np.exp(self.lq) - np.exp(self.lp), self.same_top)
-
-
 def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
     """Paired figures of two streams' logits, float32 (n, n_vocab) each, for the same tokens."""
-    columns = _Columns(len(base))
+    lp, found = np.empty(len(base)), np.empty((len(base), 3))
 
     def row(i: int) -> None:
-        log_p, p, _ = _rows(base.shape[1])
+        log_p, p = _rows(base.shape[1])
         _log_softmax(base[i], log_p)
         np.exp(log_p, out=p)
-        columns.set(i, log_p, p, base[i].argmax(), not p.all(), other[i], targets[i])
+        lp[i] = log_p[targets[i]]
+        found[i] = kl_divergence(other[i : i + 1], log_p[None], p[None])
 
     executor.map(row, len(base))
-    return columns.paired()
+    return _paired(lp, _top(base, executor), other, found, targets, executor)
+
+
+def _paired(
+    lp: np.ndarray, top: np.ndarray, other: np.ndarray, found: np.ndarray, targets: np.ndarray, ex: Executor
+) -> Paired:
+    """lp, top: the baseline's ln p of the targets and its top tokens; found: kl_divergence's of other."""
+    lq = _log_p_of(targets, other, found)
+    return Paired(-lp, -lq, found[:, 2].copy(), np.exp(lq) - np.exp(lp), top == _top(other, ex))
+
+
+def _top(logits: np.ndarray, executor: Executor) -> np.ndarray:
+    """The token with the largest logit in each row."""
+    top = np.empty(len(logits), np.intp)
+
+    def block(i: int) -> None:
+        rows = slice(i * TOP_ROWS, (i + 1) * TOP_ROWS)
+        logits[rows].argmax(axis=1, out=top[rows])
+
+    executor.map(block, -(-len(logits) // TOP_ROWS))
+    return top
 
 
 class Reference:
@@ -114,27 +114,20 @@ class Reference:
         """Take a baseline, in the memory of the one before: fresh pages cost more than the work."""
         if self._p.shape != logits.shape:
             self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
-        self._targets = targets
-        self._top, self._zeros = np.empty(len(logits), np.intp), np.empty(len(logits), bool)
 
         def row(i: int) -> None:
             _log_softmax(logits[i], self._log_p[i])
             np.exp(self._log_p[i], out=self._p[i])
-            self._top[i], self._zeros[i] = logits[i].argmax(), not self._p[i].all()
 
         self._executor.map(row, len(logits))
+        self._targets = targets
+        self._lp = np.take_along_axis(self._log_p, targets[:, None], axis=1)[:, 0]
+        self._top = _top(logits, self._executor)
 
     def compare(self, other: np.ndarray) -> Paired:
         """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
-        columns = _Columns(len(other))
-
-        def row(i: int) -> None:
-            columns.set(
-                i, self._log_p[i], self._p[i], self._top[i], self._zeros[i], other[i], self._targets[i]
-            )
-
-        self._executor.map(row, len(other))
-        return columns.paired()
+        found = kl_divergence(other, self._log_p, self._p, executor=self._executor)
+        return _paired(self._lp, self._top, other, found, self._targets, self._executor)
 
 
 def mean_se(values: np.ndarray) -> tuple[float, float]:

@@ -146,7 +146,7 @@ class Sweep:
         copies = (2 if self.batch < n_ctx - 1 else 1) + 4
         logits = copies * n_scored_per_chunk(n_ctx) * hp.n_vocab
         scratch = self.executor.threads * (
-            PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv + 2 * hp.n_vocab
+            PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
         )
         residual = float32 * n_ctx * hp.n_embd
         return float32 * ((kv + live) * n_ctx + logits + scratch) + residual, residual

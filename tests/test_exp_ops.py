@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_same_bits, seeds
 
-from fq_kernels import Executor, causal_exp, force_isa, log_sum_exp, supported_isas, swiglu
+from fq_kernels import Executor, causal_exp, force_isa, kl_divergence, log_sum_exp, supported_isas, swiglu
 
 
 def exp_f32(x: np.ndarray) -> np.ndarray:
@@ -113,16 +115,58 @@ def test_log_sum_exp_of_limits(isa):
         np.testing.assert_array_equal(log_sum_exp(np.float32(rows)).sum(axis=1), expected)
 
 
+@given(
+    rows=st.integers(0, 5),
+    n=st.sampled_from([1, 2, 63, 64, 65, 200]),
+    gap=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_kl_divergence(isa, executor, rows, n, gap, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 5, (rows, n + gap)).astype(np.float32)[:, :n]
+    p = rng.random((rows, n))
+    p[rng.random(p.shape) < 0.1] = 0
+    with np.errstate(divide="ignore"):
+        log_p = np.log(p)
+    got = kl_divergence(x, log_p, p, executor=executor)
+    parts = log_sum_exp(x)
+    assert got[:, :2].tobytes() == parts.tobytes()
+    for i in range(rows):
+        terms = [
+            a * (b - ((float(c) - parts[i, 0]) - parts[i, 1]))
+            for a, b, c in zip(p[i], log_p[i], x[i], strict=True)
+            if a
+        ]
+        assert abs(got[i, 2] - math.fsum(terms)) <= 1e-15 * (1 + sum(map(abs, terms)))
+
+
+def test_kl_divergence_of_limits(isa):
+    """Where p is 0 nothing counts, not even a logit of -inf; where only the other is 0, all is lost."""
+    inf, nan = np.inf, np.nan
+    p = np.array([[0, 1.0]] * 4)
+    log_p = np.array([[-inf, 0.0]] * 4)
+    x = np.float32([[-inf, 3], [5, -inf], [1, nan], [-inf, -3e38]])
+    np.testing.assert_array_equal(kl_divergence(x, log_p, p)[:, 2], [0, inf, nan, 0])
+    itself = np.float32([[1, 2, 3.5]])
+    parts = log_sum_exp(itself)
+    log_q = (itself - parts[:, :1]) - parts[:, 1:]
+    assert kl_divergence(itself, log_q, np.exp(log_q))[0, 2] == 0
+
+
 def test_the_bits_depend_on_neither_instruction_set_nor_threads():
     rng = np.random.default_rng(3)
     x = rng.normal(0, 20, (3, 40, 3001)).astype(np.float32)
     up = rng.normal(0, 1, x.shape).astype(np.float32)
+    log_p = rng.normal(-9, 3, (120, 3001))
+    p = np.exp(log_p)
 
     def results(executor):
         e = x.copy()
         sums = causal_exp(e, 1000)
         gate = swiglu(x.copy(), up, executor=executor)
-        return [e, sums, gate, log_sum_exp(x.reshape(-1, 3001), executor=executor)]
+        rows = x.reshape(-1, 3001)
+        divergence = kl_divergence(rows, log_p, p, executor=executor)
+        return [e, sums, gate, log_sum_exp(rows, executor=executor), divergence]
 
     expected = [array.tobytes() for array in results(None)]
     for threads in (1, 2, 5):
@@ -141,6 +185,7 @@ def test_errors():
     x, y = np.ones((2, 3, 8), np.float32), np.ones((2, 3, 8), np.float32)
     read_only = x.copy()
     read_only.flags.writeable = False
+    d = np.ones((3, 8))
     cases = [
         (ValueError, "up must be C-contiguous of shape", swiglu, (x, y[:1])),
         (ValueError, "gate must be C-contiguous", swiglu, (x[:, ::2], y[:, ::2])),
@@ -158,6 +203,15 @@ def test_errors():
         (ValueError, "x must be of shape", log_sum_exp, (np.empty((2, 0), np.float32),)),
         (TypeError, "x must .*float64", log_sum_exp, (np.ones((2, 2)),)),
         (ValueError, "last axis of x", log_sum_exp, (x[0, :, ::2],)),
+        (ValueError, "x must be of shape", kl_divergence, (x, d, d)),
+        (TypeError, "log_p must .*float32", kl_divergence, (x[0], y[0], d)),
+        (ValueError, "log_p must be C-contiguous of shape .3, 8.", kl_divergence, (x[0], d[:2], d)),
+        (
+            ValueError,
+            "p must be C-contiguous of shape .3, 8.",
+            kl_divergence,
+            (x[0], d, np.ones((3, 9))[:, :8]),
+        ),
     ]
     for error, message, function, arguments in cases:
         with pytest.raises(error, match=message):

@@ -34,4 +34,13 @@ typedef struct {
     double *out; /* (rows, 2) */
 } fq_log_sum_exp_args;
 
+/* out[i] = m, ln(sum) as of fq_log_sum_exp_args, and the KL divergence of row i of p from
+ * softmax(x): the sum of p * (log_p - ((x - m) - ln(sum))), where terms with p = 0 are 0. */
+typedef struct {
+    const float *x;
+    const double *log_p, *p; /* (rows, n) */
+    int64_t stride, n;       /* of x, n >= 1 */
+    double *out;             /* (rows, 3) */
+} fq_kl_divergence_args;
+
 #endif
