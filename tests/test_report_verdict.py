@@ -127,9 +127,24 @@ def test_sites_in_order():
 def test_additivity(ratio, words):
     single = np.array((1e-6, 1.1e-6))
     data = data_for([tuple(single)] * 4, together=tuple(4 * ratio * single))
-    assert f"{ratio:.3f} times the sum of the single ones" in said(data)["Which layers"]
-    assert words in said(data)["Which layers"] and words in additivity_words(ratio)
-    assert words in at_a_glance(data).rows[0][-1]
+    interval = f"({ratio:.3f} to {ratio:.3f})"  # both chunks have the same ratio
+    assert f"{ratio:.3f} {interval} times the sum of the single ones" in said(data)["Which layers"]
+    assert words in said(data)["Which layers"] and words in at_a_glance(data).rows[0][-1]
+
+
+@pytest.mark.parametrize(
+    "ratio, interval, words",
+    [
+        (1.2, (0.99, 1.5), "no departure"),
+        (0.98, (0.9, 1.01), "no departure"),
+        (0.98, (0.96, 0.99), "add up, to within 5 %"),
+        (0.93, (0.9, 0.97), "cost less than"),
+        (1.06, (1.03, 1.09), "cost more than"),
+        (1.2, None, "cost more than"),
+    ],
+)
+def test_additivity_is_as_sure_as_its_interval(ratio, interval, words):
+    assert words in additivity_words(Group("g", additivity=ratio, additivity_interval=interval))
 
 
 def test_perplexity_is_resolved_or_not():

@@ -21,7 +21,7 @@ from .data import (
     signed,
     significant,
 )
-from .verdict import additivity_words, ppl_text
+from .verdict import additivity_text, additivity_words, ppl_text
 
 Row = list[str]
 
@@ -43,8 +43,8 @@ def at_a_glance(data: dict[str, Any]) -> Table:
     for group in groups_of(data):
         if group.whole is None:
             continue
-        c, ratio = group.whole["comparison"], group.additivity
-        adds = NONE if ratio is None else f"{ratio:.3f}: {additivity_words(ratio)}"
+        c = group.whole["comparison"]
+        adds = NONE if group.additivity is None else f"{additivity_text(group)}: {additivity_words(group)}"
         kl = [kl_text(c["mean_kld"]), between(kld_interval(group.whole))]
         rows.append([group.name, *kl, ppl_text(group.whole), f"{100 * c['same_top']:.2f} %", adds])
     return Table("All sites together", head, rows, ["single"] * len(rows))

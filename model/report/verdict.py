@@ -302,12 +302,22 @@ def _word(singles: Sequence[Entry]) -> str:
     return "layer" if len(kinds) == 1 else "site"
 
 
-def additivity_words(ratio: float) -> str:
-    if abs(ratio - 1) <= ADDS_UP:
-        return "single costs add up"
+def additivity_words(group: Group) -> str:
+    ratio = group.additivity
+    assert ratio is not None
+    low, high = group.additivity_interval or (ratio, ratio)
+    if 1 - ADDS_UP <= low and high <= 1 + ADDS_UP:
+        return f"single costs add up, to within {100 * ADDS_UP:.0f} %"
+    if low <= 1 <= high:
+        return "no departure from adding up is resolved"
     if ratio > 1:
         return "together they cost more than the single costs add up to"
     return "together they cost less than the single costs add up to"
+
+
+def additivity_text(group: Group) -> str:
+    interval = group.additivity_interval
+    return f"{group.additivity:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def _additivity(group: Group) -> str:
@@ -315,9 +325,8 @@ def _additivity(group: Group) -> str:
     if group.together is None or ratio is None or not math.isfinite(ratio):
         return ""
     return (
-        f"All together cost {_figure(group.together)}, {ratio:.3f} times the sum of the single ones "
-        f"({kl_text(group.sum_of_singles)}): {additivity_words(ratio)}"
-        f"{' to within 5 %' if abs(ratio - 1) <= ADDS_UP else ''}."
+        f"All together cost {_figure(group.together)}, {additivity_text(group)} times "
+        f"the sum of the single ones ({kl_text(group.sum_of_singles)}): {additivity_words(group)}."
     )
 
 
