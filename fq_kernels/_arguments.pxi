@@ -36,6 +36,10 @@ cdef class _Array:
             rows *= self.b.shape[d]
         return rows
 
+    cdef bint dense(self, int ndim) noexcept:
+        """Whether it has that many axes and is C-contiguous."""
+        return self.b.ndim == ndim and PyBuffer_IsContiguous(&self.b, b"C")
+
     cdef void rows(self, fq_rows *r) noexcept:
         """Outer axes, merged wherever two of them step evenly."""
         cdef int d, k = 0
@@ -134,18 +138,23 @@ cdef _Array _open(str name, array, const char *code, bint writable=False):
     return a
 
 
+cdef bint _same_shape(_Array a, _Array b) noexcept:
+    cdef int d
+    if a.b.ndim != b.b.ndim:
+        return False
+    for d in range(a.b.ndim):
+        if a.b.shape[d] != b.b.shape[d]:
+            return False
+    return True
+
+
 cdef _Array _output(out, const char *code, _Array x):
     """``out``, or a new array, checked against x."""
     cdef _Array a
-    cdef int d
-    cdef bint same_shape
     if out is None:
         return _open("out", np_empty(x.array.shape, _DTYPE_NAMES[code]), code)
     a = _open("out", out, code, True)
-    same_shape = a.b.ndim == x.b.ndim
-    for d in range(a.b.ndim):
-        same_shape = same_shape and a.b.shape[d] == x.b.shape[d]
-    if not same_shape:
+    if not _same_shape(a, x):
         raise ValueError(f"out has shape {out.shape}, {x.name} has {x.array.shape}")
     if not a.same_layout(x) and a.overlaps(x):
         raise ValueError(f"out overlaps {x.name} in part; it must be {x.name} itself or apart from it")

@@ -20,23 +20,22 @@ def rope(x, cos, sin, *, executor=None):
     cdef _Array ax = _open("x", x, b"f", True)
     cdef _Array ac = _open("cos", cos, b"f")
     cdef _Array asn = _open("sin", sin, b"f")
-    if x.ndim != 3 or not x.flags.c_contiguous:
+    cdef _Array table_of
+    if not ax.dense(3):
         raise ValueError("x must be C-contiguous of shape (n_tokens, n_head, head_dim)")
-    n_tokens = x.shape[0]
-    for name, array in (("cos", cos), ("sin", sin)):
-        if array.ndim != 2 or not array.flags.c_contiguous or array.shape != (n_tokens, cos.shape[1]):
-            raise ValueError(f"{name} must be C-contiguous of shape (n_tokens, n_rot / 2)")
-    if 2 * cos.shape[1] > x.shape[2]:
-        raise ValueError(f"cos rotates {2 * cos.shape[1]} elements, a head of x has {x.shape[2]}")
+    n_tokens, a.n_head, a.head_dim = ax.b.shape[0], ax.b.shape[1], ax.b.shape[2]
+    for table_of in (ac, asn):
+        if not table_of.dense(2) or table_of.b.shape[0] != n_tokens or table_of.b.shape[1] != ac.b.shape[1]:
+            raise ValueError(f"{table_of.name} must be C-contiguous of shape (n_tokens, n_rot / 2)")
+    a.n_rot = 2 * ac.b.shape[1]
+    if a.n_rot > a.head_dim:
+        raise ValueError(f"cos rotates {a.n_rot} elements, a head of x has {a.head_dim}")
     a.x = <float *> ax.b.buf
-    a.n_head = x.shape[1]
-    a.head_dim = x.shape[2]
     a.token_stride = a.n_head * a.head_dim
-    a.n_rot = 2 * cos.shape[1]
     a.cos = <const float *> ac.b.buf
     a.sin = <const float *> asn.b.buf
     pool = _pool_of(executor)
-    if x.size:
+    if n_tokens > 0 and a.token_stride > 0:
         with nogil:
             _run(pool, fn, &a, n_tokens, a.token_stride)
     return x
@@ -63,21 +62,23 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
     cdef _Array avc = _open("v_cache", v_cache, b"f", True)
     cdef _Array ao = _open("out", out, b"f", True)
     cdef _Array scores
+    cdef _Array array, other
     for array in (aq, ak, av, akc, avc):
-        if (<_Array> array).b.ndim != 3 or not PyBuffer_IsContiguous(&(<_Array> array).b, b"C"):
-            raise ValueError(f"{(<_Array> array).name} must be C-contiguous with three axes")
+        if not array.dense(3):
+            raise ValueError(f"{array.name} must be C-contiguous with three axes")
     a.n_tokens, a.n_head, a.d = aq.b.shape[0], aq.b.shape[1], aq.b.shape[2]
     a.n_head_kv, n_ctx = akc.b.shape[0], akc.b.shape[1]
     if akc.b.shape[2] != a.d or a.n_head_kv == 0 or a.n_head % a.n_head_kv != 0:
         raise ValueError(f"k_cache of shape {k_cache.shape} does not fit q of shape {q.shape}")
-    if v_cache.shape != k_cache.shape:
+    if not _same_shape(avc, akc):
         raise ValueError(f"v_cache must be of shape {k_cache.shape}, not {v_cache.shape}")
     if not isinstance(n_past, int) or not 0 <= n_past <= n_ctx - a.n_tokens:
         raise ValueError(f"n_past must be an integer from 0 to {n_ctx - a.n_tokens}, not {n_past!r}")
-    for name, array in (("k", k), ("v", v)):
-        if array.shape != (a.n_tokens, a.n_head_kv, a.d):
-            raise ValueError(f"{name} must be of shape {(a.n_tokens, a.n_head_kv, a.d)}, not {array.shape}")
-    if out.shape != (a.n_tokens, a.n_head * a.d):
+    for array in (ak, av):
+        if array.b.shape[0] != a.n_tokens or array.b.shape[1] != a.n_head_kv or array.b.shape[2] != a.d:
+            raise ValueError(
+                f"{array.name} must be of shape {(a.n_tokens, a.n_head_kv, a.d)}, not {array.array.shape}")
+    if ao.b.ndim != 2 or ao.b.shape[0] != a.n_tokens or ao.b.shape[1] != a.n_head * a.d:
         raise ValueError(f"out must be of shape {(a.n_tokens, a.n_head * a.d)}, not {out.shape}")
     for array in (akc, avc, ao):
         for other in (aq, ak, av, akc, avc):
@@ -85,7 +86,7 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
                 _apart(array, other)
     if ao.overlaps_itself():
         raise ValueError("out has elements that share memory")
-    if not out.size:
+    if ao.low == ao.high:
         return out
     a.q = <const float *> aq.b.buf
     a.k = <float *> akc.b.buf
@@ -123,10 +124,11 @@ def swiglu(gate, up, *, executor=None):
     cdef int64_t n
     cdef _Array ag = _open("gate", gate, b"f", True)
     cdef _Array au = _open("up", up, b"f")
-    n = gate.size
-    for name, array in (("gate", gate), ("up", up)):
-        if not array.flags.c_contiguous or array.shape != gate.shape:
-            raise ValueError(f"{name} must be C-contiguous of shape {gate.shape}")
+    cdef _Array array
+    n = ag.n_rows() * ag.n()
+    for array in (ag, au):
+        if not array.dense(ag.b.ndim) or not _same_shape(array, ag):
+            raise ValueError(f"{array.name} must be C-contiguous of shape {gate.shape}")
     _apart(ag, au)
     a.gate = <float *> ag.b.buf
     a.up = <const float *> au.b.buf

@@ -14,13 +14,19 @@ PACKED_TYPES = {
 MATVEC_MAX_TOKENS = FQ_MATVEC_MAX_TOKENS
 
 
-cdef int64_t _row_length(packed, ggml_type) except -1:
-    if ggml_type not in PACKED_TYPES:
+cdef int64_t[FQ_TYPE_COUNT] _block_elements, _block_bytes
+for _type, (_elements, _bytes) in PACKED_TYPES.items():
+    _block_elements[_type], _block_bytes[_type] = _elements, _bytes
+
+
+cdef int64_t _row_length(_Array packed, int ggml_type) except -1:
+    """Elements of a packed row."""
+    cdef int64_t row_bytes = packed.b.shape[packed.b.ndim - 1]
+    if not 0 <= ggml_type < FQ_TYPE_COUNT or _block_bytes[ggml_type] == 0:
         raise ValueError(f"ggml type {ggml_type} has no kernel; there are {sorted(PACKED_TYPES)}")
-    block, size = PACKED_TYPES[ggml_type]
-    if packed.shape[-1] % size:
-        raise ValueError(f"packed rows of {packed.shape[-1]} bytes are not whole blocks of {size} bytes")
-    return packed.shape[-1] // size * block
+    if row_bytes % _block_bytes[ggml_type]:
+        raise ValueError(f"packed rows of {row_bytes} bytes are not whole blocks of {_block_bytes[ggml_type]} bytes")
+    return row_bytes // _block_bytes[ggml_type] * _block_elements[ggml_type]
 
 
 def dequantize(packed, int ggml_type, *, out=None, executor=None):
@@ -35,7 +41,7 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
     cdef fq_task_fn fn = table.dequantize
     cdef int64_t n_rows
     cdef _Array ap = _open("packed", packed, b"B")
-    a.n = _row_length(packed, ggml_type)
+    a.n = _row_length(ap, ggml_type)
     a.fn = table.dequant[ggml_type]
     shape = packed.shape[:-1] + (a.n,)
     if out is None:
@@ -70,30 +76,30 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     cdef int64_t n_rows
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ap = _open("packed", packed, b"B")
-    a.k = _row_length(packed, ggml_type)
-    if x.ndim != 2 or not x.flags.c_contiguous or x.shape[1] != a.k:
+    a.k = _row_length(ap, ggml_type)
+    if not ax.dense(2) or ax.b.shape[1] != a.k:
         raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
-    if x.shape[0] > FQ_MATVEC_MAX_TOKENS:
-        raise ValueError(f"x has {x.shape[0]} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
-    if packed.ndim != 2 or not packed.flags.c_contiguous:
+    a.n_tokens = ax.b.shape[0]
+    if a.n_tokens > FQ_MATVEC_MAX_TOKENS:
+        raise ValueError(f"x has {a.n_tokens} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
+    if not ap.dense(2):
         raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
-    n_rows = packed.shape[0]
+    n_rows = ap.b.shape[0]
     if out is None:
-        out = np.empty((x.shape[0], n_rows), np.float32)
+        out = np_empty((a.n_tokens, n_rows), np.float32)
     cdef _Array ao = _open("out", out, b"f", True)
-    if out.shape != (x.shape[0], n_rows) or not out.flags.c_contiguous:
-        raise ValueError(f"out must be C-contiguous of shape {(x.shape[0], n_rows)}, not {out.shape}")
+    if not ao.dense(2) or ao.b.shape[0] != a.n_tokens or ao.b.shape[1] != n_rows:
+        raise ValueError(f"out must be C-contiguous of shape {(a.n_tokens, n_rows)}, not {out.shape}")
     if ao.overlaps(ax) or ao.overlaps(ap):
         raise ValueError("out overlaps an input")
     a.type = ggml_type
     a.fn = table.dequant[ggml_type]
     a.packed = <const uint8_t *> ap.b.buf
-    a.row_bytes = packed.shape[1]
+    a.row_bytes = ap.b.shape[1]
     a.x = <const float *> ax.b.buf
     a.x_stride = a.k
     a.out = <float *> ao.b.buf
     a.out_stride = n_rows
-    a.n_tokens = x.shape[0]
     pool = _pool_of(executor)
     if n_rows > 0 and a.n_tokens > 0:
         with nogil:
@@ -133,7 +139,7 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ap = _open("packed", packed, b"B")
     cdef _Array ao = _open("out", out, b"f", True)
-    a.k = _row_length(packed, ggml_type)
+    a.k = _row_length(ap, ggml_type)
     if fn == NULL:
         raise RuntimeError(f"mul_mat has no kernel for {isa()}")
     if packed.ndim != 2 or not packed.flags.c_contiguous:

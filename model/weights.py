@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-import fq_kernels
+from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, has_mul_mat, matvec
+from fq_kernels import mul_mat as packed_mul_mat
 
 from .activations import Rounded, minimums
 from .ggml_types import GGMLType
@@ -38,12 +39,12 @@ class Weight:
     def unpack(self, rows: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The rows (a slice or an index array) as float32 (k, n_in)."""
         packed = self.packed[rows]
-        if self.type.id in fq_kernels.PACKED_TYPES:
-            return fq_kernels.dequantize(packed, self.type.id, out=out)
+        if self.type.id in PACKED_TYPES:
+            return dequantize(packed, self.type.id, out=out)
         from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
+        from gguf import quants
 
-        values = dequantize(packed, GGMLQuantizationType(self.type.id))
+        values = quants.dequantize(packed, GGMLQuantizationType(self.type.id))
         if out is None:
             return values
         out[:] = values
@@ -52,7 +53,7 @@ class Weight:
 
 def can_unpack(type_: GGMLType) -> bool:
     """Whether rows of this type can be unpacked: by our kernels or by gguf-py."""
-    if type_.id in fq_kernels.PACKED_TYPES:
+    if type_.id in PACKED_TYPES:
         return True
     from gguf.quants import _type_traits
 
@@ -69,7 +70,7 @@ def _panel_buffer(rows: int, n_in: int) -> np.ndarray:
 
 
 def mul_mat(
-    x: np.ndarray | Rounded, weight: Weight, executor: fq_kernels.Executor, out: np.ndarray
+    x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray
 ) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
@@ -83,14 +84,14 @@ def mul_mat(
     n_tokens = x.shape[0]
     if n_tokens == 0:
         return out
-    if n_tokens <= fq_kernels.MATVEC_MAX_TOKENS and weight.type.id in fq_kernels.PACKED_TYPES:
-        fq_kernels.matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
+    if n_tokens <= MATVEC_MAX_TOKENS and weight.type.id in PACKED_TYPES:
+        matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
         if sum_error is not None:
             out += sum_error @ minimums(weight.packed, weight.type).T
         return out
-    own_kernel = fq_kernels.has_mul_mat() and weight.type.id in fq_kernels.PACKED_TYPES
+    own_kernel = has_mul_mat() and weight.type.id in PACKED_TYPES
     if own_kernel:
-        fq_kernels.mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
+        packed_mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
         if sum_error is None:
             return out
     panel = min(max(PANEL_ELEMENTS // weight.n_in // 16 * 16, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
