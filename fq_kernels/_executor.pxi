@@ -118,6 +118,8 @@ cdef class Executor:
 
     cdef int start(self) except -1:
         with self.lock:
+            if self.closed:  # by now: nobody would end the threads that this starts
+                raise RuntimeError("the executor is closed")
             for i in range(self.started + 1, self.threads):
                 worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
                 worker.start()
