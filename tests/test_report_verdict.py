@@ -111,6 +111,19 @@ def test_formats_in_order():
     assert "Not ordered, as their intervals overlap: f16 and bf16." in order
 
 
+def test_in_short_is_as_sure_as_the_order():
+    """The third has a wide interval, which holds the first's; a cost of 0 leaves no ratio."""
+    run = run_of(cells_for(layers(2), ("int8", "f16", "bf16")), [("ffn_norm", 0), ("ffn_norm", 1)], 8)
+    ends = {"int8": (9, 11), "f16": (7.9, 8.1), "bf16": (1.5, 13.5)}
+    means = {spec: np.linspace(*both, 8) for spec, both in ends.items()}
+    text = said(data_of(run, lambda cell: 1e-4 * means[cell.name.partition("=")[2]]))
+    assert "int8 has the largest mean KL divergence, but from bf16 it is not told apart." in text["In short"]
+    assert "Which one costs most is not resolved" in text["Which format at ffn_norm[*].raw"]
+    means["f16"] = means["bf16"] = np.zeros(8)
+    text = said(data_of(run, lambda cell: 1e-4 * means[cell.name.partition("=")[2]]))
+    assert "int8 costs most: resolved." in text["In short"]
+
+
 def test_sites_in_order():
     sites = {f"{kind}[*].raw": [f"{kind}[{i}].raw" for i in range(2)] for kind in ("attn_norm", "ffn_norm")}
     run = run_of(

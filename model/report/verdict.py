@@ -121,13 +121,15 @@ def _in_short(groups: Sequence[Group], sound: bool) -> Statement:
             continue
         (first, most), (second, next_) = known[:2]
         where = "" if sites == groups[0].sites == groups[-1].sites else f"At {sites} "
-        sure = apart(kld_interval(most), kld_interval(next_))
+        tied = [spec for spec, e in known[1:] if not apart(kld_interval(most), kld_interval(e))]
         by = _times(most, next_)
         after = ", which comes next" if len(known) > 2 else ""
+        times = f", {by}{second}{after}" if by else ""
         lines.append(
-            f"{where}{first} costs most, {by}{second}{after}: resolved."
-            if sure and by
-            else f"{where}{first} has the largest mean KL divergence, but from {second} it is not told apart."
+            f"{where}{first} costs most{times}: resolved."
+            if not tied
+            else f"{where}{first} has the largest mean KL divergence, but from {listed(tied)} it is not told "
+            "apart."
         )
     layers: dict[str, list[str]] = {}
     for group in groups:
