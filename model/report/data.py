@@ -24,7 +24,7 @@ class Group:
     cumulative: list[Entry] = field(default_factory=list)
     together: Entry | None = None
     additivity: float | None = None
-    additivity_interval: tuple[float, float] | None = None
+    additivity_interval: Interval | None = None
     sum_of_singles: float = 0.0
     noise: Group | None = None
 
@@ -88,7 +88,7 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
                 [e for e in mine if e["kind"] == "cumulative"],
                 next((e for e in mine if e["kind"] == "together"), None),
                 about.get("additivity"),
-                about.get("additivity_ci95_chunks"),
+                _interval(about.get("additivity_ci95_chunks")),
                 about["sum_of_single_klds"],
             )
         )

@@ -307,7 +307,9 @@ def _word(singles: Sequence[Entry]) -> str:
 def additivity_words(group: Group) -> str:
     ratio = group.additivity
     assert ratio is not None
-    low, high = group.additivity_interval or (ratio, ratio)
+    if group.additivity_interval is None:
+        return "no departure from adding up is resolved"
+    low, high = group.additivity_interval
     if 1 - ADDS_UP <= low and high <= 1 + ADDS_UP:
         return f"single costs add up, to within {100 * ADDS_UP:.0f} %"
     if low <= 1 <= high:
