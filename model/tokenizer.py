@@ -276,7 +276,8 @@ class Tokenizer:
 
     def _merger_for(self, texts: list[str]) -> Merger:
         if self._merger is None:
-            n = sum(map(len, texts)) + len(texts)
+            # as it is merged: byte-level BPE has a character for each byte
+            n = sum(len(_utf8(t) if self.kind == "gpt2" else t) for t in texts) + len(texts)
             if n * min(n, self._longest) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
                 self._n_short_texts += 1
                 return self._new_merger("\n".join(texts))
