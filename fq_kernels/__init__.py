@@ -7,6 +7,7 @@
 """
 
 from ._kernels import (
+    ATTENTION_MAX_DIM,
     MATVEC_MAX_TOKENS,
     PACKED_TYPES,
     Executor,
@@ -32,6 +33,7 @@ from ._kernels import (
 from .formats import Format, describe_formats, format_names, get_format, register_format
 
 __all__ = [
+    "ATTENTION_MAX_DIM",
     "MATVEC_MAX_TOKENS",
     "PACKED_TYPES",
     "Executor",

@@ -170,6 +170,7 @@ def _close_executors():
 
 
 def _after_fork_in_child():
+    _renew_locks()
     for executor in list(_executors):
         executor._after_fork()
 

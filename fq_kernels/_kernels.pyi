@@ -7,6 +7,7 @@ from typing_extensions import Self
 from .formats import Format
 
 N_STATS: int
+ATTENTION_MAX_DIM: int
 MATVEC_MAX_TOKENS: int
 PACKED_TYPES: dict[int, tuple[int, int]]
 

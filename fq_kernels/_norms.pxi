@@ -24,6 +24,13 @@ cdef object _last_format = None
 cdef object _last_format_lock = threading.Lock()  # for writing it
 
 
+cdef _renew_locks():
+    """In a child: the thread that held one is not there."""
+    global _last_format_lock
+    _last_format_lock = threading.Lock()
+
+
+
 cdef object _keep(key, fmt):
     if len(_formats) < 64:
         _formats[key] = fmt

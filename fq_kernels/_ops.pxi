@@ -5,6 +5,9 @@ from libc.stdint cimport int64_t
 
 import numpy as np
 
+# Of more tokens than matvec takes: longer heads go another way, with all scores in memory.
+ATTENTION_MAX_DIM = FQ_ATTEND_MAX_DIM
+
 
 def rope(x, cos, sin, *, executor=None):
     """Rotary embedding in place; elements (2i, 2i+1) of a head are a pair.

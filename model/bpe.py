@@ -36,6 +36,12 @@ def byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+def merge_pair(merge: str) -> tuple[str, str]:
+    """The two tokens; the left one may begin with a space, as in llama.cpp."""
+    cut = merge.find(" ", 1)
+    return (merge[:cut], merge[cut + 1 :]) if cut > 0 else (merge, "")
+
+
 def byte_level_merger(
     vocab: dict[str, int],
     merges: Sequence[str],
@@ -62,8 +68,7 @@ def byte_level_merger(
     vocab, stand_ins = _with_stand_ins(vocab, alphabet, n_vocab, lambda char: [])
     pairs: dict[tuple[str, str], None] = {}  # a repeated pair keeps its first rank
     for merge in merges:
-        left, _, right = merge.partition(" ")
-        pairs[left, right] = None
+        pairs[merge_pair(merge)] = None
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Sequence([*splits, byte_level])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS, Executor, attention, causal_exp, has_mul_mat, rope, swiglu
+from fq_kernels import ATTENTION_MAX_DIM, MATVEC_MAX_TOKENS, Executor, attention, causal_exp, has_mul_mat, rope, swiglu
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
@@ -258,7 +258,7 @@ class Context:
         keys, values = self._k[layer], self._v[layer]
         k, v = k.reshape(n_tokens, -1, d), v.reshape(n_tokens, -1, d)
         out = self._input_buffer(n_tokens, n_head * d)
-        if n_tokens > MATVEC_MAX_TOKENS and not has_mul_mat():
+        if n_tokens > MATVEC_MAX_TOKENS and not (has_mul_mat() and d <= ATTENTION_MAX_DIM):
             return self._attention_by_blas(q, k, v, keys, values, out)
         return attention(q, k, v, keys, values, self.n_past, out=out, executor=self.executor)
 

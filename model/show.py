@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset()) -> str:
     """Rows of cells, the first one the heading, in columns; ``right`` names those aligned right."""
+    rows = [[ascii_safe(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -51,6 +51,16 @@ def not_paired(a: Run, b: Run) -> str | None:
     return "; ".join(reasons) or None
 
 
+def otherwise_unlike(a: Run, b: Run) -> str | None:
+    """What makes the baselines of two paired runs different; None if nothing does."""
+    unlike = [
+        f"{key} ({a.settings.get(key)}, {b.settings.get(key)})"
+        for key in ("activations", "batch")
+        if a.settings.get(key) != b.settings.get(key)
+    ]
+    return " and ".join(unlike) or None
+
+
 def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
     """Each run against the first, for every cell that it shares with it by name."""
     first, others = sides[0], sides[1:]
@@ -83,6 +93,7 @@ def _about(sides: Sequence[Side]) -> dict[str, Any]:
                 "n_ctx": settings["n_ctx"],
                 "n_chunks_asked": settings["n_chunks_asked"],
                 "not_paired": not_paired(sides[0].run, side.run),
+                "unlike": otherwise_unlike(sides[0].run, side.run),
             }
         )
     return {"runs": about}
@@ -139,6 +150,8 @@ def compare_text(data: dict[str, Any]) -> str:
         why = run["not_paired"]
         how = f"not paired with run {first}: {why}. There are their intervals alone, and no ratio"
         lines.append(f"run {run['run']} is " + (how if why else f"paired with run {first}, chunk by chunk"))
+        if run["unlike"]:
+            lines.append(f"their baselines differ, too, in {run['unlike']}")
     if not data["cells"]:
         return "\n".join([*lines, f"no cell of run {first} is in another of them"])
     rows = [["cell", "run", "chunks", "mean KL", "95 % over chunks", "ratio", "95 % of the ratio", "KL is"]]

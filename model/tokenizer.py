@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, spm_merger
+from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, spm_merger
 from .errors import FqError
 
 _BYTE_OF = byte_level_alphabet()
@@ -213,7 +213,7 @@ class Tokenizer:
     def _byte_level(self, keys: _Keys, pre: _Pre) -> Callable[[str | None], Merger]:
         vocab, merges = self._vocab, keys.strings("ggml.merges")
         for i, merge in enumerate(merges):
-            left, _, right = merge.partition(" ")
+            left, right = merge_pair(merge)
             if left not in vocab or right not in vocab or left + right not in vocab:
                 raise TokenizerError(
                     f"tokenizer.ggml.merges: entry {i} ({merge!r:.60}) is no pair of known tokens"

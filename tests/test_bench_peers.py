@@ -144,6 +144,8 @@ def test_a_worker_that_works_in_the_others_turn_is_found_out(monkeypatch):
                 while worker.cpu_seconds() < used + 0.1:
                     pass
         monkeypatch.setattr(processes, "SETTLE_SECONDS", 0.05)
+        # long enough for a thread to be given a processor on a busy machine
+        monkeypatch.setattr(processes, "LOOK_SECONDS", 1.0)
         with pytest.raises(FqError, match="peer goes on using the processor"):
             worker.settle()
 

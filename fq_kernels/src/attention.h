@@ -28,9 +28,9 @@ typedef struct {
 /* attend_many. Ranges count n_head_kv * fq_attend_blocks; the first blocks have the most to do.
  *
  * Contract: fused multiply-adds in float32 in the order of the elements, and of the keys by
- * FQ_ATTEND_KEYS of them, whose exponentials refer to the largest score so far. The bits depend
- * on neither the ranges nor the number of tokens. Not every table has it: only where it beats
- * BLAS. */
+ * FQ_ATTEND_KEYS of them, whose exponentials refer to the largest score so far. The bits of finite
+ * values depend on neither the ranges nor the number of tokens; an infinity or NaN among the values
+ * may reach a few tokens before it. Not every table has it: only where it beats BLAS. */
 #define FQ_ATTEND_KEYS 256
 #define FQ_ATTEND_MAX_DIM 1024
 

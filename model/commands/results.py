@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import FqError
 from ..results import Results
-from ..show import comparison_text, table
+from ..show import ascii_safe, comparison_text, table
 from ..sweep_compare import Side, compare_cells, compare_runs, compare_text
 from ..sweep_export import csv_text, need_pyarrow, parquet_bytes
 from ..sweep_figures import stored_figures, sweep_text
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
                 data["groups"] = [group for group in data["groups"] if group["name"] in groups]
             text = _cells_text(data["cells"]) if args.cell else sweep_text(data)
     if "-" not in (args.json, args.csv):
-        print(text)
+        print("\n".join(map(ascii_safe, text.split("\n"))))
     if args.json:
         write_json(data, args.json)
     if args.csv == "-":
