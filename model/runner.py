@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fq_kernels import ATTENTION_MAX_DIM, MATVEC_MAX_TOKENS, Executor, attention, causal_exp, has_mul_mat, rope, swiglu
+from fq_kernels import (
+    ATTENTION_MAX_DIM,
+    MATVEC_MAX_TOKENS,
+    Executor,
+    attention,
+    causal_exp,
+    has_mul_mat,
+    rope,
+    swiglu,
+)
 from fq_kernels.rules import FakeQuant, Norm, Rules
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml

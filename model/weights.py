@@ -41,8 +41,7 @@ class Weight:
         packed = self.packed[rows]
         if self.type.id in PACKED_TYPES:
             return dequantize(packed, self.type.id, out=out)
-        from gguf import GGMLQuantizationType
-        from gguf import quants
+        from gguf import GGMLQuantizationType, quants
 
         values = quants.dequantize(packed, GGMLQuantizationType(self.type.id))
         if out is None:
@@ -69,9 +68,7 @@ def _panel_buffer(rows: int, n_in: int) -> np.ndarray:
     return buffer[:size].reshape(rows, n_in)
 
 
-def mul_mat(
-    x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray
-) -> np.ndarray:
+def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
     By our own kernel where the instruction set and the type have one. Else BLAS multiplies

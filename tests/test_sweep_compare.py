@@ -210,3 +210,12 @@ def test_bad_input(results, capsys, args, said):
     assert main([*results, *args]) == 2
     out, err = capsys.readouterr()
     assert not out and said in err and err.count("\n") == 1
+
+
+def test_baselines_that_differ_are_said_to():
+    other = side(2, [0 * HARD, 1e-6 * HARD, 1e-7 * HARD], **changed(activations="ggml"))
+    assert "baselines differ, too, in activations (exact, ggml)" in compare_text(
+        compare_runs([base(), other])
+    )
+    same = side(2, [0 * HARD, 1e-6 * HARD, 1e-7 * HARD])
+    assert "baselines" not in compare_text(compare_runs([base(), same]))

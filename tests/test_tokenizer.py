@@ -608,3 +608,13 @@ def test_hostile_chat_templates(template):
 def test_no_chat_template():
     with pytest.raises(TokenizerError, match="no chat template"):
         SPM.apply_chat_template(HELLO)
+
+
+def test_a_merge_is_cut_at_its_second_character_at_the_earliest():
+    """As in llama.cpp, since a token may begin with a space."""
+    tokens = [*bpe_metadata()["tokenizer.ggml.tokens"], " ", "  a"]
+    types = np.array([NORMAL] * len(tokens), np.int32)
+    merges = [*BPE_MERGES, "  a"]
+    Tokenizer.from_metadata(bpe_metadata(tokens=[*tokens[:-1], " a"], token_type=types, merges=merges))
+    with pytest.raises(TokenizerError, match="no pair of known tokens"):
+        Tokenizer.from_metadata(bpe_metadata(tokens=tokens, token_type=types, merges=[*BPE_MERGES, " a"]))
