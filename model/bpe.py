@@ -18,12 +18,12 @@ class Merger(NamedTuple):
     """Text to ids. A character that is no token has an id past the vocabulary, which `stand_ins` replaces:
     it may be half of a token, and keeps its neighbours apart if it is not."""
 
-    library: Any
+    bpe: Any
     stand_ins: dict[int, list[int]]
 
     def ids(self, text: str) -> list[int]:
         # The batch call is the one that skips character offsets: twice as fast.
-        found: list[int] = self.library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        found: list[int] = self.bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if self.stand_ins:
             found = [j for i in found for j in self.stand_ins.get(i, (i,))]
         return found
@@ -72,7 +72,7 @@ def byte_level_merger(
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Sequence([*splits, byte_level])
-    return Merger(_library(vocab, list(pairs), words, ignore_merges=ignore_merges), stand_ins)
+    return Merger(_bpe(vocab, list(pairs), words, ignore_merges=ignore_merges), stand_ins)
 
 
 def spm_merger(
@@ -104,7 +104,7 @@ def spm_merger(
     by_word = not any(SPACE in t.lstrip(SPACE) for t in ranked)
     split = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*"), "isolated") if by_word else None
     unk = unk if unk in vocab else None
-    return Merger(_library(vocab, merges, split, unk_token=unk, byte_fallback=True), stand_ins)
+    return Merger(_bpe(vocab, merges, split, unk_token=unk, byte_fallback=True), stand_ins)
 
 
 def _inside(text: str, vocab: dict[str, int]) -> dict[str, int]:
@@ -131,11 +131,11 @@ def _with_stand_ins(
     return vocab | dict(zip(missing, ids, strict=True)), dict(zip(ids, map(fallback, missing), strict=True))
 
 
-def _library(vocab: dict[str, int], merges: list[tuple[str, str]], pre_tokenizer: Any, **options: Any) -> Any:
+def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre_tokenizer: Any, **options: Any) -> Any:
     """A `tokenizers.Tokenizer` of the kind BPE."""
     import tokenizers
 
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, **options))
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, **options))
     if pre_tokenizer is not None:
-        library.pre_tokenizer = pre_tokenizer
-    return library
+        bpe.pre_tokenizer = pre_tokenizer
+    return bpe
