@@ -55,3 +55,15 @@ def loaded(program: str, path: Path) -> set[str]:
 def test_only_what_is_used_is_imported(program: str, needs: str, others: set[str], path: Path) -> None:
     unused = FETCHING | REPORTING | NUMBERS | PARALLEL | others
     assert unused & (loaded(program, path) - loaded(needs, path)) == set()
+
+
+def test_a_command_leaves_no_blas_threads_to_look_for_work() -> None:
+    program = """
+import os
+from model.cli import main
+assert "numpy" not in sys.modules  # which reads it once
+os.environ.pop("OPENBLAS_NUM_THREADS", None)
+main(["formats", "--json"])
+assert "numpy" in sys.modules and os.environ["OPENBLAS_NUM_THREADS"] == "1"
+"""
+    assert "numpy" in loaded(program, Path())

@@ -987,3 +987,16 @@ def test_a_cache_too_large_for_any_machine_is_a_memory_error() -> None:
     for n in (1 << 52, 1 << 70):
         with pytest.raises(MemoryError):
             _pages((n,))
+
+
+def test_heads_too_long_for_the_kernel_go_by_blas(tmp_path, monkeypatch):
+    """Else all scores of a prompt would be in memory at once."""
+    path = tmp_path / "tiny.gguf"
+    write_llama_gguf(path, tiny_shape())
+    model, ids = Model(path), np.arange(3, 23)
+    with Executor(2) as executor:
+        expected = Context(model, 32, executor).eval(ids)
+        monkeypatch.setattr("model.runner.ATTENTION_MAX_DIM", model.hparams.n_embd_head - 1)
+        monkeypatch.setattr("model.runner.attention", None)
+        got = Context(model, 32, executor).eval(ids)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -219,3 +219,16 @@ def test_baselines_that_differ_are_said_to():
     )
     same = side(2, [0 * HARD, 1e-6 * HARD, 1e-7 * HARD])
     assert "baselines" not in compare_text(compare_runs([base(), same]))
+
+
+def test_what_a_store_says_does_not_reach_the_terminal_raw(tmp_path, capsys):
+    cells = (RUN.cells[0], replace(A, name="\x1b]0;title\x07"))
+    path = str(tmp_path / "s.sqlite")
+    with Results(path) as store:
+        number = store.add(replace(RUN, cells=cells, settings=RUN.settings | {"model": "m\x1b[2J.gguf"}))
+        for c in range(CHUNKS):
+            for i in range(2):
+                store.save(number, i, c, left_of(HARD[c] * i))
+    for arguments in ([], [str(number)]):
+        assert main(["results", *arguments, "--store", path]) == 0
+        assert "\x1b" not in capsys.readouterr().out
