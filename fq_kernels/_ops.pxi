@@ -198,11 +198,12 @@ def log_sum_exp(x, *, executor=None):
 
 
 def kl_divergence(x, log_p, p, *, executor=None):
-    """How far each row of logits x is from a distribution p: the sum of p * (log_p - ln softmax(x)).
+    """KL divergence of each row of p from softmax of the logits x: the sum of p * (log_p - ln softmax(x)).
 
     x (rows, n) float32, its last axis contiguous; log_p and p (rows, n) float64 C-contiguous.
-    Returns float64 (rows, 3): m and ln(sum) of log_sum_exp(x), then the divergence, where terms
-    with p = 0 are 0 (src/exp_ops.h). Raises TypeError or ValueError naming the argument.
+    Returns float64 (rows, 3): m and ln(sum) of log_sum_exp(x), then the divergence, from terms
+    none of which is below 0 (src/exp_ops.h). Each row of p must add up to 1.
+    Raises TypeError or ValueError naming the argument.
     """
     cdef fq_kl_divergence_args a
     cdef fq_pool *pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -115,33 +116,64 @@ def test_log_sum_exp_of_limits(isa):
         np.testing.assert_array_equal(log_sum_exp(np.float32(rows)).sum(axis=1), expected)
 
 
+def _beyond_line(d):
+    """exp(d) - 1 - d of a float, to forty digits."""
+    exact = Decimal(d)
+    return exact.exp() - 1 - exact
+
+
 @given(
-    rows=st.integers(0, 5),
+    rows=st.integers(0, 3),
     n=st.sampled_from([1, 2, 63, 64, 65, 200]),
     gap=st.integers(0, 3),
+    apart=st.sampled_from([0, 1e-6, 1e-4, 1e-2, 0.1, 1, 10]),
     seed=st.integers(0, 99),
 )
-def test_kl_divergence(isa, executor, rows, n, gap, seed):
+def test_kl_divergence(isa, executor, rows, n, gap, apart, seed):
     rng = np.random.default_rng(seed)
-    x = rng.normal(0, 5, (rows, n + gap)).astype(np.float32)[:, :n]
-    p = rng.random((rows, n))
-    p[rng.random(p.shape) < 0.1] = 0
-    with np.errstate(divide="ignore"):
-        log_p = np.log(p)
+    base = rng.normal(0, 5, (rows, n + gap)).astype(np.float32)[:, :n]
+    x = (base + rng.normal(0, apart, base.shape)).astype(np.float32)
+    parts = log_sum_exp(base)
+    log_p = (base - parts[:, :1]) - parts[:, 1:]
+    p = np.exp(log_p)
     got = kl_divergence(x, log_p, p, executor=executor)
     parts = log_sum_exp(x)
     assert got[:, :2].tobytes() == parts.tobytes()
-    for i in range(rows):
-        terms = [
-            a * (b - ((float(c) - parts[i, 0]) - parts[i, 1]))
-            for a, b, c in zip(p[i], log_p[i], x[i], strict=True)
-            if a
-        ]
-        assert abs(got[i, 2] - math.fsum(terms)) <= 1e-15 * (1 + sum(map(abs, terms)))
+    log_q = (x - parts[:, :1]) - parts[:, 1:]
+    with localcontext() as context:
+        context.prec = 40
+        for i in range(rows):
+            d = (log_q[i] - log_p[i]).tolist()
+            exact = sum(Decimal(a) * _beyond_line(b) for a, b in zip(p[i].tolist(), d, strict=True))
+            assert got[i, 2] >= 0
+            assert abs(Decimal(float(got[i, 2])) - exact) <= Decimal("5e-13") * exact
+
+
+def test_kl_divergence_loses_no_part_of_p(isa):
+    """The smallest change of one float32 logit in 4000: the divergence is far below a rounding of p."""
+    rng = np.random.default_rng(1)
+    base = rng.normal(0, 1, (50, 4000)).astype(np.float32)
+    x = base.copy()
+    x[:, 7] = np.nextafter(x[:, 7], np.float32(9))
+    parts = log_sum_exp(base)
+    log_p = (base - parts[:, :1]) - parts[:, 1:]
+    p = np.exp(log_p)
+    moved = (x[:, 7] - base[:, 7]).astype(np.float64)
+    expected = p[:, 7] * (1 - p[:, 7]) * moved**2 / 2
+    assert (expected < 1e-16).all()
+    np.testing.assert_allclose(kl_divergence(x, log_p, p)[:, 2], expected, rtol=1e-3)
+
+
+def test_kl_divergence_where_p_is_nothing(isa):
+    """There a term is q: without it the others would not add up to a divergence."""
+    p = np.array([[0, 1.0]])
+    x = np.float32([[0, 0]])
+    log_p = np.array([[-np.inf, 0.0]])
+    assert abs(kl_divergence(x, log_p, p)[0, 2] - math.log(2)) < 1e-14
 
 
 def test_kl_divergence_of_limits(isa):
-    """Where p is 0 nothing counts, not even a logit of -inf; where only the other is 0, all is lost."""
+    """Where both are 0 nothing counts; where only the other is 0, all is lost."""
     inf, nan = np.inf, np.nan
     p = np.array([[0, 1.0]] * 4)
     log_p = np.array([[-inf, 0.0]] * 4)

@@ -34,8 +34,10 @@ typedef struct {
     double *out; /* (rows, 2) */
 } fq_log_sum_exp_args;
 
-/* out[i] = m, ln(sum) as of fq_log_sum_exp_args, and the KL divergence of row i of p from
- * softmax(x): the sum of p * (log_p - ((x - m) - ln(sum))), where terms with p = 0 are 0. */
+/* out[i] = m, ln(sum) as of fq_log_sum_exp_args, and the KL divergence of row i of p from q =
+ * softmax(x): with ln q = (x - m) - ln(sum) and d = ln q - log_p the sum of p * (exp(d) - 1 - d), which is
+ * that of p * -d but for the sums of p and q, both 1. No term is below 0, and what is lost to rounding is
+ * a part of the term, where p * -d loses a part of p. A term with p = 0 is q. */
 typedef struct {
     const float *x;
     const double *log_p, *p; /* (rows, n) */
