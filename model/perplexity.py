@@ -13,7 +13,7 @@ from fq_kernels.rules import FakeQuant
 
 from .errors import FqError
 from .runner import Model
-from .statistics import Paired, is_exactly_zero, ppl_se, summarise
+from .statistics import Paired, is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import DEFAULT_BATCH, Stream, Streams
 from .trace import Trace
 
@@ -119,6 +119,7 @@ class Perplexity(Streams):
             "activations": self.activations,
             "ppl": ppl,
             "ppl_se": se,
+            "ppl_ci95_chunks": ppl_interval(self.nll),
             "chunks": chunks,
         }
         if self.fake_quant is not None:

@@ -9,6 +9,8 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .inference import ENOUGH_CHUNKS, MIN_CHUNKS
+
 if TYPE_CHECKING:
     from .generation import Timings
     from .streams import Streams
@@ -121,6 +123,15 @@ def interval_text(ci: list[float] | tuple[float, float] | None, form: str = "+.3
     return "" if ci is None else f"   95 % over chunks: {ci[0]:{form}} to {ci[1]:{form}}"
 
 
+def few_chunks_text(n_chunks: int) -> list[str]:
+    """The warning that so few chunks ask for."""
+    if n_chunks < MIN_CHUNKS:
+        return [f"{n_chunks} chunks: too few for intervals, which start at {MIN_CHUNKS}"]
+    if n_chunks < ENOUGH_CHUNKS:
+        return [f"{n_chunks} chunks are few: intervals are wide, and less sure below {ENOUGH_CHUNKS}"]
+    return []
+
+
 # llama-perplexity's names of quantiles, and ours; it shows fewer of KL than of probability.
 _QUANTILES = {
     "Maximum": "max",
@@ -140,16 +151,20 @@ _QUANTILES = {
 
 
 def comparison_text(c: dict[str, Any]) -> str:
-    """llama-perplexity's table of a comparison, its names and order, with digits for small differences."""
+    """llama-perplexity's table of a comparison, its names and order, with digits for small differences.
+
+    Its ± take tokens as independent: where a figure has an interval over chunks, that comes first.
+    """
 
     def figure(name: str, value: float, se: float | None = None, unit: str = "", more: str = "") -> str:
-        error = "" if se is None else f" ± {se:9.3g}"
-        return f"{name}: {value:12.6g}{error}{unit}{more}"
+        error = "" if se is None else f"± {se:.3g}"
+        spread = f"{more}   ({error})" if more and error else more or (error and f" {error}")
+        return f"{name}: {value:12.6g}{unit}{spread}"
 
     lines = ["====== Perplexity statistics ======"]
     for name, value, se, more in (
-        ("Mean PPL(Q)", c["ppl_quant"], c["ppl_quant_se"], ""),
-        ("Mean PPL(base)", c["ppl_base"], c["ppl_base_se"], ""),
+        ("Mean PPL(Q)", c["ppl_quant"], c["ppl_quant_se"], interval_text(c["ppl_quant_ci95_chunks"])),
+        ("Mean PPL(base)", c["ppl_base"], c["ppl_base_se"], interval_text(c["ppl_base_ci95_chunks"])),
         ("Cor(ln(PPL(Q)), ln(PPL(base)))", 100 * c["ln_ppl_correlation"], None, ""),
         (
             "Mean ln(PPL(Q)/PPL(base))",
@@ -171,8 +186,16 @@ def comparison_text(c: dict[str, Any]) -> str:
     lines.append(figure("Mean    Δp", 100 * c["mean_dp"], 100 * c["dp_se"], " %"))
     lines += [figure(f"{name} Δp", 100 * c["dp"][key], None, "%") for name, key in _QUANTILES.items()]
     lines.append(figure("RMS Δp    ", 100 * c["rms_dp"], 100 * c["rms_dp_se"], " %"))
-    lines.append(figure("Same top p", 100 * c["same_top"], 100 * c["same_top_se"], " %"))
+    agreement = c["same_top_ci95_chunks"]
+    interval = interval_text(agreement and [100 * end for end in agreement])
+    lines.append(figure("Same top p", 100 * c["same_top"], 100 * c["same_top_se"], " %", interval))
     return "\n".join(lines)
+
+
+def _ln_ratio_interval(data: dict[str, Any]) -> str:
+    """Of a change of the perplexity: one rounding alone says nothing of how another would come out."""
+    interval = interval_text(data["comparison"]["ln_ppl_ratio_ci95_chunks"])
+    return f"{interval}, of this one rounding" if interval else ""
 
 
 def perplexity_text(data: dict[str, Any]) -> str:
@@ -189,18 +212,27 @@ def perplexity_text(data: dict[str, Any]) -> str:
     lines.append("")
     c = data.get("comparison")
     if c:
+        low_high = c["same_top_ci95_chunks"]
+        largest = c["largest_chunk"]
         lines += [
-            f"PPL baseline            {c['ppl_base']:.4f} ± {c['ppl_base_se']:.5f}",
-            f"PPL quantised           {c['ppl_quant']:.4f} ± {c['ppl_quant_se']:.5f}",
-            f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e} ± {c['ln_ppl_ratio_se']:.1e}"
-            + interval_text(c["ln_ppl_ratio_ci95_chunks"]),
-            f"mean KL divergence      {c['mean_kld']:.3e} ± {c['kld_se']:.1e}"
-            + interval_text(c["mean_kld_ci95_chunks"]),
+            f"PPL baseline            {c['ppl_base']:.4f}" + interval_text(c["ppl_base_ci95_chunks"], ".4f"),
+            f"PPL quantised           {c['ppl_quant']:.4f}" + interval_text(c["ppl_quant_ci95_chunks"], ".4f"),
+            f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e}" + _ln_ratio_interval(data),
+            f"mean KL divergence      {c['mean_kld']:.3e}" + interval_text(c["mean_kld_ci95_chunks"], ".3e"),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",
-            f"same top token          {100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f} %",
         ]
+        if largest["times_mean"]:
+            lines.append(
+                f"largest chunk's KL      {largest['mean_kld']:.3e}, {largest['times_mean']:.2f} times the mean"
+            )
+        lines.append(
+            f"same top token          {100 * c['same_top']:.3f} %"
+            + interval_text(low_high and [100 * end for end in low_high], ".3f")
+        )
+        lines += few_chunks_text(data["n_chunks"])
     else:
-        lines.append(f"PPL {data['ppl']:.4f} ± {data['ppl_se']:.5f}")
+        lines.append(f"PPL {data['ppl']:.4f}" + interval_text(data["ppl_ci95_chunks"], ".4f"))
+        lines += few_chunks_text(data["n_chunks"])
     if "control" in data:
         k = data["control"]
         verdict = (

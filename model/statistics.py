@@ -17,7 +17,8 @@ import numpy as np
 
 from fq_kernels import Executor, kl_divergence, log_sum_exp
 
-BOOTSTRAP_SAMPLES = 2000
+from .inference import MIN_CHUNKS, agreement_interval, mean_interval, positive_interval
+
 TOP_ROWS = 32  # per task
 
 _scratch = threading.local()
@@ -158,41 +159,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(da * db) / scale) if scale else math.nan
 
 
-def bootstrap_ci95(chunk_means: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean over chunks, which tokens within a chunk being correlated asks for.
-
-    Chunks of equal size are drawn with replacement; None for fewer than two chunks.
-    """
-    n = len(chunk_means)
-    if n < 2:
-        return None
-    return _central95(chunk_means[_draws(n, seed)].mean(axis=1))
-
-
-def bootstrap_ratio_ci95(
-    numerators: np.ndarray, denominators: np.ndarray, seed: int = 0
-) -> tuple[float, float] | None:
-    """95 % interval of the ratio of two means over the same chunks, which are drawn for both at once.
-
-    So what makes a chunk hard for both cancels. None for fewer than two chunks, or unless each
-    denominator is positive.
-    """
-    n = len(numerators)
-    if n < 2 or not (denominators > 0).all():
-        return None
-    draws = _draws(n, seed)
-    return _central95(numerators[draws].mean(axis=1) / denominators[draws].mean(axis=1))
-
-
-def _draws(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
-
-
-def _central95(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
 QUANTILES = {
     "max": 1,
     "99.9%": 0.999,
@@ -217,7 +183,11 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
 
 @np.errstate(invalid="ignore", over="ignore")  # a broken model's figures may be infinite, and then nan
 def summarise(chunks: list[Paired]) -> dict[str, Any]:
-    """The comparison of all chunks (of equal size), as written to JSON."""
+    """The comparison of all chunks (of equal size), as written to JSON.
+
+    ``…_se`` take tokens as independent, as llama-perplexity does; ``…_ci95_chunks`` are 95 % intervals over
+    chunks (see inference), None where there are too few chunks, or too few that differ at all.
+    """
     all_ = Paired.concatenate(chunks)
     ppl_base, ppl_base_se = ppl_se(all_.nll_base)
     ppl, ppl_quant_se = ppl_se(all_.nll)
@@ -229,15 +199,21 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
     mean_dp2, dp2_se = mean_se(all_.dp**2)
     rms_dp = math.sqrt(mean_dp2)
     same_top, same_top_se = mean_se(all_.same_top.astype(np.float64))
+    of_chunks = chunk_means(chunks)
+    klds, ln_ratios = of_chunks["mean_kld"], of_chunks["ln_ppl_ratio"]
+    differ = sum(bool(np.any(c.kld) or np.any(c.nll != c.nll_base)) for c in chunks) >= MIN_CHUNKS
+    largest = int(np.argmax(klds))
     return {
         "ppl_base": ppl_base,
         "ppl_base_se": ppl_base_se,
+        "ppl_base_ci95_chunks": ppl_interval([c.nll_base for c in chunks]),
         "ppl_quant": ppl,
         "ppl_quant_se": ppl_quant_se,
+        "ppl_quant_ci95_chunks": ppl_interval([c.nll for c in chunks]),
         "ln_ppl_correlation": _correlation(all_.nll, all_.nll_base),
         "ln_ppl_ratio": ln_ratio,
         "ln_ppl_ratio_se": ln_ratio_se,
-        "ln_ppl_ratio_ci95_chunks": bootstrap_ci95(np.array([np.mean(c.nll - c.nll_base) for c in chunks])),
+        "ln_ppl_ratio_ci95_chunks": mean_interval(ln_ratios) if differ else None,
         "ppl_ratio": _exp(ln_ratio),
         "ppl_ratio_se": _exp(ln_ratio) * ln_ratio_se,
         "ppl_diff": ppl - ppl_base,
@@ -245,7 +221,12 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         "ppl_diff_se": mean_se(ppl * all_.nll - ppl_base * all_.nll_base)[1],
         "mean_kld": mean_kld,
         "kld_se": kld_se,
-        "mean_kld_ci95_chunks": bootstrap_ci95(np.array([np.mean(c.kld) for c in chunks])),
+        "mean_kld_ci95_chunks": positive_interval(klds),
+        "largest_chunk": {
+            "position": largest,
+            "mean_kld": float(klds[largest]),
+            "times_mean": float(klds[largest]) / mean_kld if mean_kld else None,
+        },
         "median_kld": kld["median"],
         "max_kld": kld["max"],
         "kld": kld,
@@ -256,7 +237,27 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         "dp": _distribution(all_.dp),
         "same_top": same_top,
         "same_top_se": same_top_se,
+        "same_top_ci95_chunks": agreement_interval(
+            [int(c.same_top.sum()) for c in chunks], len(chunks[0].same_top)
+        )
+        if differ
+        else None,
+        "chunks": {name: values.tolist() for name, values in of_chunks.items()},
     }
+
+
+def chunk_means(chunks: list[Paired]) -> dict[str, np.ndarray]:
+    """Per chunk, float64 (chunks,): what intervals and tests are made from."""
+    return {
+        "mean_kld": np.array([np.mean(c.kld) for c in chunks]),
+        "ln_ppl_ratio": np.array([np.mean(c.nll - c.nll_base) for c in chunks]),
+    }
+
+
+def ppl_interval(nll: list[np.ndarray]) -> tuple[float, float] | None:
+    """95 % interval over chunks of the perplexity, from each chunk's nll."""
+    interval = mean_interval(np.array([np.mean(c) for c in nll]))
+    return None if interval is None else (_exp(interval[0]), _exp(interval[1]))
 
 
 def is_exactly_zero(comparison: dict[str, Any]) -> bool:

@@ -1,12 +1,14 @@
 """Runs that are kept, side by side: the mean KL of each cell in each run, and whether they differ.
 
 Two runs over the same chunks (model, text and context agree) are compared chunk by chunk, so that
-what makes a chunk hard for both cancels: the ratio of their mean KLs with an interval for which
-the same chunks are drawn in both. Where something differs there are the two intervals alone.
+what makes a chunk hard for both cancels: the ratio of their mean KLs, its interval and its test.
+Where something differs there are the two intervals and Welch's test. p is adjusted over all
+that is shown (see inference).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from .inference import (
+    ENOUGH_CHUNKS,
+    LEVEL,
+    MIN_CHUNKS,
+    chunks_needed,
+    holm,
+    positive_interval,
+    ratio_test,
+    welch_test,
+)
 from .results import Run
 from .show import table
-from .statistics import bootstrap_ci95, bootstrap_ratio_ci95
 from .sweep import CONTROL, CellChunk
-
-ENOUGH_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,12 @@ class Side:
     finished: Mapping[tuple[int, int], CellChunk]
 
     def klds(self, cell: str) -> dict[int, np.ndarray]:
-        """The cell's KL divergences, by chunk."""
+        """The cell's KL divergences, by the chunk's place in the text."""
         i = [c.name for c in self.run.cells].index(cell)
-        return {chunk: left.paired.kld for (j, chunk), left in sorted(self.finished.items()) if j == i}
+        places = self.run.settings.get("chunk_indices") or range(self.run.settings["n_chunks_asked"])
+        return {
+            places[chunk]: left.paired.kld for (j, chunk), left in sorted(self.finished.items()) if j == i
+        }
 
 
 def not_paired(a: Run, b: Run) -> str | None:
@@ -70,13 +82,16 @@ def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
         having = [side for side in others if any(cell.name == name for cell in side.run.cells)]
         if having:
             cells.append({"name": name} | _cell([(side, name) for side in (first, *having)]))
+    _adjust(cells)
     return _about(sides) | {"cells": cells}
 
 
 def compare_cells(pairs: Sequence[tuple[Side, str]]) -> dict[str, Any]:
     """Each (run, name of a cell) against the first of them."""
     sides = list({side.number: side for side, _ in pairs}.values())
-    return _about(sides) | {"cells": [_cell(pairs)]}
+    cells = [_cell(pairs)]
+    _adjust(cells)
+    return _about(sides) | {"cells": cells}
 
 
 def _about(sides: Sequence[Side]) -> dict[str, Any]:
@@ -107,35 +122,54 @@ def _cell(pairs: Sequence[tuple[Side, str]]) -> dict[str, Any]:
     means: list[np.ndarray] = []
     entries: list[dict[str, Any]] = []
     for (side, name), of_chunk, with_first in zip(pairs, klds, paired, strict=True):
-        chunks = [c for c in of_chunk if c in common] if with_first else list(of_chunk)
+        chunks = sorted(c for c in of_chunk if not with_first or c in common)
         mean = np.array([of_chunk[c].mean() for c in chunks])
         entry: dict[str, Any] = {
             "run": side.number,
             "cell": name,
             "n_chunks": len(chunks),
             "mean_kld": float(mean.mean()) if chunks else None,
-            "mean_kld_ci95_chunks": bootstrap_ci95(mean),
+            "mean_kld_ci95_chunks": positive_interval(mean),
         }
         means.append(mean)
         if len(means) > 1:
-            entry |= {"paired": with_first, "ratio": None, "ratio_ci95_chunks": None}
-            if with_first and len(mean) and means[0].mean() > 0:
-                entry["ratio"] = float(mean.mean() / means[0].mean())
-                entry["ratio_ci95_chunks"] = bootstrap_ratio_ci95(mean, means[0])
-            same = with_first and len(mean) > 0 and all((klds[0][c] == of_chunk[c]).all() for c in chunks)
-            entry["verdict"] = "equal" if same else _verdict(entry, entries[0])
+            entry |= {"paired": with_first} | _against(mean, means[0], with_first)
+            if with_first and len(mean) > 0 and all((klds[0][c] == of_chunk[c]).all() for c in chunks):
+                entry["verdict"] = "equal"
         entries.append(entry)
     return {"of_runs": entries}
 
 
-def _verdict(entry: dict[str, Any], first: dict[str, Any]) -> str:
-    """Of a mean KL against the first run's, by the interval of the ratio, else by the two intervals."""
-    if ratio := entry["ratio_ci95_chunks"]:
-        return "larger" if ratio[0] > 1 else "smaller" if ratio[1] < 1 else "not resolved"
-    mine, its = entry["mean_kld_ci95_chunks"], first["mean_kld_ci95_chunks"]
-    if mine is None or its is None:
-        return "too few chunks"
-    return "larger" if mine[0] > its[1] else "smaller" if mine[1] < its[0] else "not resolved"
+def _against(mine: np.ndarray, first: np.ndarray, paired: bool) -> dict[str, Any]:
+    """The ratio of two cells' mean KLs, from those of their chunks, and p of its being 1."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("ratio", "ratio_ci95_chunks", "p", "p_adjusted", "chunks_needed", "verdict")
+    )
+    if paired and len(mine) and first.mean() > 0:
+        found["ratio"] = float(mine.mean() / first.mean())
+    if not first.any() and np.count_nonzero(mine) >= MIN_CHUNKS:
+        found["p"] = 0.0  # nothing is below any rounding at all
+        found["t"] = math.inf
+    elif test := (ratio_test if paired else welch_test)(mine, first):
+        found |= {"p": test.p, "t": test.t, "n": test.n}
+        if paired:
+            found["ratio_ci95_chunks"] = test.interval
+    return found
+
+
+def _adjust(cells: Sequence[dict[str, Any]]) -> None:
+    """Say what is resolved, by p adjusted over all that is shown side by side."""
+    shown = [entry for cell in cells for entry in cell["of_runs"] if "paired" in entry]
+    asked = [entry for entry in shown if entry["p"] is not None and entry["verdict"] is None]
+    for entry, p in zip(asked, holm([entry["p"] for entry in asked]), strict=True):
+        entry["p_adjusted"] = p
+        entry["verdict"] = "not resolved" if p >= LEVEL else "larger" if entry["t"] > 0 else "smaller"
+        if p >= LEVEL:
+            entry["chunks_needed"] = chunks_needed(entry["t"], entry["n"], len(asked))
+    for entry in shown:
+        entry["verdict"] = entry["verdict"] or "too few chunks"
+        entry.pop("t", None)
+        entry.pop("n", None)
 
 
 def compare_text(data: dict[str, Any]) -> str:
@@ -154,7 +188,7 @@ def compare_text(data: dict[str, Any]) -> str:
             lines.append(f"their baselines differ, too, in {run['unlike']}")
     if not data["cells"]:
         return "\n".join([*lines, f"no cell of run {first} is in another of them"])
-    rows = [["cell", "run", "chunks", "mean KL", "95 % over chunks", "ratio", "95 % of the ratio", "KL is"]]
+    rows = [["cell", "run", "chunks", "mean KL", "95 % over chunks", "ratio", "95 % of the ratio", "p, adjusted", "KL is"]]
     for cell in data["cells"]:
         for i, entry in enumerate(cell["of_runs"]):
             kld, ratio = entry["mean_kld"], entry.get("ratio")
@@ -167,17 +201,25 @@ def compare_text(data: dict[str, Any]) -> str:
                     _interval(entry["mean_kld_ci95_chunks"], ".2e"),
                     "" if ratio is None else f"{ratio:.4g}",
                     _interval(entry.get("ratio_ci95_chunks"), ".4g"),
-                    entry.get("verdict", ""),
+                    "" if entry.get("p_adjusted") is None else f"{entry['p_adjusted']:.2g}",
+                    _verdict_text(entry),
                 ]
             )
-    note = (
-        "KL is: of this line against the first of its cell; resolved where the ratio's interval leaves out 1"
-    )
-    if any(run["not_paired"] for run in data["runs"]):
-        note += ",\nor, not paired, where the two intervals do not overlap"
-    if any(entry["n_chunks"] < ENOUGH_CHUNKS for cell in data["cells"] for entry in cell["of_runs"]):
-        note += f"\nintervals over fewer than {ENOUGH_CHUNKS} chunks are rather too narrow"
-    return "\n".join([*lines, "", table(rows, {1, 2, 3, 4, 5, 6}), "", note])
+    notes = [
+        "KL is: of this line against the first of its cell; resolved by p, adjusted (Holm) over the lines of this "
+        "table.\nEach interval holds by itself"
+    ]
+    counts = [entry["n_chunks"] for cell in data["cells"] for entry in cell["of_runs"]]
+    if min(counts) < MIN_CHUNKS:
+        notes.append(f"below {MIN_CHUNKS} chunks there is no interval, and nothing is resolved")
+    elif min(counts) < ENOUGH_CHUNKS:
+        notes.append(f"these are few chunks: {ENOUGH_CHUNKS} and more tell more")
+    return "\n".join([*lines, "", table(rows, {1, 2, 3, 4, 5, 6, 7}), "", *notes])
+
+
+def _verdict_text(entry: dict[str, Any]) -> str:
+    needed = entry.get("chunks_needed")
+    return entry.get("verdict", "") + (f": some {needed} chunks would tell" if needed else "")
 
 
 def _interval(interval: tuple[float, float] | None, form: str) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
+from .inference import MIN_CHUNKS, Ordering, ratio_test
 from .noise import register_noise_in
-from .show import interval_text, table
-from .statistics import bootstrap_ratio_ci95, is_exactly_zero, ppl_se, summarise
+from .show import few_chunks_text, interval_text, table
+from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import n_scored_per_chunk
 from .sweep import CONTROL, Cell, CellChunk
 
@@ -26,10 +27,11 @@ Finished = Mapping[tuple[int, int], CellChunk]
 def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
     """Of the chunks that ended in every cell, as written to JSON.
 
-    Each single cell has ``rank`` [best, worst] within its group, 1 being the largest mean KL:
-    between cells whose intervals over chunks overlap there is no order. A group's
-    ``additivity`` is the mean KL of all its sites together over the sum of the single ones, with
-    an interval for which the same chunks are drawn in all of them.
+    Each single cell has ``rank`` [best, worst] within its group, 1 being the largest mean KL: what is
+    ordered is told by `inference.Ordering` over the group's single cells, and ``pairs`` says how many
+    pairs there are, how many of them are ordered, and how many chunks the next one needs. A group's
+    ``additivity`` is the mean KL of all its sites together over the sum of the single ones, its
+    interval that of `inference.ratio_test`. All over the same chunks.
     """
     chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
     result = about | {
@@ -41,6 +43,7 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         return result | {"cells": [], "groups": []}
     nll_base = np.concatenate([finished[0, c].paired.nll_base for c in chunks])
     result["ppl_base"], result["ppl_base_se"] = ppl_se(nll_base)
+    result["ppl_base_ci95_chunks"] = ppl_interval([finished[0, c].paired.nll_base for c in chunks])
     entries: list[dict[str, Any]] = []
     for i, cell in enumerate(cells):
         left = [finished[i, c] for c in chunks]
@@ -51,9 +54,7 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
             entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
         entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
         entries.append(entry)
-    # mean KL, (cells, chunks)
-    klds = np.array([[finished[i, c].paired.kld.mean() for c in chunks] for i in range(len(cells))])
-    groups = [_group(name, entries, klds) for name in dict.fromkeys(c.group for c in cells if c.group)]
+    groups = [_group(name, entries) for name in dict.fromkeys(c.group for c in cells if c.group)]
     return result | {"cells": entries, "groups": groups}
 
 
@@ -80,33 +81,32 @@ def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarr
     return [counter.as_dict() for counter in rules.matched]
 
 
-def _group(name: str, entries: list[dict[str, Any]], klds: np.ndarray) -> dict[str, Any]:
-    """``klds`` are the mean KLs of the entries, (entries, chunks)."""
-    mine = [i for i, entry in enumerate(entries) if entry["group"] == name]
-    single = [i for i in mine if entries[i]["kind"] == "single"]
-    intervals = [entries[i]["comparison"]["mean_kld_ci95_chunks"] for i in single]
-    for i, rank in zip(single, ranks(intervals), strict=True):
-        entries[i]["rank"] = list(rank)
-    total = math.fsum(entries[i]["comparison"]["mean_kld"] for i in single)
+def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    mine = [entry for entry in entries if entry["group"] == name]
+    single = [entry for entry in mine if entry["kind"] == "single"]
+    order = Ordering([chunk_klds(entry) for entry in single])
+    if order.known:
+        for i, entry in enumerate(single):
+            entry["rank"] = list(order.rank(i))
+    total = math.fsum(entry["comparison"]["mean_kld"] for entry in single)
     group: dict[str, Any] = {"name": name, "sum_of_single_klds": total}
-    for i in mine:
-        if entries[i]["kind"] == "together":
-            group["kld_together"] = entries[i]["comparison"]["mean_kld"]
+    group["pairs"] = {
+        "n": len(order.pairs),
+        "ordered": order.n_resolved,
+        "chunks_for_the_next": order.chunks_for_the_next,
+    }
+    for entry in mine:
+        if entry["kind"] == "together":
+            group["kld_together"] = entry["comparison"]["mean_kld"]
             group["additivity"] = group["kld_together"] / total if total else None
-            group["additivity_ci95_chunks"] = bootstrap_ratio_ci95(klds[i], klds[single].sum(axis=0))
+            test = ratio_test(chunk_klds(entry), np.sum([chunk_klds(e) for e in single], axis=0))
+            group["additivity_ci95_chunks"] = None if test is None else test.interval
     return group
 
 
-def ranks(intervals: Sequence[tuple[float, float] | None]) -> list[tuple[int, int]]:
-    """(best, worst) place of each, the first being the largest; overlapping intervals are not ordered.
-
-    None is an interval that is not known and overlaps all.
-    """
-    known = [(-math.inf, math.inf) if i is None else i for i in intervals]
-    return [
-        (1 + sum(other[0] > high for other in known), len(known) - sum(other[1] < low for other in known))
-        for low, high in known
-    ]
+def chunk_klds(entry: dict[str, Any]) -> np.ndarray:
+    """A cell's mean KL in each chunk."""
+    return np.array(entry["comparison"]["chunks"]["mean_kld"])
 
 
 def _rank_text(rank: Sequence[int]) -> str:
@@ -122,7 +122,7 @@ def sweep_text(data: dict[str, Any]) -> str:
     ]
     if not data["n_chunks"]:
         return "\n".join([*lines, "no chunk has ended in every cell: there are no figures"])
-    lines.append(f"PPL baseline  {data['ppl_base']:.4f} ± {data['ppl_base_se']:.5f}")
+    lines.append(f"PPL baseline  {data['ppl_base']:.4f}" + interval_text(data["ppl_base_ci95_chunks"], ".4f"))
     for entry in data["cells"]:
         if entry["kind"] == CONTROL:
             verdict = (
@@ -140,12 +140,28 @@ def sweep_text(data: dict[str, Any]) -> str:
                 f"{group['sum_of_single_klds']:.3e}: additivity ratio {group['additivity']:.3f}"
                 + interval_text(group["additivity_ci95_chunks"], ".3f")
             )
-    lines += ["", "rank: 1 is the largest mean KL; a range where intervals over chunks overlap"]
+        lines += _pairs_text(group["pairs"])
+    if data["n_chunks"] < MIN_CHUNKS:
+        return "\n".join([*lines, "", f"below {MIN_CHUNKS} chunks there are no intervals and no ranks"])
+    lines += [
+        "",
+        "rank: 1 is the largest mean KL; a range where the order is not resolved (paired tests over chunks,",
+        "Holm over all pairs of the group). Each interval holds by itself",
+        *few_chunks_text(data["n_chunks"]),
+    ]
     return "\n".join(lines)
 
 
+def _pairs_text(pairs: dict[str, Any]) -> list[str]:
+    if pairs["ordered"] == pairs["n"]:
+        return []
+    more = f"; one more would take some {n} chunks" if (n := pairs["chunks_for_the_next"]) else ""
+    return [f"of {pairs['n']} pairs of sites the order of {pairs['ordered']} is resolved{more}"]
+
+
 def _group_table(entries: list[dict[str, Any]]) -> str:
-    rows = [["rank", "rounded", "mean KL", "95 % over chunks", "ln(PPL ratio)", "same top, %", "SQNR, dB"]]
+    rows = [["rank", "rounded", "mean KL", "95 % over chunks", "largest chunk"]]
+    rows[0] += ["ln(PPL ratio)", "same top, %", "SQNR, dB"]
     singles = [e for e in entries if e["kind"] == "single"]
     singles.sort(key=lambda e: -e["comparison"]["mean_kld"])
     for entry in [*singles, *(e for e in entries if e["kind"] != "single")]:
@@ -158,9 +174,10 @@ def _group_table(entries: list[dict[str, Any]]) -> str:
                 "all together" if entry["kind"] == "together" else entry["name"].partition("=")[0],
                 f"{c['mean_kld']:.3e}",
                 "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
-                f"{c['ln_ppl_ratio']:+.3e} ± {c['ln_ppl_ratio_se']:.1e}",
+                "" if (times := c["largest_chunk"]["times_mean"]) is None else f"{times:.1f} x",
+                f"{c['ln_ppl_ratio']:+.3e}",
                 f"{100 * c['same_top']:.3f}",
                 "" if sqnr is None else f"{sqnr:.1f}",
             ]
         )
-    return table(rows, {0, 2, 3, 4, 5, 6})
+    return table(rows, {0, 2, 3, 4, 5, 6, 7})

@@ -10,7 +10,8 @@ import pytest
 
 from model.cli import main
 from model.results import Results, Run
-from model.statistics import Paired, bootstrap_ci95
+from model.inference import positive_interval
+from model.statistics import Paired
 from model.sweep import Cell, CellChunk
 from model.sweep_compare import Side, compare_cells, compare_runs, compare_text
 
@@ -71,7 +72,7 @@ def test_a_small_difference_is_resolved_in_pairs():
         "cell": A.name,
         "n_chunks": CHUNKS,
         "mean_kld": pytest.approx(1e-6 * HARD.mean()),
-        "mean_kld_ci95_chunks": bootstrap_ci95((1e-6 * HARD).mean(axis=1)),
+        "mean_kld_ci95_chunks": positive_interval((1e-6 * HARD).mean(axis=1)),
     }
     # the intervals of the two overlap nearly whole
     assert second["mean_kld_ci95_chunks"][0] < 0.9 * first["mean_kld"]
@@ -83,6 +84,31 @@ def test_a_small_difference_is_resolved_in_pairs():
     assert compare_runs([side(2, [0 * HARD, 1.2e-6 * HARD, HARD]), base()])["cells"][0]["of_runs"][1][
         "verdict"
     ] == "smaller"  # fmt: skip
+
+
+def test_chunks_are_paired_by_their_place_in_the_text():
+    """Runs in other orders: what one has at a place, the other may have at another."""
+    order = [5, 2, 7, 0, 3, 1, 6, 4]
+    shuffled = side(2, [0 * HARD, 1.2e-6 * HARD[order], HARD[order]], **changed(chunk_indices=order))
+    entry = of(compare_runs([base(), shuffled]), A.name)[1]
+    assert entry["ratio_ci95_chunks"] == pytest.approx((1.2, 1.2))
+
+
+def test_p_is_adjusted_over_all_that_is_shown():
+    """One difference among many that are none must be surer than one alone."""
+    rng = np.random.default_rng(5)
+    n = 12
+    shape = (n, CHUNKS, TOKENS)
+    klds = [1e-6 * HARD * (1 + 0.1 * noise) for noise in rng.standard_normal(shape)]
+    klds[0] *= 1.1
+    names = tuple(cell(f"ffn_norm[{i}].raw") for i in range(n))
+    pair = [side(1, [1e-6 * HARD] * n, cells=names), side(2, klds, cells=names)]
+    (alone,) = compare_cells([(one, names[0].name) for one in pair])["cells"]
+    among = of(compare_runs(pair), names[0].name)
+    assert alone["of_runs"][1]["p"] == among[1]["p"] == alone["of_runs"][1]["p_adjusted"]
+    assert among[1]["p_adjusted"] > 10 * among[1]["p"]
+    assert alone["of_runs"][1]["verdict"] == "larger" and among[1]["verdict"] == "not resolved"
+    assert among[1]["chunks_needed"] > CHUNKS
 
 
 @pytest.mark.parametrize(
@@ -121,7 +147,8 @@ def test_pairs_are_of_the_chunks_that_all_of_them_have():
     assert [entry["n_chunks"] for entry in entries] == [3, 3, 3, 2]
     assert entries[0]["mean_kld"] == pytest.approx(1e-6 * HARD[[2, 3, 5]].mean())
     assert [entry["ratio"] for entry in entries[1:]] == [pytest.approx(2), pytest.approx(3), None]
-    assert "fewer than 8 chunks" in compare_text(data)
+    assert [entry["verdict"] for entry in entries[1:]] == ["too few chunks"] * 3
+    assert "below 4 chunks there is no interval" in compare_text(data)
 
 
 def test_no_chunk_in_common_and_one():
@@ -181,7 +208,7 @@ def test_the_command(results, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     a, b = (next(i for i, row in enumerate(rows) if row[:1] == [c.name]) for c in (A, B))
     assert rows[a + 1][0] == rows[b + 1][0] == "2"
-    assert rows[a + 1][-5:] == ["2", "2", "to", "2", "larger"] and rows[b + 1][-1] == "equal"
+    assert rows[a + 1][-6:] == ["2", "2", "to", "2", "0", "larger"] and rows[b + 1][-1] == "equal"
     assert main([*results, "compare", "2:[0]", "2:[1]", "--json", "-"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [e["cell"] for e in data["cells"][0]["of_runs"]] == [A.name, B.name]
