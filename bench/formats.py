@@ -25,6 +25,7 @@ from fq_kernels.rules import FakeQuant, RowStat, Rule
 from model import FqError, Model, Stream, Streams, find, show
 from model.machine import package_version
 from model.statistics import is_exactly_zero
+from model.streams import ORDERS as CHUNK_ORDERS
 
 from .kept import keep
 
@@ -124,12 +125,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    partial = f" of {data['n_chunks_asked']} asked for: PARTIAL" if data["partial"] else ""
     about = [
         f"command: `{data['command']}`",
         f"model: {os.path.basename(data['model'])}",
         f"text: {data['text']}, {data['n_tokens']} tokens",
-        f"chunks of {data['n_ctx']}: {data['n_chunks']}{partial}; tokens scored: {data['n_scored']}",
+        show.chunks_text(data),
         f"PPL of the baseline: {data['ppl_base']:.4f} ± {data['ppl_base_se']:.4f}",
         f"numerics: {data['numerics']}",
         *(f"{text}: {'holds' if holds else 'DOES NOT HOLD'}" for text, holds in data["checks"]),
@@ -145,6 +145,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--chunks", type=int, default=8, metavar="N", help="-1 for all (default: %(default)s)"
     )
+    parser.add_argument(
+        "--chunk-order", choices=CHUNK_ORDERS, default="random", help="as of fq perplexity (default: random)"
+    )
+    parser.add_argument("--chunk-seed", type=int, metavar="N", help="of the random order (default: 0)")
     parser.add_argument(
         "--sites", default=SITES, help="which norms, as in --fake-quant (default: %(default)s)"
     )
@@ -162,6 +166,10 @@ def command(args: argparse.Namespace) -> str:
         words += ["-m", os.path.basename(args.model)]
     if args.ctx_size != 512:
         words += ["-c", str(args.ctx_size)]
+    if args.chunk_order != "random":
+        words += ["--chunk-order", args.chunk_order]
+    if args.chunk_seed is not None:
+        words += ["--chunk-seed", str(args.chunk_seed)]
     if args.sites != SITES:
         words += ["--sites", args.sites]
     for fmt in args.format or []:
@@ -181,6 +189,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             streams(model, list(dict.fromkeys(formats)), args.sites),
             n_ctx=args.ctx_size,
             chunks=args.chunks,
+            chunk_order=args.chunk_order,
+            chunk_seed=args.chunk_seed,
             executor=executor,
         )
         try:

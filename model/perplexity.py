@@ -21,21 +21,23 @@ from .trace import Trace
 class Perplexity(Streams):
     """One measurement; iterate over it to run it, chunk by chunk.
 
-    model, tokens  the text, tokenised once; as far as the chunks go is enough
+    model, tokens  the text, tokenised once; as far as the chunks go is enough for the first ones
     n_ctx          tokens per chunk; the second half of each chunk is scored
     chunks         how many chunks, -1 for all that the text has
+    chunk_order, chunk_seed
+                   which of the text's, and in which order: `Chunks`
     fake_quant     the rules of the quantised stream; None: the baseline alone
     baseline       with rules, also run the model without them and compare
     control        also run the baseline a second time; every difference must be exactly 0
     batch          tokens per evaluation
-    trace          gets the kernel calls, labelled with stream and chunk (from 0)
+    trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
     activations    "exact" or "ggml" (see Context)
     baseline_activations
                    the baseline's, where they differ: then the stream is compared with it, with
                    or without rules
 
-    ``for chunk in run: ...`` yields each chunk's index as it ends; ``run.result()`` gives the
-    figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
+    ``for chunk in run: ...`` yields each chunk's position in the run as it ends; ``run.result()``
+    gives the figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
     Raises FqError for a text that is too short or a context that does not fit.
     """
 
@@ -46,6 +48,8 @@ class Perplexity(Streams):
         *,
         n_ctx: int = 512,
         chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
         fake_quant: FakeQuant | None = None,
         baseline: bool = True,
         control: bool = False,
@@ -76,6 +80,8 @@ class Perplexity(Streams):
             else None,
             n_ctx=n_ctx,
             chunks=chunks,
+            chunk_order=chunk_order,
+            chunk_seed=chunk_seed,
             executor=executor,
             batch=batch,
             trace=trace,
@@ -100,15 +106,18 @@ class Perplexity(Streams):
         return ppl_se(np.concatenate(self.nll))[0]
 
     def result(self) -> dict[str, Any]:
-        """The figures of the chunks that ended, as written to JSON; chunks[].nll is a mean in nats."""
+        """The figures of the chunks that ended, as written to JSON.
+
+        chunks[].index is a chunk's place in the text, chunks[].nll a mean in nats.
+        """
         cumulative, total, count = [], 0.0, 0
         for nll in self.nll:
             total += float(nll.sum())
             count += len(nll)
             cumulative.append(math.inf if total / count >= 700 else math.exp(total / count))
         chunks: list[dict[str, float]] = [
-            {"nll": float(nll.mean()), "ppl_cumulative": ppl}
-            for nll, ppl in zip(self.nll, cumulative, strict=True)
+            {"index": index, "nll": float(nll.mean()), "ppl_cumulative": ppl}
+            for index, nll, ppl in zip(self.text.indices, self.nll, cumulative, strict=False)
         ]
         ppl, se = ppl_se(np.concatenate(self.nll)) if self.nll else (math.nan, math.nan)
         for chunk, paired in zip(chunks, self.paired, strict=False):

@@ -378,6 +378,7 @@ def perplexity(
             tokens,
             n_ctx=settings.n_ctx,
             chunks=chunks,
+            chunk_order="first",  # the page speaks of the text's first chunk
             fake_quant=FakeQuant(model.norms, [rule(mode, None)]),
             control=mode == "right",
             executor=executor,

@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 class Run:
     """What was measured. ``numerics`` but the threads, ``versions`` and ``settings`` decide the bits.
 
-    settings  `Sweep.about`, and what else is to be kept; ``n_chunks_asked`` must be there
+    settings  `Sweep.about`, and what else is to be kept; its keys must be there
     """
 
     model_sha256: str
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        keys = ("n_tokens", "n_ctx", "n_chunks_asked", "batch", "activations")
+        keys = ("n_tokens", "n_ctx", "n_chunks_asked", "batch", "activations", "chunk_order", "chunk_seed")
         numerics = {key: value for key, value in self.numerics.items() if key != "threads"}
         parts = [
             self.model_sha256,
@@ -218,6 +218,9 @@ class Results:
             raise FqError(f"{self.path}: there is no run {number}")
         model_sha256, text_sha256, *texts = row
         cells, settings, numerics, versions, about_machine = map(json.loads, texts)
+        if "chunk_order" not in settings:  # of a version that took the first chunks always
+            first = list(range(settings["n_chunks_asked"]))
+            settings |= {"chunk_order": "first", "chunk_seed": None, "chunk_indices": first}
         return Run(
             model_sha256,
             text_sha256,

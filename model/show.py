@@ -198,12 +198,22 @@ def _ln_ratio_interval(data: dict[str, Any]) -> str:
     return f"{interval}, of this one rounding" if interval else ""
 
 
+def chunks_text(data: dict[str, Any]) -> str:
+    """What of the text the figures are of."""
+    random = data["chunk_order"] == "random"
+    return (
+        f"{data['n_chunks']} chunks of {data['n_ctx']}"
+        + (f" in random order (seed {data['chunk_seed']})" if random else "")
+        + f", {data['n_scored']} tokens scored"
+        + (f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else "")
+        + ("" if random else "; figures are of these neighbouring chunks")
+    )
+
+
 def perplexity_text(data: dict[str, Any]) -> str:
-    partial = f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""
     lines = [
         f"model  {os.path.basename(data['model'])}",
-        f"text   {data['text']}: {data['n_tokens']} tokens read; "
-        f"{data['n_chunks']} chunks of {data['n_ctx']}, {data['n_scored']} tokens scored{partial}",
+        f"text   {data['text']}: {data['n_tokens']} tokens read; {chunks_text(data)}",
         f"time   {data['seconds']:.1f} s, {data['numerics']['threads']} threads",
     ]
     if "ggml" in (data["activations"], data.get("baseline_activations")):

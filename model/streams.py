@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from .statistics import Paired, compare, ppl_se, score, summarise
 from .trace import Trace
 
 DEFAULT_BATCH = 512
+ORDERS = ("random", "first")
 
 
 def first_scored(n_ctx: int) -> int:
@@ -31,13 +34,36 @@ def n_scored_per_chunk(n_ctx: int) -> int:
     return n_ctx - 1 - first_scored(n_ctx)
 
 
-class Chunks:
-    """The chunks of a text, tokenised once, that are evaluated: the first n of them.
+def chunk_order(n: int, seed: int) -> list[int]:
+    """The numbers below n in a random order that is the same on every machine and in every version.
 
-    Raises FqError for a text that is too short or a context that does not fit.
+    By the SHA-256 of "seed:number": no library's generator has a say in it.
+    """
+    return sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+
+
+class Chunks:
+    """The chunks of a text, tokenised once, that are evaluated, by their position in the run.
+
+    order    "random": the beginning of one permutation of all chunks of the text, so that a longer
+             run contains the shorter; "first": the text's first, as llama-perplexity takes them
+    seed     of the permutation, 0 if none is given; None where there is none
+    n, n_text
+             how many are evaluated, how many the text has
+    indices  which of the text's each one is, from 0
+
+    Raises FqError for a text that is too short, a context that does not fit, or an unknown order.
     """
 
-    def __init__(self, model: Model, tokens: Sequence[int] | np.ndarray, n_ctx: int, chunks: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        n_ctx: int,
+        chunks: int = -1,
+        order: str = "random",
+        seed: int | None = None,
+    ) -> None:
         ids = np.asarray(tokens, np.int64)
         if n_ctx < 3:
             raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
@@ -47,18 +73,34 @@ class Chunks:
             raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
         if chunks == 0 or chunks < -1:
             raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        if order not in ORDERS:
+            raise FqError(f"the order of chunks must be {' or '.join(ORDERS)}, not {order!r}")
+        if order == "random":
+            seed = operator.index(seed or 0)
+            if seed < 0:
+                raise FqError(f"the seed of the chunks' order must be >= 0, not {seed}")
+        elif seed is not None:
+            raise FqError(f"a seed of the chunks' order is for random order, not for {order}")
         self.model, self.tokens, self.n_ctx = model, ids, n_ctx
         self.n_text = len(ids) // n_ctx
         self.n = self.n_text if chunks == -1 else min(chunks, self.n_text)
+        self.order, self.seed = order, seed
+        all_of_it = range(self.n_text) if seed is None else chunk_order(self.n_text, seed)
+        self.indices = tuple(all_of_it[: self.n])
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens of a chunk, BOS in the first one's place; the scored ones among them)."""
+        index = self.indices[position]
         ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
         targets = ids[first_scored(self.n_ctx) + 1 :].copy()
         tokenizer = self.model.tokenizer
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             ids[0] = tokenizer.bos_id
         return ids, targets
+
+    def about(self) -> dict[str, Any]:
+        """Which chunks, as written to JSON."""
+        return {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
 
 
 @dataclass(frozen=True)
@@ -91,10 +133,12 @@ class Streams:
     baseline       evaluated before them, once a chunk, and compared with each; None: no comparison
     n_ctx          tokens per chunk; the second half of each chunk is scored
     chunks         how many chunks, -1 for all that the text has
+    chunk_order, chunk_seed
+                   which of the text's, and in which order: `Chunks`
     batch          tokens per evaluation
-    trace          gets the kernel calls, labelled with stream and chunk (from 0)
+    trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
 
-    ``for chunk in run: ...`` yields each chunk's index as it ends. An interrupted run loses at
+    ``for chunk in run: ...`` yields each chunk's position in the run as it ends. An interrupted run loses at
     most one chunk, whose rows are in no counter either; iterating again goes on with it.
     Raises FqError for a text that is too short or a context that does not fit.
     """
@@ -108,13 +152,15 @@ class Streams:
         baseline: Stream | None = Stream("baseline"),
         n_ctx: int = 512,
         chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
         executor: Executor,
         batch: int = DEFAULT_BATCH,
         trace: Trace | None = None,
     ) -> None:
         if batch < 1:
             raise FqError(f"batch size must be at least 1, not {batch}")
-        self.text = Chunks(model, tokens, n_ctx, chunks)
+        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
         self.streams, self.baseline = tuple(streams), baseline
         self._all = self.streams if baseline is None else (baseline, *self.streams)
         for stream in self._all:
@@ -154,27 +200,27 @@ class Streams:
     def __iter__(self) -> Iterator[int]:
         rules = [stream.rules for stream in self._all if stream.rules is not None]
         while self.done < self.n_chunks:
-            index = self.done
+            position = self.done
             counters = [copy.deepcopy(r.counters) for r in rules]
             try:
                 # one append keeps all of a chunk's figures, or none, whenever Ctrl-C comes
-                self._chunks.append(self._run_chunk(index))
+                self._chunks.append(self._run_chunk(position))
             except BaseException:
-                if self.done == index:
+                if self.done == position:
                     # the unfinished chunk's rows are in no figure
                     for r, before in zip(rules, counters, strict=True):
                         r.counters = before
                 raise
-            yield index
+            yield position
 
-    def _run_chunk(self, index: int) -> _Chunk:
-        ids, targets = self.text[index]
+    def _run_chunk(self, position: int) -> _Chunk:
+        ids, targets = self.text[position]
         base = nll_base = None
         nll, paired = [], []
         if self.baseline is not None:
-            base = self._logits(index, ids, self.baseline)
+            base = self._logits(position, ids, self.baseline)
         for stream in self.streams:
-            logits = self._logits(index, ids, stream)
+            logits = self._logits(position, ids, stream)
             if base is None:
                 nll.append(score(logits, targets, self.executor))
             else:
@@ -185,12 +231,14 @@ class Streams:
             nll_base = paired[0].nll_base if paired else score(base, targets, self.executor)
         return _Chunk(nll_base, nll, paired)
 
-    def _logits(self, index: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
+    def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
         """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab)."""
         self.context.clear()
         self.context.rules = self._no_rules if stream.rules is None else stream.rules
         self.context.activations = stream.activations
-        self.context.trace = self.trace and self.trace.labelled(stream=stream.name, chunk=index)
+        self.context.trace = self.trace and self.trace.labelled(
+            stream=stream.name, chunk=self.text.indices[position]
+        )
         first, last = first_scored(self.n_ctx), self.n_ctx - 1
         parts = []
         for begin in range(0, last, self.batch):
@@ -211,6 +259,7 @@ class Streams:
             "n_chunks_asked": self.n_chunks,
             "partial": self.done < self.n_chunks,
             "n_scored": self.done * n_scored_per_chunk(self.n_ctx),
+            **self.text.about(),
         }
 
     def result(self) -> dict[str, Any]:

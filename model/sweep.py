@@ -94,9 +94,11 @@ class CellChunk(NamedTuple):
 class Sweep:
     """One sweep; iterate over it to run it. ``(cell, chunk)`` is yielded as each chunk of a cell ends.
 
+    A chunk is named by its position in the run, here and in the store.
+
     model, tokens  the whole text, tokenised once
     cells          what is evaluated on each chunk and compared with the model without rules
-    n_ctx, chunks, batch, activations
+    n_ctx, chunks, chunk_order, chunk_seed, batch, activations
                    as of Streams
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
     on_step        called as a variant has passed a layer, `steps` times in all
@@ -115,6 +117,8 @@ class Sweep:
         *,
         n_ctx: int = 512,
         chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
         batch: int = DEFAULT_BATCH,
         executor: Executor,
         activations: str = "exact",
@@ -128,7 +132,7 @@ class Sweep:
         if not cells:
             raise FqError("a sweep without cells has nothing to run")
         self.model, self.cells = model, tuple(cells)
-        self.text = Chunks(model, tokens, n_ctx, chunks)
+        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
         self.batch, self.executor, self.activations = batch, executor, activations
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
@@ -215,6 +219,7 @@ class Sweep:
             "n_tokens": len(self.text.tokens),
             "n_ctx": self.text.n_ctx,
             "n_chunks_asked": self.text.n,
+            **self.text.about(),
             "batch": self.batch,
             "activations": self.activations,
             "norms": [list(norm) for norm in self._norms()],

@@ -40,12 +40,11 @@ class Side:
     finished: Mapping[tuple[int, int], CellChunk]
 
     def klds(self, cell: str) -> dict[int, np.ndarray]:
-        """The cell's KL divergences, by the chunk's place in the text."""
+        """The cell's KL divergences, by the chunk's place in the text, which is their order."""
         i = [c.name for c in self.run.cells].index(cell)
-        places = self.run.settings.get("chunk_indices") or range(self.run.settings["n_chunks_asked"])
-        return {
-            places[chunk]: left.paired.kld for (j, chunk), left in sorted(self.finished.items()) if j == i
-        }
+        place = self.run.settings["chunk_indices"]
+        found = {place[chunk]: left.paired.kld for (j, chunk), left in self.finished.items() if j == i}
+        return dict(sorted(found.items()))
 
 
 def not_paired(a: Run, b: Run) -> str | None:

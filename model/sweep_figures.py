@@ -13,7 +13,7 @@ from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from .inference import MIN_CHUNKS, Ordering, ratio_test
 from .noise import register_noise_in
-from .show import few_chunks_text, interval_text, table
+from .show import chunks_text, few_chunks_text, interval_text, table
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import n_scored_per_chunk
 from .sweep import CONTROL, Cell, CellChunk
@@ -114,11 +114,9 @@ def _rank_text(rank: Sequence[int]) -> str:
 
 
 def sweep_text(data: dict[str, Any]) -> str:
-    partial = f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""
     lines = [
         f"model  {os.path.basename(data['model'])}",
-        f"text   {data['text']}: {data['n_tokens']} tokens; {data['n_chunks']} chunks of {data['n_ctx']}, "
-        f"{data['n_scored']} tokens scored{partial}",
+        f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
     if not data["n_chunks"]:
         return "\n".join([*lines, "no chunk has ended in every cell: there are no figures"])

@@ -129,7 +129,8 @@ def test_what_a_deployed_model_rounds(smollm2, executor):
     """llama.cpp's own: a mean KL of 2.8e-3 between the two numerics of SmolLM2 Q4_1, over 8 chunks."""
     tokens = smollm2.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
     run = Perplexity(
-        smollm2, tokens, chunks=2, activations="ggml", baseline_activations="exact", executor=executor
-    )
+        smollm2, tokens, chunks=2, chunk_order="first", activations="ggml", baseline_activations="exact",
+        executor=executor,
+    )  # fmt: skip
     assert list(run) == [0, 1]
     assert run.result()["comparison"]["mean_kld"] == pytest.approx(2.8e-3, rel=0.25)

@@ -228,6 +228,7 @@ def test_cold_start(small, tiny_path):
 def test_perplexity(small, tiny_path):
     context = {"model": tiny_path, "f32": tiny_path, "text": SAMPLE_TEXT}
     options = ["-f", str(SAMPLE_TEXT), "-c", "64", "--chunks", "2", "--json", "-"]
+    options += ["--chunk-order", "first"]
     run = run_whole("fq", [sys.executable, "-m", "model", "perplexity", "-m", str(tiny_path), *options])
     ppl = json.loads(run.output)["ppl"]
     says = {"ppl": ppl * 1.01, "load_s": 0.5}

@@ -46,7 +46,7 @@ def independent_nll(model, tokens, chunk, executor, fake_quant=None):
 
 def test_it_equals_an_independent_computation(tiny, tokens, executor):
     run = finished(tiny, tokens, executor)
-    want = [independent_nll(tiny, tokens, i, executor) for i in range(CHUNKS)]
+    want = [independent_nll(tiny, tokens, i, executor) for i in run.text.indices]
     for got, nll in zip(run.nll, want, strict=True):
         np.testing.assert_allclose(got, nll, rtol=1e-5)
     result = run.result()
@@ -56,15 +56,16 @@ def test_it_equals_an_independent_computation(tiny, tokens, executor):
     assert result["ppl_se"] == pytest.approx(run.ppl * all_.std(ddof=1) / math.sqrt(len(all_)), rel=1e-4)
     for i, chunk in enumerate(result["chunks"]):
         so_far = np.concatenate(want[: i + 1])
+        assert chunk["index"] == run.text.indices[i]
         assert chunk["nll"] == pytest.approx(want[i].mean(), rel=1e-5)
         assert chunk["ppl_cumulative"] == pytest.approx(math.exp(so_far.mean()), rel=1e-5)
 
 
 def test_the_rules_are_in_the_quantised_stream_alone(tiny, tokens, executor):
     run = finished(tiny, tokens, executor, fake_quant=rules(tiny))
-    for i, paired in enumerate(run.paired):
-        plain = independent_nll(tiny, tokens, i, executor)
-        rounded = independent_nll(tiny, tokens, i, executor, rules(tiny))
+    for i, (index, paired) in enumerate(zip(run.text.indices, run.paired, strict=True)):
+        plain = independent_nll(tiny, tokens, index, executor)
+        rounded = independent_nll(tiny, tokens, index, executor, rules(tiny))
         np.testing.assert_allclose(paired.nll_base, plain, rtol=1e-5)
         np.testing.assert_allclose(paired.nll, rounded, rtol=1e-4)
         assert (paired.nll != paired.nll_base).all()
@@ -74,7 +75,7 @@ def test_the_rules_are_in_the_quantised_stream_alone(tiny, tokens, executor):
 def test_bos_takes_the_place_of_a_chunks_first_token(tiny, tokens, executor):
     """What the first token was is not seen, and it is BOS itself that is evaluated."""
     seen = []
-    run = Perplexity(tiny, tokens, n_ctx=N_CTX, chunks=2, executor=executor)
+    run = Perplexity(tiny, tokens, n_ctx=N_CTX, chunks=2, chunk_order="first", executor=executor)
     evaluate = run.context.eval
     run.context.eval = lambda ids, outputs: seen.append(list(ids)) or evaluate(ids, outputs)
     assert list(run) == [0, 1]
@@ -85,9 +86,9 @@ def test_bos_takes_the_place_of_a_chunks_first_token(tiny, tokens, executor):
 
 
 def test_without_bos_the_first_token_stays(tiny, tokens, executor, monkeypatch):
-    with_bos = finished(tiny, tokens, executor, chunks=2).nll
+    with_bos = finished(tiny, tokens, executor, chunks=2, chunk_order="first").nll
     monkeypatch.setattr(tiny.tokenizer, "add_bos", False)
-    without = finished(tiny, tokens, executor, chunks=2).nll
+    without = finished(tiny, tokens, executor, chunks=2, chunk_order="first").nll
     assert (without[0] == with_bos[0]).all()  # the text itself starts with BOS
     assert (without[1] != with_bos[1]).any()
 
@@ -327,7 +328,8 @@ class TestRealModel:
         text = SAMPLE_TEXT.read_text(encoding="utf-8")
         tokens = smollm2.tokenizer.encode(text)
         assert len(tokens) == 3539
-        run = finished(smollm2, tokens, executor, n_ctx=512, chunks=2, fake_quant=rules(smollm2))
+        first = {"n_ctx": 512, "chunks": 2, "chunk_order": "first"}
+        run = finished(smollm2, tokens, executor, **first, fake_quant=rules(smollm2))
         base = [paired.nll_base for paired in run.paired]
         assert math.exp(base[0].mean()) == pytest.approx(24.35339, abs=5e-4)
         assert math.exp(np.concatenate(base).mean()) == pytest.approx(27.91020, abs=5e-4)

@@ -30,8 +30,9 @@ RUN = Run(
     "a" * 64,
     "b" * 64,
     (Cell("control", "control"), CELL),
-    {"model": "m.gguf", "text": "t", "n_tokens": 99, "n_ctx": 8, "n_chunks_asked": 3, "batch": 8,
-     "activations": "exact", "norms": [["ffn_norm", 0, 7]]},
+    {"model": "m.gguf", "text": "t", "n_tokens": 99, "n_ctx": 8, "n_chunks_asked": 3,
+     "chunk_order": "random", "chunk_seed": 0, "chunk_indices": [2, 0, 1], "batch": 8, "activations": "exact",
+     "norms": [["ffn_norm", 0, 7]]},
     {"isa": "avx2", "threads": 2},
     {"fq": "1"},
     {"processor": "p"},
@@ -126,7 +127,11 @@ def test_which_run_is_gone_on_with(path):
             {"cells": (CELL,)},
             {"versions": {"fq": "2"}},
             {"numerics": {"isa": "avx512", "threads": 2}},
-            *({"settings": RUN.settings | {key: 5}} for key in ("n_ctx", "n_chunks_asked", "batch")),
+            *(
+                {"settings": RUN.settings | {key: 5}}
+                for key in ("n_ctx", "n_chunks_asked", "batch", "chunk_seed")
+            ),
+            {"settings": RUN.settings | {"chunk_order": "first"}},
         ):
             assert store.last_like(replace(RUN, **change)) is None, change
 

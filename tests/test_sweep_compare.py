@@ -30,7 +30,8 @@ RUN = Run(
     "b" * 64,
     (Cell("control", "control"), A, B),
     {"model": "dir/m.gguf", "text": "wiki.txt", "n_tokens": 99, "n_ctx": 12, "n_chunks_asked": CHUNKS,
-     "batch": 8, "activations": "exact", "norms": [["ffn_norm", 0, 11], ["ffn_norm", 1, 5]]},
+     "chunk_order": "random", "chunk_seed": 0, "chunk_indices": list(range(CHUNKS)), "batch": 8,
+     "activations": "exact", "norms": [["ffn_norm", 0, 11], ["ffn_norm", 1, 5]]},
     {"isa": "avx2", "threads": 2},
     {},
     {},
@@ -149,6 +150,18 @@ def test_pairs_are_of_the_chunks_that_all_of_them_have():
     assert [entry["ratio"] for entry in entries[1:]] == [pytest.approx(2), pytest.approx(3), None]
     assert [entry["verdict"] for entry in entries[1:]] == ["too few chunks"] * 3
     assert "below 4 chunks there is no interval" in compare_text(data)
+
+
+def test_pairs_are_of_the_texts_chunks_whatever_their_order():
+    """Positions in the run say nothing: the same chunk is one place of the text."""
+    order = list(range(3, CHUNKS + 3))[::-1]  # of places 3 to n + 2, the last first
+    there = {place: kld for place, kld in enumerate(HARD)}
+    other = np.stack([there.get(place, HARD[0]) for place in order])
+    data = compare_runs([base(), side(2, [0 * other, 2e-6 * other, other], **changed(chunk_indices=order))])
+    second = of(data, A.name)[1]
+    assert second["n_chunks"] == CHUNKS - 3 and second["paired"]
+    assert second["mean_kld"] == pytest.approx(2e-6 * HARD[3:].mean())
+    assert second["ratio_ci95_chunks"] == pytest.approx((2, 2))
 
 
 def test_no_chunk_in_common_and_one():

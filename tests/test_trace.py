@@ -192,6 +192,7 @@ def test_perplexity_labels_stream_and_chunk(tiny, path, executor):
             tiny,
             np.arange(40),
             n_ctx=16,
+            chunk_seed=2,  # the second chunk first
             fake_quant=fake_quant,
             control=True,
             executor=executor,
@@ -201,7 +202,7 @@ def test_perplexity_labels_stream_and_chunk(tiny, path, executor):
             pass
     _, nodes, evals = load(path)
     streams = [(e["args"]["stream"], e["args"]["chunk"]) for e in evals]
-    assert streams == [(s, c) for c in (0, 1) for s in ("baseline", "quantised", "control") for _ in (0, 1)]
+    assert streams == [(s, c) for c in (1, 0) for s in ("baseline", "quantised", "control") for _ in (0, 1)]
     assert {e["args"]["stream"] for e in nodes if e["args"].get("rounded")} == {"quantised"}
     data = summarise(path)
     assert [(s["stream"], s["evals"], s["tokens"]) for s in data["streams"]] == [

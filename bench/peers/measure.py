@@ -134,6 +134,7 @@ def perplexity(
 
     def ours() -> Whole:
         options = ["-f", str(text), "-c", str(PPL_CTX), "--chunks", str(chunks), "-t", str(threads)]
+        options += ["--chunk-order", "first"]  # as llama.cpp takes them
         command = [sys.executable, "-m", "model", "perplexity", "-m", str(model), *options]
         return run_whole("fq perplexity", [*command, "--json", "-"])
 

@@ -85,6 +85,16 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
     )
+    parser.add_argument(
+        "--chunk-order",
+        choices=("random", "first"),
+        default="random",
+        help="random: the beginning of one random order of all chunks of the text, so that more chunks "
+        "contain fewer; first: the text's first, as llama-perplexity takes them (default %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk-seed", type=int, metavar="N", help="of the random order, the same everywhere (default 0)"
+    )
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:

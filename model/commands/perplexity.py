@@ -61,13 +61,16 @@ def main(args: argparse.Namespace) -> int:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with executor_of(args.threads) as executor, trace_of(args, model, executor, fake_quant) as trace:
         # with BOS if the vocabulary adds it, as llama-perplexity has it
-        limit = args.chunks * args.ctx_size if args.chunks > 0 and args.ctx_size > 0 else None
+        some = args.chunk_order == "first" and args.chunks > 0 and args.ctx_size > 0
+        limit = args.chunks * args.ctx_size if some else None
         tokens = model.tokenizer.encode(text, limit=limit)
         measurement = Perplexity(
             model,
             tokens,
             n_ctx=args.ctx_size,
             chunks=args.chunks,
+            chunk_order=args.chunk_order,
+            chunk_seed=args.chunk_seed,
             fake_quant=fake_quant,
             baseline=not args.no_baseline,
             control=args.control,

@@ -133,6 +133,8 @@ def main(args: argparse.Namespace) -> int:
             cells,
             n_ctx=args.ctx_size,
             chunks=args.chunks,
+            chunk_order=args.chunk_order,
+            chunk_seed=args.chunk_seed,
             batch=args.batch_size,
             executor=executor,
             activations=args.activations,
