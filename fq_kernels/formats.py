@@ -310,8 +310,10 @@ def describe_formats() -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- parsing
 
 
-def get_format(spec: str | Format) -> Format:
+def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     """Parse ``name[:option[,option...]]``, or check a Format.
+
+    seed  of stochastic rounding, where a string names none
 
     Raises ValueError, naming what is unknown and what there is (or the package that is missing),
     and TypeError if ``spec`` is neither a string nor a Format.
@@ -323,7 +325,10 @@ def get_format(spec: str | Format) -> Format:
         return spec if parsed == spec else parsed
     if not isinstance(spec, str):
         raise TypeError(f"a format is a string such as 'bf16', not {type(spec).__name__}")
-    return _parse(spec)
+    found = _parse(spec)
+    if seed and found.rounding == "stochastic" and "seed=" not in spec.lower():
+        found = get_format(found.with_seed(seed))
+    return found
 
 
 def _family(name: str, spec: str) -> Family:

@@ -114,20 +114,22 @@ class Rule:
         object.__setattr__(self, "layer", _as_ranges(self.layer))
 
     @classmethod
-    def parse(cls, text: str) -> Rule:
+    def parse(cls, text: str, *, seed: int = 0) -> Rule:
         """The rule that ``text`` writes; see the head of this module.
+
+        seed  of stochastic rounding, where the text names none
 
         Raises ValueError quoting the text and naming what is wrong with it.
         """
         if not isinstance(text, str):
             raise TypeError(f"a rule is a string such as 'ffn_norm[5]=bf16', not {type(text).__name__}")
         try:
-            return cls._parse(text)
+            return cls._parse(text, seed)
         except ValueError as e:
             raise ValueError(f"rule {text!r}: {e}") from None
 
     @classmethod
-    def _parse(cls, text: str) -> Rule:
+    def _parse(cls, text: str, seed: int) -> Rule:
         sites, equals, spec = text.partition("=")
         if not equals:
             raise ValueError("there is no =FORMAT")
@@ -142,7 +144,7 @@ class Rule:
             raise ValueError(f"two modes: {', '.join(modes)}")
         options = [option for option in options if option and option not in modes]
         return cls(
-            get_format(f"{name.strip()}:{','.join(options)}" if options else name),
+            get_format(f"{name.strip()}:{','.join(options)}" if options else name, seed=seed),
             kind,
             None if layers is None else _parse_layers(layers),
             "raw" if point is None else point,

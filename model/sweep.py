@@ -48,10 +48,12 @@ def cells_of(
     formats: Sequence[str] = ("bf16",),
     *,
     cumulative: bool = False,
+    seed: int = 0,
 ) -> list[Cell]:
     """The control, then for each of ``sites`` and each format: every site alone, and all together.
 
-    With cumulative also those from the first site to each. Raises FqError for sites or a
+    With cumulative also those from the first site to each. ``seed`` is that of stochastic rounding
+    where a format names none; the cells name it. Raises FqError for sites or a
     format that cannot be read, that are given twice or that match nothing.
     """
     cells = [Cell(CONTROL, CONTROL)]
@@ -59,7 +61,7 @@ def cells_of(
         for spec in formats:
             try:
                 get_format(spec.partition(":")[0])  # its own error says more than a rule's
-                rule = Rule.parse(f"{pattern}={spec}")
+                rule = Rule.parse(f"{pattern}={spec}", seed=seed)
                 FakeQuant(model.norms, rule)
             except ValueError as e:
                 raise FqError(str(e)) from None

@@ -234,6 +234,21 @@ def test_the_command(sweep):
     assert "[2/2] 4 cells" in err and "additivity ratio" in err and "exactly 0" in err
 
 
+def test_the_seed_is_of_the_formats_that_name_none(sweep, tiny_path):
+    specs = ["bf16:stochastic", "bf16:stochastic,SEED=3", "bf16:stochastic,first-call", "bf16"]
+    options = [word for spec in specs for word in ("--format", spec)]
+    out, _ = fq(*sweep, "--chunks", 2, "--sites", "ffn_norm[1]", *options, "--seed", 7, "--json", "-")
+    found = {cell["name"]: cell["comparison"] for cell in json.loads(out)["cells"]}
+    names = [f"ffn_norm[1].raw=bf16{end}" for end in (":stochastic,seed=7", ":stochastic,seed=3")]
+    assert list(found) == [
+        "control", *names, "ffn_norm[1].raw=bf16:stochastic,seed=7,first-call", "ffn_norm[1].raw=bf16"
+    ]  # fmt: skip
+    for spec, name in zip(specs, names, strict=False):
+        options = ["--fake-quant", f"ffn_norm[1]={spec}", "--seed", 7, "--chunks", 2, "-c", 32]
+        alone = json.loads(fq("perplexity", "-m", tiny_path, *options, "--json", "-")[0])
+        assert alone["comparison"] == found[name]
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -241,6 +256,8 @@ def test_the_command(sweep):
         (["--memory-limit", "1K"], "is too little for one cell"),
         (["--sites", "ffn_norm[9]"], "matches no site"),
         (["--format", "bf61"], "unknown format 'bf61'"),
+        (["--seed", "-1"], "--seed must be >= 0, not -1"),
+        (["--format", "bf16:stochastic", "--seed", str(2**64)], "seed must be between 0 and 2**64 - 1"),
         (["-c", "1000"], "the model allows at most 128"),
     ],
 )

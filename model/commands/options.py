@@ -47,6 +47,11 @@ def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
 
 
+def check_seed(args: argparse.Namespace) -> None:
+    if args.seed < 0:
+        raise FqError(f"--seed must be >= 0, not {args.seed}")
+
+
 def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -> None:
     """How a model is run, and the figures as JSON."""
     parser.add_argument(

@@ -18,6 +18,7 @@ from .options import (
     add_seed,
     add_text,
     add_trace,
+    check_seed,
     check_targets,
     executor_of,
     find_model,
@@ -49,8 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     check_targets(args)
-    if args.seed < 0:
-        raise FqError(f"--seed must be >= 0, not {args.seed}")
+    check_seed(args)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))

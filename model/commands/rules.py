@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 from fq_kernels import get_format
 from fq_kernels.rules import FakeQuant, Rule, Site
@@ -68,20 +67,14 @@ def rules_of(args: argparse.Namespace) -> list[Rule]:
         for name in ("kind", "layer", "point", "mode")
         if (value := getattr(args, f"fake_quant_{name}")) is not None
     }
-    texts, rules = args.fake_quant or [], []
+    rules = []
     try:
-        if args.fake_quant_ffn_norm is not None:
-            texts = [args.fake_quant_ffn_norm, *texts]
-            rules.append(Rule(get_format(args.fake_quant_ffn_norm), **shorthand))
+        if (spec := args.fake_quant_ffn_norm) is not None:
+            rules.append(Rule(get_format(spec, seed=args.seed), **shorthand))
         elif shorthand:
             raise FqError(f"--fake-quant-{next(iter(shorthand))} needs --fake-quant-ffn-norm TYPE")
-        rules += map(Rule.parse, args.fake_quant or [])
-        return [
-            replace(rule, format=rule.format.with_seed(args.seed))
-            if rule.format.rounding == "stochastic" and "seed=" not in text
-            else rule
-            for rule, text in zip(rules, texts, strict=True)
-        ]
+        rules += [Rule.parse(text, seed=args.seed) for text in args.fake_quant or []]
+        return rules
     except FqError:
         raise
     except ValueError as e:

@@ -10,7 +10,7 @@ from fq_kernels.rules import FakeQuant
 from ..errors import FqError
 from ..runner import Model
 from ..show import table
-from .options import add_model, add_seed, describe_model
+from .options import add_model, add_seed, check_seed, describe_model
 from .rules import add_rules, rules_of
 
 
@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    check_seed(args)
     rules = rules_of(args)
 
     def describe(model: Model) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from .options import (
     INTERRUPTED,
     add_evaluation,
     add_model,
+    add_seed,
     add_store,
     add_text,
+    check_seed,
     executor_of,
     find_model,
     numerics,
@@ -69,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_store(parser)
     add_model(parser)
+    add_seed(parser, "stochastic rounding")
     add_evaluation(parser, 512, "tokens per chunk")
 
 
@@ -118,6 +121,7 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
 
 def main(args: argparse.Namespace) -> int:
     check_target("--json", args.json)
+    check_seed(args)
     limit = _memory_limit(args.memory_limit)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
@@ -125,7 +129,9 @@ def main(args: argparse.Namespace) -> int:
     formats = args.format or ["bf16"]
     if args.noise:
         formats = [*formats, *map(noise_format, formats)]
-    cells = cells_of(model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative)
+    cells = cells_of(
+        model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative, seed=args.seed
+    )
     with executor_of(args.threads) as executor:
         run = Sweep(
             model,
