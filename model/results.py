@@ -3,7 +3,8 @@
 Table ``runs`` says what was measured, on what and with what. Table ``chunks`` holds the figures
 of each scored token as little-endian float64, which `sweep_figures.figures` turns into the same
 tables at any time, and ``baselines`` the baseline's. Each chunk of a cell is one transaction,
-made as it ends, so that a run killed at any moment can go on from its last one. The journal is a
+made as it ends, so that a run killed at any moment can go on from its last one. A run can be
+extended, by cells and by chunks: what is there stays, with its numbers. The journal is a
 write-ahead log: several processes may write, and read, at once.
 """
 
@@ -17,8 +18,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +43,7 @@ CREATE TABLE IF NOT EXISTS runs (
     numerics TEXT NOT NULL,      -- JSON
     versions TEXT NOT NULL,      -- JSON
     machine TEXT NOT NULL,       -- JSON
-    identity TEXT NOT NULL       -- SHA-256 of all that the figures' bits depend on
+    identity TEXT NOT NULL       -- SHA-256 of all that the bits of a cell's chunk depend on
 );
 CREATE TABLE IF NOT EXISTS baselines (
     run INTEGER NOT NULL REFERENCES runs,
@@ -68,6 +69,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 class Run:
     """What was measured. ``numerics`` but the threads, ``versions`` and ``settings`` decide the bits.
 
+    cells     a cell's number is its place here, for ever: others come after it
     settings  `Sweep.about`, and what else is to be kept; its keys must be there
     """
 
@@ -81,17 +83,34 @@ class Run:
 
     @property
     def identity(self) -> str:
-        keys = ("n_tokens", "n_ctx", "n_chunks_asked", "batch", "activations", "chunk_order", "chunk_seed")
+        """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each."""
+        keys = ("n_tokens", "n_ctx", "batch", "activations", "chunk_order", "chunk_seed")
         numerics = {key: value for key, value in self.numerics.items() if key != "threads"}
         parts = [
             self.model_sha256,
             self.text_sha256,
-            [asdict(cell) for cell in self.cells],
             [self.settings[key] for key in keys],
             numerics,
             self.versions,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def extended(self, more: Run) -> Run:
+        """With the cells of ``more`` that it lacks after its own, and the chunks of the longer of both.
+
+        The same if it lacks nothing.
+        """
+        cells = tuple(cell for cell in more.cells if cell not in self.cells)
+        longer = more.settings["n_chunks_asked"] > self.settings["n_chunks_asked"]
+        if not cells and not longer:
+            return self
+        settings = dict(self.settings)
+        if longer:
+            settings |= {key: more.settings[key] for key in ("n_chunks_asked", "chunk_indices")}
+        commands = [run.settings["command"] for run in (self, more) if run.settings.get("command")]
+        if commands:
+            settings["command"] = " && ".join(commands)
+        return replace(self, cells=self.cells + cells, settings=settings)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -104,6 +123,14 @@ class Run:
             "machine": self.machine,
         }
         return self.settings | provenance
+
+
+class Begun(NamedTuple):
+    """A run that is to be measured: its number, what it is now, and what it was before, if it was there."""
+
+    number: int
+    run: Run
+    was: Run | None
 
 
 class Results:
@@ -181,30 +208,56 @@ class Results:
 
     def add(self, run: Run) -> int:
         """A new run's number."""
+        with self._transaction():
+            return self._insert(run)
+
+    def begin(self, run: Run, more: Run | None = None) -> Begun:
+        """A new run, or with ``more`` one that it extends: `Run.extended`.
+
+        It is the newest of the same identity that has all cells of ``more``, else the newest;
+        a new run, which is ``run``, if there is none. At one moment for all processes: of
+        several that begin the same run at once, one makes it.
+        """
+        with self._transaction():
+            was = None if more is None else self._newest_like(more)
+            if was is None or more is None:
+                return Begun(self._insert(run), run, None)
+            number, before = was
+            now = before.extended(more)
+            if now is not before:
+                self._db.execute(
+                    "UPDATE runs SET cells = ?, settings = ? WHERE id = ?",
+                    (_cells_text(now.cells), json.dumps(now.settings), number),
+                )
+            return Begun(number, now, before)
+
+    def _newest_like(self, run: Run) -> tuple[int, Run] | None:
+        found = self._db.execute("SELECT id FROM runs WHERE identity = ? ORDER BY id DESC", (run.identity,))
+        newest = None
+        for (number,) in found.fetchall():
+            there = number, self.get(number)
+            if set(run.cells) <= set(there[1].cells):
+                return there
+            newest = newest or there
+        return newest
+
+    def _insert(self, run: Run) -> int:
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         row = (
             started,
             run.model_sha256,
             run.text_sha256,
-            json.dumps([asdict(cell) for cell in run.cells]),
+            _cells_text(run.cells),
             *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
             run.identity,
         )
-        with self._transaction():
-            number = self._db.execute(
-                "INSERT INTO runs (started, model_sha256, text_sha256, cells, settings, numerics, "
-                "versions, machine, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            ).lastrowid
+        number = self._db.execute(
+            "INSERT INTO runs (started, model_sha256, text_sha256, cells, settings, numerics, "
+            "versions, machine, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            row,
+        ).lastrowid
         assert number is not None
         return number
-
-    def last_like(self, run: Run) -> int | None:
-        """The newest run whose figures must be those of ``run``, to the last bit."""
-        with self._errors():
-            found = self._db.execute("SELECT MAX(id) FROM runs WHERE identity = ?", (run.identity,))
-            number: int | None = found.fetchone()[0]
-            return number
 
     def get(self, number: int) -> Run:
         """Raises FqError if there is none of this number."""
@@ -294,6 +347,10 @@ class Results:
                 }
             )
         return runs
+
+
+def _cells_text(cells: Sequence[Cell]) -> str:
+    return json.dumps([asdict(cell) for cell in cells])
 
 
 def _bytes(values: np.ndarray) -> bytes:

@@ -106,9 +106,11 @@ class Sweep:
     on_step        called as a variant has passed a layer, `steps` times in all
 
     ``finished`` holds what each (cell, chunk) left, by indices; what is in it already is not
-    run again. A chunk of a cell depends on no other chunk: finished in any order, by any number
-    of runs, the figures are the same to the last bit. Raises FqError for a text that is too
-    short, a context that does not fit, or a memory limit that one cell exceeds.
+    run again: so a finished sweep is extended, by cells after those that it had and by chunks. A
+    chunk of a cell depends on no other chunk: finished in any order, by any number of runs, the
+    figures are the same to the last bit. Cells with the same rules are evaluated once.
+    Raises FqError for a text that is too short, a context that does not fit, or a memory limit
+    that one cell exceeds.
     """
 
     def __init__(
@@ -171,7 +173,12 @@ class Sweep:
 
     def _groups(self, chunk: int) -> list[list[int]]:
         """The cells of a chunk that are yet to be run, as many at a time as fit."""
-        left = [i for i in range(len(self.cells)) if (i, chunk) not in self.finished]
+        done = {cell.rules for i, cell in enumerate(self.cells) if (i, chunk) in self.finished}
+        first: dict[tuple[str, ...], int] = {}
+        for i, cell in enumerate(self.cells):
+            if cell.rules not in done:
+                first.setdefault(cell.rules, i)
+        left = list(first.values())
         return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
 
     @property
@@ -185,6 +192,19 @@ class Sweep:
         for chunk in range(self.text.n):
             for group in self._groups(chunk):
                 yield from self._run(group, chunk)
+            yield from self._share(chunk)
+
+    def _share(self, chunk: int) -> Iterator[tuple[int, int]]:
+        """What a cell left of a chunk is left of it by all with the same rules."""
+        done = {
+            cell.rules: self.finished[i, chunk]
+            for i, cell in enumerate(self.cells)
+            if (i, chunk) in self.finished
+        }
+        for i, cell in enumerate(self.cells):
+            if (i, chunk) not in self.finished:
+                self.finished[i, chunk] = done[cell.rules]
+                yield i, chunk
 
     def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
         ids, targets = self.text[chunk]

@@ -28,6 +28,9 @@ def test_a_store_of_an_earlier_version_opens(version, tmp_path):
         for number, then in expected.items():
             left, data = store.load(int(number)), stored_figures(store, int(number))
             assert data["ppl_base"] == then["ppl_base"]
+            # which took a text's first chunks
+            assert data["chunk_order"] == "first" and data["chunk_seed"] is None
+            assert data["chunk_indices"] == list(range(data["n_chunks_asked"]))
             assert [cell["name"] for cell in data["cells"]] == [cell["name"] for cell in then["cells"]]
             for i, (cell, old) in enumerate(zip(data["cells"], then["cells"], strict=True)):
                 chunks = [left[i, chunk].paired for chunk in range(data["n_chunks"])]

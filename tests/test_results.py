@@ -119,21 +119,20 @@ def test_which_run_is_gone_on_with(path):
     with Results(path) as store:
         store.add(RUN)
         number = store.add(RUN)
-        assert store.last_like(replace(RUN, numerics={"isa": "avx2", "threads": 7})) == number
-        assert store.last_like(replace(RUN, machine={})) == number
+        for change in ({"numerics": {"isa": "avx2", "threads": 7}}, {"machine": {}}):
+            assert store.begin(RUN, replace(RUN, **change)) == (number, RUN, RUN)
+        assert store.begin(RUN) == (number + 1, RUN, None)
         for change in (
             {"model_sha256": "c" * 64},
             {"text_sha256": "c" * 64},
-            {"cells": (CELL,)},
             {"versions": {"fq": "2"}},
             {"numerics": {"isa": "avx512", "threads": 2}},
-            *(
-                {"settings": RUN.settings | {key: 5}}
-                for key in ("n_ctx", "n_chunks_asked", "batch", "chunk_seed")
-            ),
+            *({"settings": RUN.settings | {key: 5}} for key in ("n_ctx", "n_tokens", "batch", "chunk_seed")),
             {"settings": RUN.settings | {"chunk_order": "first"}},
         ):
-            assert store.last_like(replace(RUN, **change)) is None, change
+            other = replace(RUN, **change)
+            number, run, was = store.begin(other, other)
+            assert (run, was) == (other, None) and store.get(number) == other, change
 
 
 def other_database(path):
@@ -246,8 +245,8 @@ def test_killed_ten_times_and_resumed(sweep, tmp_path):
             assert status == -signal.SIGKILL or ended(path) == all_of_it
         killed += status == -signal.SIGKILL
         if before:  # else the run may not have been made
-            # by time, it may have been killed before it could say so
-            assert f"going on with run 1: {before} of {all_of_it}" in err or (i % 2 and not err)
+            # it may have been killed before it could say so
+            assert f"going on with run 1: {before} of {all_of_it}" in err or not err
         assert ended(path) >= before
         before = ended(path)
     # one that was to be killed by the clock may have ended first, on a machine that looked away
@@ -295,7 +294,7 @@ def test_two_processes_write_one_store(sweep, path, tmp_path):
 def test_results(tiny_path, path, tmp_path):
     sweep = ["sweep", "-m", tiny_path, "-c", 16, "--chunks", 4, "--store", path]
     table, _ = fq(*sweep, "--json", tmp_path / "sweep.json")
-    _, err = fq(*sweep, "--chunks", 1, "--resume")
+    _, err = fq(*sweep, "--chunk-seed", 1, "--resume")
     assert "no such run" in err
     listed, _ = fq("results", "--store", path)
     assert [line.split()[0] for line in listed.splitlines()] == ["run", "1", "2"]

@@ -88,7 +88,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         "-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)"
     )
     parser.add_argument(
-        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (default %(default)s)"
+        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (the default)"
     )
     parser.add_argument(
         "--chunk-order",

@@ -8,16 +8,17 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .. import machine
 from ..errors import FqError
-from ..noise import noise_format
+from ..noise import noise_format, register_noise_in
 from ..results import Results, Run, sha256_of
 from ..runner import Model
-from ..sweep import DEFAULT_SITES, Sweep, cells_of
+from ..sweep import DEFAULT_SITES, Cell, Sweep, cells_of
 from ..sweep_figures import stored_figures, sweep_text
 from .files import check_target, read_text, write_json
 from .options import (
@@ -38,6 +39,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_text(parser)
+    parser.set_defaults(chunks=None)  # all, or as many as the run that --resume goes on with
     parser.add_argument(
         "--sites",
         action="append",
@@ -62,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the last run of the same sweep in the store, however it ended",
+        help="go on with the last run in the store on the same model, text and settings, however it ended: "
+        "with its cells and those of --sites and --format, over its chunks or as many as --chunks",
     )
     parser.add_argument(
         "--memory-limit",
@@ -111,7 +114,7 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
         yield cell, chunk
         if all((i, chunk) in run.finished for i in range(len(run.cells))):
             elapsed = time.perf_counter() - start
-            left = elapsed / done * (total - done)
+            left = elapsed / max(done, 1) * (total - done)
             print(
                 f"[{chunk + 1}/{run.text.n}] {len(run.cells)} cells  {elapsed:.1f} s, {left:.0f} s left",
                 file=sys.stderr,
@@ -129,24 +132,29 @@ def main(args: argparse.Namespace) -> int:
     formats = args.format or ["bf16"]
     if args.noise:
         formats = [*formats, *map(noise_format, formats)]
-    cells = cells_of(
+    asked = cells_of(
         model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative, seed=args.seed
     )
     with executor_of(args.threads) as executor:
-        run = Sweep(
-            model,
-            model.tokenizer.encode(text),
-            cells,
-            n_ctx=args.ctx_size,
-            chunks=args.chunks,
-            chunk_order=args.chunk_order,
-            chunk_seed=args.chunk_seed,
-            batch=args.batch_size,
-            executor=executor,
-            activations=args.activations,
-            memory_limit=limit,
-        )
-        if args.chunks > run.text.n:
+        tokens = model.tokenizer.encode(text)
+
+        def sweep_of(cells: Sequence[Cell], chunks: int) -> Sweep:
+            return Sweep(
+                model,
+                tokens,
+                cells,
+                n_ctx=args.ctx_size,
+                chunks=chunks,
+                chunk_order=args.chunk_order,
+                chunk_seed=args.chunk_seed,
+                batch=args.batch_size,
+                executor=executor,
+                activations=args.activations,
+                memory_limit=limit,
+            )
+
+        run = sweep_of(asked, -1 if args.chunks is None else args.chunks)
+        if args.chunks is not None and args.chunks > run.text.n:
             print(
                 f"fq: the text has {run.text.n} chunks of {args.ctx_size}, not {args.chunks}", file=sys.stderr
             )
@@ -165,7 +173,13 @@ def main(args: argparse.Namespace) -> int:
         )
         interrupted = False
         with Results(args.store) as store:
-            number = _begin(store, about, run, args.resume)
+            number, now, was = store.begin(about, _more(args, about) if args.resume else None)
+            if was is not None:
+                register_noise_in(rule for cell in now.cells for rule in cell.rules)
+                run = sweep_of(now.cells, now.settings["n_chunks_asked"])
+                run.finished.update(store.load(number))
+            if args.resume:
+                print(_going_on(store, number, run, was), file=sys.stderr)
             try:
                 for cell, chunk in _progress(run):
                     store.save(number, cell, chunk, run.finished[cell, chunk])
@@ -187,20 +201,34 @@ def main(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _begin(store: Results, about: Run, run: Sweep, resume: bool) -> int:
-    """The run's number in the store; with resume its last one of the same bits, and what that has left."""
-    number = store.last_like(about) if resume else None
-    if number is None:
-        if resume:
-            print(f"fq: {store.path} has no such run to go on with: a new one", file=sys.stderr)
-        return store.add(about)
-    run.finished.update(store.load(number))
-    print(
-        f"fq: going on with run {number}: {len(run.finished)} of {len(run.cells) * run.text.n} "
-        "chunks of cells are there",
-        file=sys.stderr,
+def _more(args: argparse.Namespace, about: Run) -> Run:
+    """What a run that is gone on with has to have: what the command names, and no default."""
+    settings = about.settings
+    if args.chunks is None:
+        settings = settings | {"n_chunks_asked": 0, "chunk_indices": []}
+    named = args.sites or args.format or args.noise or args.cumulative
+    return replace(about, cells=about.cells if named else (), settings=settings)
+
+
+def _going_on(store: Results, number: int, run: Sweep, was: Run | None) -> str:
+    if was is None:
+        return f"fq: {store.path} has no such run to go on with: a new one"
+    n, chunks, had = len(run.cells), run.text.n, was.settings["n_chunks_asked"]
+    text = (
+        f"fq: going on with run {number}: {len(run.finished)} of {n * chunks} chunks of cells are there "
+        f"({n} cells, {chunks} chunks)"
     )
-    return number
+    new = run.cells[len(was.cells) :]
+    if new or chunks > had:
+        groups = ", ".join(dict.fromkeys(cell.group for cell in new))
+        what = [f"{_count(len(new), 'cell')} ({groups})"] if new else []
+        what += [_count(chunks - had, "chunk")] if chunks > had else []
+        text += f"\nfq: run {number} is extended by {' and '.join(what)}"
+    return text
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _blas() -> list[str]:
