@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -136,7 +135,10 @@ def _of_draw(v: Values, chunks: list[int], seed: int) -> Iterator[tuple[str, boo
     equal = ratio_test(seeds[:, 0], seeds[:, 1])
     assert equal is not None
     yield "false resolved: KL of two seeds", equal.p < LEVEL
-    yield "false resolved: ln ratio of two seeds", not _within(mean_interval(changes[:, 0] - changes[:, 1]), 0)
+    yield (
+        "false resolved: ln ratio of two seeds",
+        not _within(mean_interval(changes[:, 0] - changes[:, 1]), 0),
+    )
     mine = v.ln_ppl_ratio[chunks, len(RULES) :].T
     of_seeds = realisations_test(mine)
     assert of_seeds is not None
@@ -148,7 +150,7 @@ def _of_draw(v: Values, chunks: list[int], seed: int) -> Iterator[tuple[str, boo
         "false order: any, in a sweep of all cells",
         any(
             order.apart(i, j)
-            and (i >= len(RULES) or (truths[i] > truths[j]) != order.costs_more(i, j) and j < len(RULES))
+            and (i >= len(RULES) or ((truths[i] > truths[j]) != order.costs_more(i, j) and j < len(RULES)))
             for i, j in order.pairs
         ),
     )

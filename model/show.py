@@ -226,7 +226,8 @@ def perplexity_text(data: dict[str, Any]) -> str:
         largest = c["largest_chunk"]
         lines += [
             f"PPL baseline            {c['ppl_base']:.4f}" + interval_text(c["ppl_base_ci95_chunks"], ".4f"),
-            f"PPL quantised           {c['ppl_quant']:.4f}" + interval_text(c["ppl_quant_ci95_chunks"], ".4f"),
+            f"PPL quantised           {c['ppl_quant']:.4f}"
+            + interval_text(c["ppl_quant_ci95_chunks"], ".4f"),
             f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e}" + _ln_ratio_interval(data),
             f"mean KL divergence      {c['mean_kld']:.3e}" + interval_text(c["mean_kld_ci95_chunks"], ".3e"),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",

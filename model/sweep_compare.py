@@ -121,7 +121,7 @@ def _cell(pairs: Sequence[tuple[Side, str]]) -> dict[str, Any]:
     means: list[np.ndarray] = []
     entries: list[dict[str, Any]] = []
     for (side, name), of_chunk, with_first in zip(pairs, klds, paired, strict=True):
-        chunks = sorted(c for c in of_chunk if not with_first or c in common)
+        chunks = [c for c in of_chunk if not with_first or c in common]
         mean = np.array([of_chunk[c].mean() for c in chunks])
         entry: dict[str, Any] = {
             "run": side.number,
@@ -187,7 +187,19 @@ def compare_text(data: dict[str, Any]) -> str:
             lines.append(f"their baselines differ, too, in {run['unlike']}")
     if not data["cells"]:
         return "\n".join([*lines, f"no cell of run {first} is in another of them"])
-    rows = [["cell", "run", "chunks", "mean KL", "95 % over chunks", "ratio", "95 % of the ratio", "p, adjusted", "KL is"]]
+    rows = [
+        [
+            "cell",
+            "run",
+            "chunks",
+            "mean KL",
+            "95 % over chunks",
+            "ratio",
+            "95 % of the ratio",
+            "p, adjusted",
+            "KL is",
+        ]
+    ]
     for cell in data["cells"]:
         for i, entry in enumerate(cell["of_runs"]):
             kld, ratio = entry["mean_kld"], entry.get("ratio")

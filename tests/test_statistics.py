@@ -320,7 +320,11 @@ def chunks_of(means, agreeing, tokens=10):
     """Chunks with these mean KLs, and so many tokens with the same top."""
     return [
         Paired(
-            np.ones(tokens), np.full(tokens, 1 + m), np.full(tokens, m), np.zeros(tokens), np.arange(tokens) < a
+            np.ones(tokens),
+            np.full(tokens, 1 + m),
+            np.full(tokens, m),
+            np.zeros(tokens),
+            np.arange(tokens) < a,
         )
         for m, a in zip(means, agreeing, strict=True)
     ]

@@ -204,7 +204,10 @@ def test_ranks_are_of_paired_tests():
     """Layers that share their chunks' hardness are told apart though their intervals overlap."""
     noise = 1 + 0.01 * np.random.default_rng(1).standard_normal((2, *HARD.shape))
     klds = [0 * HARD, HARD, 1.2 * HARD * noise[0]]
-    cells = (*RUN.cells, Cell("ffn_norm[2].raw=bf16", "single", RUN.cells[1].group, ("ffn_norm[0].raw=bf16",)))
+    cells = (
+        *RUN.cells,
+        Cell("ffn_norm[2].raw=bf16", "single", RUN.cells[1].group, ("ffn_norm[0].raw=bf16",)),
+    )
     result = figures(RUN.about, cells, side(1, [*klds, HARD * noise[1]]).finished)
     assert [cell.get("rank") for cell in result["cells"]] == [None, [2, 3], [1, 1], [2, 3]]
     assert result["groups"][0]["pairs"]["ordered"] == 2

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from model.cli import main
-from model.results import Results, Run
 from model.inference import positive_interval
+from model.results import Results, Run
 from model.statistics import Paired
 from model.sweep import Cell, CellChunk
 from model.sweep_compare import Side, compare_cells, compare_runs, compare_text
