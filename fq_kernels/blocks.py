@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .format_family import Floats, Mask
+from .format_family import Floats, Mask, Spacing
 
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
@@ -27,6 +27,25 @@ def out_of_blocks(blocks: Floats, rows: int, n: int) -> Floats:
 
 def mask_out_of_blocks(blocks: Mask | None, rows: int, n: int) -> Mask | None:
     return None if blocks is None else blocks.reshape(rows, -1)[:, :n]
+
+
+def spacing_out_of_blocks(spacing: Spacing, rows: int, n: int) -> Spacing:
+    """As ``out_of_blocks``; bounds that broadcast to step's shape are spread out."""
+    step, low, high = spacing
+    assert low is not None and high is not None
+    each = (step, np.broadcast_to(low, step.shape), np.broadcast_to(high, step.shape))
+    return Spacing(*(out_of_blocks(part, rows, n) for part in each))
+
+
+def below_largest(blocks: Floats, largest: Floats, step: Floats) -> Spacing:
+    """Where the scale is made of the largest magnitude, (k, 1): it stays the largest."""
+    below = np.nextafter(largest, np.float32(0))
+    return Spacing(np.where(np.abs(blocks) == largest, np.float32(0), step), -below, below)
+
+
+def between_extremes(blocks: Floats, low: Floats, high: Floats, step: Floats) -> Spacing:
+    """Where the scale is made of the lowest and the highest value, (k, 1): they stay so."""
+    return Spacing(np.where((blocks == low) | (blocks == high), np.float32(0), step), low, high)
 
 
 def reduce_blocks(op: np.ufunc, blocks: Floats) -> Floats:

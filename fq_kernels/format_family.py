@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,19 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 # values, and which elements were cut to the format's range (None: none was)
 Rounded = tuple[Floats, Mask | None]
+
+
+class Spacing(NamedTuple):
+    """Where a neighbour of x (rows, n) may lie, so that it is rounded as x is: what dither needs.
+
+    step       (rows, n): how far apart the format's values lie around each element; 0 for one
+               that must stay, since it makes its block's scale
+    low, high  (rows, n): bounds outside which it would make another scale; None: there is none
+    """
+
+    step: Floats
+    low: Floats | None = None
+    high: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Family:
     block           how many values share a scale, in words; None where there is no scale
     whole_tensor    whether the rows must come in one call; option ``tensor`` says so as well
     needs           package that the format is rounded with
+    spacing         (x, format) -> Spacing, x as for quantise; None: the format has no dither
     """
 
     name: str
@@ -48,4 +62,5 @@ class Family:
     whole_tensor: bool = False
     aliases: tuple[str, ...] = ()
     needs: str | None = None
+    spacing: Callable[[Floats, Format], Spacing] | None = None
     note: str = ""

@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ggml_blocks, integers, microscaling, narrow_floats
-from .format_family import Family, Floats, Mask, Rounded
+from .dither import dithered
+from .format_family import Family, Floats, Mask, Rounded, Spacing
 
 NEAREST_EVEN = "nearest-even"
+DITHER = "dither"
 
 # (name, rounding) -> number of the C rule; order shared with src/rounding.h.
 _KERNEL_RULES = {
@@ -48,7 +50,7 @@ class Format:
     """A target format with its options; made by ``get_format``.
 
     rounding  one of ``roundings(name)``
-    seed      used by stochastic rounding alone
+    seed      used by stochastic rounding and dither alone
     options   the other options that differ from the default, as written
     """
 
@@ -70,7 +72,21 @@ class Format:
     @property
     def kernel_rule(self) -> int:
         """Number of the C rounding rule (``fq_quant_kind``); 0 if there is none."""
-        return _KERNEL_RULES.get((self.name, self.rounding), 0)
+        return 0 if self.dither else _KERNEL_RULES.get((self.name, self.rounding), 0)
+
+    @property
+    def dither(self) -> bool:
+        """Whether errors fall anew for each seed (dither.py)."""
+        return DITHER in self.options
+
+    @property
+    def without_dither(self) -> Format:
+        return replace(self, seed=0, options=tuple(o for o in self.options if o != DITHER))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the result depends on ``seed``."""
+        return self.dither or self.rounding == "stochastic"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -96,7 +112,7 @@ class Format:
     @property
     def idempotent(self) -> bool:
         """Whether quantising a finite result again changes nothing."""
-        return self.family.idempotent
+        return self.family.idempotent and not self.dither
 
     @property
     def bits_per_value(self) -> float | None:
@@ -144,7 +160,7 @@ class Format:
             piece = np.ascontiguousarray(x[begin : begin + step])
             piece.flags.writeable = False
             with np.errstate(all="ignore"):
-                out, cut = family.quantise(piece, self)
+                out, cut = dithered(piece, self) if self.dither else family.quantise(piece, self)
             values[begin : begin + step] = out
             finite = np.isfinite(out)
             if not finite.all():
@@ -161,7 +177,7 @@ class Format:
         options = list(self.options)
         if self.rounding != (found.roundings[0] if found else NEAREST_EVEN):
             options.insert(0, self.rounding)
-        if self.rounding == "stochastic":
+        if self.seeded:
             options.append(f"seed={self.seed}")
         return f"{self.name}:{','.join(options)}" if options else self.name
 
@@ -185,6 +201,7 @@ _BUILT_IN = (
         smallest_normal=2.0**-126,
         smallest_subnormal=2.0**-133,
         idempotent=True,
+        spacing=lambda x, fmt: Spacing(narrow_floats.float_step(x, 7, -126)),
         note="ggml's rule by default; overflow to infinity",
     ),
     Family(
@@ -195,6 +212,7 @@ _BUILT_IN = (
         smallest_normal=2.0**-14,
         smallest_subnormal=2.0**-24,
         idempotent=True,
+        spacing=lambda x, fmt: Spacing(narrow_floats.float_step(x, 10, -14)),
         note="IEEE 754 binary16; overflow to infinity",
     ),
     *narrow_floats.FAMILIES,
@@ -313,7 +331,7 @@ def describe_formats() -> list[dict[str, Any]]:
 def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     """Parse ``name[:option[,option...]]``, or check a Format.
 
-    seed  of stochastic rounding, where a string names none
+    seed  of stochastic rounding or dither, where a string names none
 
     Raises ValueError, naming what is unknown and what there is (or the package that is missing),
     and TypeError if ``spec`` is neither a string nor a Format.
@@ -326,7 +344,7 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     if not isinstance(spec, str):
         raise TypeError(f"a format is a string such as 'bf16', not {type(spec).__name__}")
     found = _parse(spec)
-    if seed and found.rounding == "stochastic" and "seed=" not in spec.lower():
+    if seed and found.seeded and "seed=" not in spec.lower():
         found = get_format(found.with_seed(seed))
     return found
 
@@ -348,7 +366,13 @@ def _choices(family: Family) -> tuple[tuple[str, ...], ...]:
 
 def _options(family: Family) -> list[str]:
     options = ["|".join(f"{o}N" if o.endswith("=") else o for o in c) for c in _choices(family) if len(c) > 1]
-    return [*options, "seed=N"] if "stochastic" in family.roundings else options
+    if family.spacing:
+        options.append(DITHER)
+    return [*options, "seed=N"] if _takes_seed(family) else options
+
+
+def _takes_seed(family: Family) -> bool:
+    return family.spacing is not None or "stochastic" in family.roundings
 
 
 def _chooses(option: str, choice: tuple[str, ...]) -> bool:
@@ -366,11 +390,16 @@ def _parse(spec: str) -> Format:
     name = _ALIASES.get(name, name)
     family = _family(name, spec)
     chosen: dict[tuple[str, ...], str] = {}
-    seed = None
+    seed, dither = None, False
     for option in filter(None, text.split(",")):
         key, equals, value = option.partition("=")
-        if key == "seed" and _natural(value) and "stochastic" in family.roundings:
+        if key == "seed" and _natural(value) and _takes_seed(family):
             seed = int(value)
+            continue
+        if option == DITHER:
+            if family.spacing is None:
+                raise ValueError(f"format {name} has no dither: how far apart its values lie is not known")
+            dither = True
             continue
         choice = next((c for c in _choices(family) if _chooses(option, c)), None)
         if choice is None or (equals and not (_natural(value) and int(value) > 0)):
@@ -381,9 +410,12 @@ def _parse(spec: str) -> Format:
         if chosen.setdefault(choice, option) != option:
             raise ValueError(f"options {chosen[choice]} and {option} of format {spec!r} exclude each other")
     rounding = chosen.get(family.roundings, family.roundings[0])
+    if dither and rounding == "stochastic":
+        raise ValueError(f"format {spec!r}: stochastic rounding falls anew for each seed without dither")
     if seed is not None:
-        if rounding != "stochastic":
-            raise ValueError(f"option seed={seed} of format {spec!r} needs stochastic rounding")
+        if not dither and rounding != "stochastic":
+            needed = "stochastic rounding or dither" if "stochastic" in family.roundings else DITHER
+            raise ValueError(f"option seed={seed} of format {spec!r} needs {needed}")
         if seed >= 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
     if family.needs:
@@ -392,4 +424,4 @@ def _parse(spec: str) -> Format:
         except ImportError:
             raise ValueError(f"format {name} needs the Python package {family.needs}") from None
     options = tuple(chosen[c] for c in family.choices if c in chosen and chosen[c] != c[0])
-    return Format(name, rounding, seed or 0, options)
+    return Format(name, rounding, seed or 0, (*options, DITHER) if dither else options)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .blocks import (
+    below_largest,
+    between_extremes,
     finite_or_nan,
     in_blocks,
     largest_magnitude,
@@ -21,8 +23,9 @@ from .blocks import (
     out_of_blocks,
     reduce_blocks,
     signed_largest,
+    spacing_out_of_blocks,
 )
-from .format_family import Family, Floats, Rounded
+from .format_family import Family, Floats, Rounded, Spacing
 
 if TYPE_CHECKING:
     from .formats import Format
@@ -128,11 +131,37 @@ def iq4_nl(blocks: Floats) -> Rounded:
     return q, None
 
 
+def _parts_of_largest(parts: int) -> Callable[[Floats], Spacing]:
+    def spacing(blocks: Floats) -> Spacing:
+        largest = largest_magnitude(blocks)
+        return below_largest(blocks, largest, largest / np.float32(parts))
+
+    return spacing
+
+
+def _parts_of_range(parts: int) -> Callable[[Floats], Spacing]:
+    def spacing(blocks: Floats) -> Spacing:
+        low, high = (finite_or_nan(reduce_blocks(op, blocks)) for op in (np.minimum, np.maximum))
+        return between_extremes(blocks, low, high, (high - low) / np.float32(parts))
+
+    return spacing
+
+
+def _iq4_nl_spacing(blocks: Floats) -> Spacing:
+    """By the scale that the codes are found with; the one that is kept follows the codes."""
+    largest = signed_largest(blocks)
+    d = largest / IQ4_NL_VALUES[0]
+    above = np.clip(np.searchsorted(IQ4_NL_VALUES, blocks / d), 1, len(IQ4_NL_VALUES) - 1)
+    step = (IQ4_NL_VALUES[above] - IQ4_NL_VALUES[above - 1]) * np.abs(d)
+    return below_largest(blocks, np.abs(largest), step)
+
+
 def _family(
     name: str,
     fn: Callable[..., Rounded],
     bits: float,
     roundings: str | tuple[str, ...],
+    spacing: Callable[[Floats], Spacing],
     note: str,
     size: int = 32,
     idempotent: bool = True,
@@ -151,34 +180,47 @@ def _family(
         bits=bits,
         block=str(size),
         idempotent=idempotent,
+        spacing=lambda x, fmt: spacing_out_of_blocks(spacing(in_blocks(x, size)), *x.shape),
         note=note,
     )
 
 
 _Q8_0 = ("nearest-away", "nearest-even")
+_EIGHT = _parts_of_largest(127)
 
 # Bits: the block_* structures of ggml-common.h, in bits, by their 32 or 256 values.
 FAMILIES = (
-    _family("q8_0", q8_0, 8.5, _Q8_0, "half-precision scale; nearest-even is ggml's x86 code"),
-    _family("q8_1", q8_0, 9.0, _Q8_0, "q8_0's values; a block also stores their sum"),
+    _family("q8_0", q8_0, 8.5, _Q8_0, _EIGHT, "half-precision scale; nearest-even is ggml's x86 code"),
+    _family("q8_1", q8_0, 9.0, _Q8_0, _EIGHT, "q8_0's values; a block also stores their sum"),
     _family(
-        "q8_k", q8_k, 9.125, "nearest-even", "float32 scale; stores sums of 16 values", 256, idempotent=False
+        "q8_k",
+        q8_k,
+        9.125,
+        "nearest-even",
+        _EIGHT,
+        "float32 scale; stores sums of 16 values",
+        256,
+        idempotent=False,
     ),
-    _family("q4_0", lambda b: _around_zero(b, 4), 4.5, "nearest-up", "codes -8 to 7"),
+    _family("q4_0", lambda b: _around_zero(b, 4), 4.5, "nearest-up", _parts_of_largest(8), "codes -8 to 7"),
     _family(
         "q4_1",
         lambda b: _from_minimum(b, 4),
         5.0,
         "nearest-up",
+        _parts_of_range(15),
         "scale and minimum; 0 has no code of its own",
         idempotent=False,
     ),
-    _family("q5_0", lambda b: _around_zero(b, 5), 5.5, "nearest-up", "codes -16 to 15"),
+    _family(
+        "q5_0", lambda b: _around_zero(b, 5), 5.5, "nearest-up", _parts_of_largest(16), "codes -16 to 15"
+    ),
     _family(
         "q5_1",
         lambda b: _from_minimum(b, 5),
         6.0,
         "nearest-up",
+        _parts_of_range(31),
         "scale and minimum; 0 has no code of its own",
         idempotent=False,
     ),
@@ -187,6 +229,7 @@ FAMILIES = (
         iq4_nl,
         4.5,
         "nearest-up",
+        _iq4_nl_spacing,
         "16 values of a fixed table, 0 not among them; no importance matrix",
         idempotent=False,
     ),

@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .format_family import Family, Floats, Mask, Rounded
+from .format_family import Family, Floats, Mask, Rounded, Spacing
 
 if TYPE_CHECKING:
     from .formats import Format
+
+
+def float_step(x: Floats, m: int, emin: int) -> Floats:
+    """Distance of the numbers around x that have m mantissa bits and exponents from emin up."""
+    exponent = np.maximum(np.frexp(x)[1] - 1, emin)
+    return np.ldexp(np.float32(1), exponent - m)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class NarrowFloat:
     def emax(self) -> int:
         """Exponent of the largest number."""
         return int(np.frexp(self.largest)[1]) - 1
+
+    def step(self, x: Floats) -> Floats:
+        return float_step(x, self.m, 1 - self.bias)
 
     def quantise(self, x: Floats, saturate: bool = True) -> Rounded:
         """x (...) rounded to nearest even, in a new array.
@@ -103,6 +112,7 @@ def _family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, ...] = 
         idempotent=True,
         aliases=aliases,
         needs="ml_dtypes",
+        spacing=lambda x, fmt: Spacing(spec.step(x)),
         note=note,
     )
 
@@ -126,6 +136,7 @@ FAMILIES = (
         smallest_normal=2.0**-126,
         smallest_subnormal=2.0**-136,
         idempotent=True,
+        spacing=lambda x, fmt: Spacing(float_step(x, 10, -126)),
         note="NVIDIA TensorFloat-32: float32's exponent, 10 bits of mantissa; overflow to infinity",
     ),
     _family("fp8_e4m3fn", E4M3FN, "OCP OFP8 E4M3; no infinity: no-saturate makes NaN", ("fp8_e4m3",)),

@@ -242,7 +242,7 @@ def as_rules(rules: Rules) -> tuple[Rule, ...]:
 class Counter:
     """What one site saw and what its rule did. Errors are result - value, in float64.
 
-    ``format`` is the rule's, with a seed of the site's own where rounding is stochastic.
+    ``format`` is the rule's, with a seed of the site's own where it has one.
     ``totals`` are the columns of RowStat over the rounded rows (sums; for MAX_ABS_ERROR the
     largest), or None where errors are not counted; then the error figures are None too.
     """
@@ -403,7 +403,7 @@ class FakeQuant:
         if rule is None:
             return Counter(site)
         fmt = rule.format
-        if fmt.rounding == "stochastic":
+        if fmt.seeded:
             # each site draws numbers of its own
             fmt = fmt.with_seed((fmt.seed * 0x9E3779B97F4A7C15 + i) % 2**64)
         return Counter(site, rule, fmt, totals=np.zeros(len(RowStat)) if self.count_errors else None)

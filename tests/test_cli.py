@@ -255,6 +255,13 @@ def test_sites(tiny_path):
     assert out.endswith("1 of 10 sites have a rule\n")
 
 
+def test_dithers_take_the_seed_of_the_command(tiny_path):
+    rules = ["--fake-quant", "*=tf32:dither", "--fake-quant", "ffn_norm=int8:group=32,dither,seed=9"]
+    out, _ = fq("sites", "-m", tiny_path, "--seed", "4", *rules)
+    assert "attn_norm-0  *[*].raw=tf32:dither,seed=4" in re.sub("  +", "  ", out)
+    assert "ffn_norm-0  ffn_norm[*].raw=int8:group=32,dither,seed=9" in re.sub("  +", "  ", out)
+
+
 def test_formats():
     out, err = fq("formats")
     numbers, options, notes = (part.splitlines() for part in out.split("\n\n"))

@@ -46,6 +46,9 @@ DOCS = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding
         ("bf16:seed=7,stochastic", Format("bf16", "stochastic", 7)),
         ("bf16:stochastic,seed=18446744073709551615", Format("bf16", "stochastic", 2**64 - 1)),
         ("tf32:truncate", Format("tf32", "truncate")),
+        ("bf16:dither", Format("bf16", options=("dither",))),
+        ("bf16:seed=7,dither,truncate", Format("bf16", "truncate", 7, ("dither",))),
+        ("int8:dither,group=32,seed=3", Format("int8", seed=3, options=("group=32", "dither"))),
         ("q8_K", Format("q8_k", "nearest-even")),
         ("q8_0:nearest-away", Format("q8_0")),
         ("fp8_e4m3", Format("fp8_e4m3fn")),
@@ -102,16 +105,21 @@ def test_unknown_options(option):
         get_format(f"bf16:stochastic,{option}")
     assert str(caught.value) == (
         f"unknown option {option!r} in format {f'bf16:stochastic,{option}'!r}; there are "
-        "nearest-even|nearest-even-ftz|truncate|nearest-away|stochastic, seed=N"
+        "nearest-even|nearest-even-ftz|truncate|nearest-away|stochastic, dither, seed=N"
     )
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("f16:truncate", r"unknown option 'truncate' .*; f16 has none"),
-        ("tf32:seed=1", r"unknown option 'seed=1' .*; there are nearest-even\|truncate$"),
-        ("int8:group", r"unknown option 'group' .*; there are symmetric\|asymmetric, row\|tensor\|group=N$"),
+        ("f16:truncate", r"unknown option 'truncate' .*; there are dither, seed=N$"),
+        ("tf32:seed=1", "option seed=1 of format 'tf32:seed=1' needs dither"),
+        ("tf32:dither=1", r"unknown option 'dither=1' .*; there are nearest-even\|truncate, dither, seed=N$"),
+        ("bf16:stochastic,dither", "stochastic rounding falls anew for each seed without dither"),
+        (
+            "int8:group",
+            r"unknown option 'group' .*; there are symmetric\|asymmetric, row\|tensor\|group=N, dither, ",
+        ),
         ("int8:group=0", "unknown option 'group=0'"),
         ("int8:group=", "unknown option 'group='"),
         ("int8:group=1.5", "unknown option 'group=1.5'"),
@@ -119,7 +127,7 @@ def test_unknown_options(option):
         ("int8:row,tensor", "options row and tensor of format 'int8:row,tensor' exclude each other"),
         ("int8:group=2,group=3", "options group=2 and group=3 of .* exclude each other"),
         ("bf16:truncate,nearest-even", "options truncate and nearest-even of .* exclude each other"),
-        ("bf16:seed=7", "option seed=7 of format 'bf16:seed=7' needs stochastic rounding"),
+        ("bf16:seed=7", "option seed=7 of format 'bf16:seed=7' needs stochastic rounding or dither"),
         ("fp6_e2m3:no-saturate", "unknown option 'no-saturate'"),
     ],
 )
@@ -249,7 +257,7 @@ def test_descriptions():
                 if alternative != "seed=N":
                     get_format(f"{name}:{alternative.replace('=N', '=7')}")
         assert f"`{name}`" in DOCS
-    assert described["int8"]["options"] == ["symmetric|asymmetric", "row|tensor|group=N"]
+    assert described["int8"]["options"] == ["symmetric|asymmetric", "row|tensor|group=N", "dither", "seed=N"]
     assert described["fp8_e4m3fn"]["aliases"] == ["fp8_e4m3"]
 
 

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also compare the baseline with itself: every difference must be exactly 0",
     )
     add_model(parser)
-    add_seed(parser, "sampling and stochastic rounding")
+    add_seed(parser, "sampling, stochastic rounding and dither")
     add_evaluation(parser, 512, "tokens per chunk")
     add_trace(parser)
     add_fake_quant(parser)

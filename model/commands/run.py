@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-sys", "--system-prompt", metavar="TEXT", help="system message, with --chat")
     add_model(parser)
-    add_seed(parser, "sampling and stochastic rounding")
+    add_seed(parser, "sampling, stochastic rounding and dither")
     add_evaluation(parser, 0, "context in tokens; 0: the model's, at most 4096")
     add_trace(parser)
     add_fake_quant(parser)

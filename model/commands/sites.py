@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_rules(parser.add_argument_group("rules"))
     add_model(parser)
-    add_seed(parser, "stochastic rounding")
+    add_seed(parser, "stochastic rounding and dither")
 
 
 def main(args: argparse.Namespace) -> int:
