@@ -47,6 +47,7 @@ class Family:
     whole_tensor    whether the rows must come in one call; option ``tensor`` says so as well
     needs           package that the format is rounded with
     spacing         (x, format) -> Spacing, x as for quantise; None: the format has no dither
+    noise           whether it is a control (noise.py), which hands its options on
     """
 
     name: str
@@ -63,4 +64,5 @@ class Family:
     aliases: tuple[str, ...] = ()
     needs: str | None = None
     spacing: Callable[[Floats, Format], Spacing] | None = None
+    noise: bool = False
     note: str = ""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from . import ggml_blocks, integers, microscaling, narrow_floats
 from .dither import dithered
 from .format_family import Family, Floats, Mask, Rounded, Spacing
+from .noise import PREFIXES, noise_family
 
 NEAREST_EVEN = "nearest-even"
 DITHER = "dither"
@@ -61,7 +62,7 @@ class Format:
 
     def __post_init__(self) -> None:
         if not self.rounding:
-            found = _FAMILIES.get(self.name)
+            found = _lookup(self.name)
             object.__setattr__(self, "rounding", found.roundings[0] if found else NEAREST_EVEN)
 
     @property
@@ -160,7 +161,8 @@ class Format:
             piece = np.ascontiguousarray(x[begin : begin + step])
             piece.flags.writeable = False
             with np.errstate(all="ignore"):
-                out, cut = dithered(piece, self) if self.dither else family.quantise(piece, self)
+                dither = self.dither and not family.noise
+                out, cut = dithered(piece, self) if dither else family.quantise(piece, self)
             values[begin : begin + step] = out
             finite = np.isfinite(out)
             if not finite.all():
@@ -173,7 +175,7 @@ class Format:
         return Quantised(values, clipped)
 
     def __str__(self) -> str:
-        found = _FAMILIES.get(self.name)
+        found = _lookup(self.name)
         options = list(self.options)
         if self.rounding != (found.roundings[0] if found else NEAREST_EVEN):
             options.insert(0, self.rounding)
@@ -250,7 +252,7 @@ def register_format(
         raise ValueError(
             f"a format's name is lower-case letters, digits and underscores, a letter first, not {name!r}"
         )
-    if name in _FAMILIES or name in _ALIASES:
+    if _lookup(name) or name in _ALIASES:
         raise ValueError(f"there is a format {name} already")
     if not callable(fn):
         raise TypeError(f"format {name}: fn must be a function of an array, not {type(fn).__name__}")
@@ -299,7 +301,8 @@ def format_names() -> list[str]:
 
 def roundings(name: str) -> list[str]:
     """The rounding rules of the format ``name``, the default first."""
-    return list(_FAMILIES[name].roundings) if name in _FAMILIES else []
+    found = _lookup(name)
+    return list(found.roundings) if found else []
 
 
 def describe_formats() -> list[dict[str, Any]]:
@@ -349,8 +352,19 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     return found
 
 
+def _lookup(name: str) -> Family | None:
+    return _FAMILIES.get(name) or noise_family(name, _FAMILIES)
+
+
+def _canonical(name: str) -> str:
+    """Without aliases, also behind a control's prefix."""
+    prefix = next((p for p in PREFIXES if name.startswith(p) and name not in _FAMILIES), "")
+    rest = name[len(prefix) :]
+    return prefix + _ALIASES.get(rest, rest)
+
+
 def _family(name: str, spec: str) -> Family:
-    family = _FAMILIES.get(name)
+    family = _lookup(name)
     if family is None:
         import difflib  # slow to import, and needed here alone
 
@@ -387,7 +401,7 @@ def _natural(text: str) -> bool:
 @lru_cache(maxsize=256)
 def _parse(spec: str) -> Format:
     name, _, text = spec.strip().lower().partition(":")
-    name = _ALIASES.get(name, name)
+    name = _canonical(name)
     family = _family(name, spec)
     chosen: dict[tuple[str, ...], str] = {}
     seed, dither = None, False

@@ -12,7 +12,6 @@ import numpy as np
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from .inference import MIN_CHUNKS, Ordering, ratio_test
-from .noise import register_noise_in
 from .show import chunks_text, few_chunks_text, interval_text, table
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import n_scored_per_chunk
@@ -61,7 +60,6 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
 def stored_figures(store: Results, number: int) -> dict[str, Any]:
     """`figures` of a run that is kept, with its number as ``run``."""
     run = store.get(number)
-    register_noise_in(rule for cell in run.cells for rule in cell.rules)
     return {"run": number} | figures(run.about, run.cells, store.load(number))
 
 

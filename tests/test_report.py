@@ -16,7 +16,6 @@ import pytest
 from report_store import CONTROL, TIED, WINNER, cells_for, data_for, data_of, layers, run_of, save
 from test_cli import environment, fq
 
-from model.noise import noise_format
 from model.report import svg as report_svg
 from model.report.data import kl_text
 from model.report.page import report_html, write_pngs
@@ -70,7 +69,7 @@ def example(chunks=3, **options):
     """Two kinds of norm and output_norm in two formats, noise, cumulative cells: every kind of chart."""
     norms = [(kind, i) for i in range(3) for kind in ("attn_norm", "ffn_norm")] + [("output_norm", None)]
     names = [f"{kind}[{i}].raw" if i is not None else f"{kind}.raw" for kind, i in norms]
-    specs = ("bf16", "fp8_e4m3fn", noise_format("bf16"))
+    specs = ("bf16", "fp8_e4m3fn", "noise_bf16")
     cells = cells_for({"*[*].raw": names}, specs, cumulative=True)
     run = run_of(cells, norms, chunks, **options)
 

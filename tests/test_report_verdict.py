@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_store import TIED, TWO_FIRST, WINNER, cells_for, data_for, data_of, layer_of, layers, run_of
 
-from model.noise import noise_format
 from model.report.data import Group, between, kl_text, ranges, significant
 from model.report.tables import at_a_glance
 from model.report.verdict import additivity_words, layers_text, verdict
@@ -170,7 +169,7 @@ def test_perplexity_is_resolved_or_not():
 
 
 def test_noise_beside_its_format():
-    specs = ("bf16", noise_format("bf16"))
+    specs = ("bf16", "noise_bf16")
     run = run_of(cells_for(layers(4), specs), [("ffn_norm", i) for i in range(4)], 8)
 
     def means(cell):

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import machine
 from ..errors import FqError
-from ..noise import noise_format, register_noise_in
+from ..noise import with_noise
 from ..results import Results, Run, sha256_of
 from ..runner import Model
 from ..sweep import DEFAULT_SITES, Cell, Sweep, cells_of
@@ -59,7 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise",
         action="store_true",
-        help="also add Gaussian noise of the same length as each row's rounding error, in its place",
+        help="beside each format two controls: Gaussian noise of the same length as each row's rounding "
+        "error in its place (noise_FORMAT), and the same errors with random signs (signs_FORMAT)",
     )
     parser.add_argument(
         "--resume",
@@ -131,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
     model = Model(find_model(args.model, args.offline))
     formats = args.format or ["bf16"]
     if args.noise:
-        formats = [*formats, *map(noise_format, formats)]
+        formats = with_noise(formats)
     asked = cells_of(
         model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative, seed=args.seed
     )
@@ -175,7 +176,6 @@ def main(args: argparse.Namespace) -> int:
         with Results(args.store) as store:
             number, now, was = store.begin(about, _more(args, about) if args.resume else None)
             if was is not None:
-                register_noise_in(rule for cell in now.cells for rule in cell.rules)
                 run = sweep_of(now.cells, now.settings["n_chunks_asked"])
                 run.finished.update(store.load(number))
             if args.resume:

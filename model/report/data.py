@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..noise import PREFIX as NOISE
+from ..noise import GAUSSIAN, SIGNS, is_noise
 from ..show import ascii_safe
 
 Entry = dict[str, Any]  # a cell, as in `figures`
@@ -17,7 +17,7 @@ NONE = "–"
 
 @dataclass
 class Group:
-    """The cells of one SITES=FORMAT, and the group whose noise stands for it, where there is one."""
+    """The cells of one SITES=FORMAT, and the groups of its noise controls, where there are any."""
 
     name: str
     singles: list[Entry] = field(default_factory=list)
@@ -27,6 +27,7 @@ class Group:
     additivity_interval: Interval | None = None
     sum_of_singles: float = 0.0
     noise: Group | None = None
+    signs: Group | None = None
 
     @property
     def sites(self) -> str:
@@ -38,7 +39,7 @@ class Group:
 
     @property
     def is_noise(self) -> bool:
-        return self.spec.startswith(NOISE)
+        return is_noise(self.spec)
 
     @property
     def whole(self) -> Entry | None:
@@ -77,7 +78,7 @@ class Group:
 
 
 def groups_of(data: dict[str, Any]) -> list[Group]:
-    """In the run's order; a noise stays in the list and is its format's ``noise`` too."""
+    """In the run's order; a control stays in the list and is its format's ``noise`` or ``signs`` too."""
     groups = []
     for about in data["groups"]:
         mine = [entry for entry in data["cells"] if entry["group"] == about["name"]]
@@ -94,7 +95,8 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
         )
     by_name = {group.name: group for group in groups}
     for group in groups:
-        group.noise = by_name.get(f"{group.sites}={NOISE}{group.spec}")
+        group.noise = by_name.get(f"{group.sites}={GAUSSIAN}{group.spec}")
+        group.signs = by_name.get(f"{group.sites}={SIGNS}{group.spec}")
     return groups
 
 
