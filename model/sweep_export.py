@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from typing import Any
 
 from .errors import FqError
 
-INTEGERS, TEXTS = {"rank", "rank_worst"}, {"name", "kind", "group"}
+TEXTS = {"name", "kind", "group", "norm_kind", "point", "format", "options", "model", "chunk_order"}
+INTEGERS = {"rank", "rank_worst", "layer", "n_ctx", "n_chunks"}
+UNSIGNED = {"chunk_seed"}
 
 
 def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per cell: the comparison's single figures, and both ends of its intervals.
+    """A row per cell: what it rounds, the comparison's single figures, and both ends of its intervals.
 
-    The additivity ratio stands in the row of all sites together.
+    The additivity ratio stands in the row of all sites together. What the sites of a cell do not
+    share is None, and SQNR where there are several.
     """
+    run = {"model": os.path.basename(data["model"]), "n_ctx": data["n_ctx"], "n_chunks": data["n_chunks"]}
+    run |= {key: data[key] for key in ("chunk_order", "chunk_seed") if key in data}
     groups, rows = {group["name"]: group for group in data["groups"]}, []
     for cell in data["cells"]:
         best, worst = cell.get("rank", (None, None))
-        row = {key: cell[key] for key in ("name", "kind", "group")} | {"rank": best, "rank_worst": worst}
+        row = {key: cell[key] for key in ("name", "kind", "group")} | _sites(cell["sites"])
+        row |= {"rank": best, "rank_worst": worst}
         of_group = groups.get(cell["group"], {}) if cell["kind"] == "together" else {}
         additivity = {key: of_group.get(key) for key in ("additivity", "additivity_ci95_chunks")}
         for key, value in (cell["comparison"] | additivity).items():
@@ -27,8 +34,22 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
                 row[f"{key}_low"], row[f"{key}_high"] = value or (None, None)
             elif not isinstance(value, dict):
                 row[key] = value
-        rows.append(row)
+        sites = cell["sites"]
+        rows.append(row | {"sqnr_db": sites[0]["sqnr_db"] if len(sites) == 1 else None} | run)
     return rows
+
+
+def _sites(sites: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the sites of a cell have in common; ``options`` as a rule writes them, the mode among them."""
+    found: list[dict[str, Any]] = []
+    for site in sites:
+        name, _, options = site["format"].partition(":")
+        mode = [] if site["mode"] == "every" else [site["mode"]]
+        texts = {"format": name, "options": ",".join([*filter(None, [options]), *mode])}
+        found.append({"norm_kind": site["kind"], "layer": site["layer"], "point": site["point"]} | texts)
+    keys = ("norm_kind", "layer", "point", "format", "options")
+    values = {key: {one[key] for one in found} for key in keys}
+    return {key: next(iter(those)) if len(those) == 1 else None for key, those in values.items()}
 
 
 def csv_text(data: dict[str, Any]) -> str:
@@ -49,7 +70,7 @@ def need_pyarrow() -> None:
 
 
 def parquet_bytes(data: dict[str, Any]) -> bytes:
-    """A Parquet file. Texts are strings, ranks int64, figures float64; what is missing is null."""
+    """A Parquet file. Texts are strings, ranks and counts integers, figures float64; None is null."""
     import pyarrow
     from pyarrow import parquet
 
@@ -58,6 +79,8 @@ def parquet_bytes(data: dict[str, Any]) -> bytes:
     def type_of(key: str) -> Any:
         if key in TEXTS:
             return pyarrow.string()
+        if key in UNSIGNED:
+            return pyarrow.uint64()
         return pyarrow.int64() if key in INTEGERS else pyarrow.float64()
 
     schema = pyarrow.schema([(key, type_of(key)) for key in (rows[0] if rows else ())])

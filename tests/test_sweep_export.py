@@ -12,7 +12,7 @@ from test_sweep_compare import HARD, RUN, side
 
 from model.cli import main
 from model.results import Results
-from model.sweep_export import csv_text, parquet_bytes
+from model.sweep_export import csv_text, parquet_bytes, rows_of
 
 COMPARISON = {
     "mean_kld": 1 / 3,
@@ -21,17 +21,43 @@ COMPARISON = {
     "ln_ppl_ratio_ci95_chunks": None,
     "kld": {"max": 1.0},
 }
+
+
+def site(kind, layer, point="raw", spec="int8:group=32", mode="every"):
+    return {"kind": kind, "layer": layer, "point": point, "format": spec, "mode": mode, "sqnr_db": 100 / 3}
+
+
 DATA = {
+    "model": "/somewhere/m.gguf",
+    "n_ctx": 512,
+    "n_chunks": 8,
+    "chunk_order": "random",
+    "chunk_seed": 2**64 - 1,
     "cells": [
-        {"name": "control", "kind": "control", "group": "", "comparison": COMPARISON},
-        {"name": 'a"b,c', "kind": "single", "group": "g", "rank": [1, 3], "comparison": COMPARISON},
-        {"name": "g", "kind": "together", "group": "g", "comparison": COMPARISON},
+        {"name": "control", "kind": "control", "group": "", "comparison": COMPARISON, "sites": []},
+        {
+            "name": 'a"b,c',
+            "kind": "single",
+            "group": "g",
+            "rank": [1, 3],
+            "comparison": COMPARISON,
+            "sites": [site("ffn_norm", 2)],
+        },
+        {
+            "name": "g",
+            "kind": "together",
+            "group": "g",
+            "comparison": COMPARISON,
+            "sites": [site("ffn_norm", 2), site("ffn_norm", 3)],
+        },
     ],
     "groups": [{"name": "g", "additivity": 2 / 3, "additivity_ci95_chunks": (0.6, 0.7)}],
 }
-COLUMNS = ["name", "kind", "group", "rank", "rank_worst", "mean_kld", "kld_se"]
+COLUMNS = ["name", "kind", "group", "norm_kind", "layer", "point", "format", "options"]
+COLUMNS += ["rank", "rank_worst", "mean_kld", "kld_se"]
 COLUMNS += [f"{key}_ci95_chunks_{end}" for key in ("mean_kld", "ln_ppl_ratio") for end in ("low", "high")]
-COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high"]
+COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high", "sqnr_db"]
+COLUMNS += ["model", "n_ctx", "n_chunks", "chunk_order", "chunk_seed"]
 
 
 def test_csv():
@@ -40,8 +66,38 @@ def test_csv():
     assert single["name"] == 'a"b,c' and (single["rank"], single["rank_worst"]) == ("1", "3")
     assert float(single["mean_kld"]) == 1 / 3 and single["kld_se"] == "nan"
     assert single["ln_ppl_ratio_ci95_chunks_low"] == control["rank"] == single["additivity"] == ""
-    assert [float(together[key]) for key in COLUMNS[-3:]] == [2 / 3, 0.6, 0.7]
-    assert csv_text({"cells": [], "groups": []}) == ""
+    at = COLUMNS.index("additivity")
+    assert [float(together[key]) for key in COLUMNS[at : at + 3]] == [2 / 3, 0.6, 0.7]
+    about = ["m.gguf", "512", "8", "random", str(2**64 - 1)]
+    assert all([row[key] for key in COLUMNS[-5:]] == about for row in (control, single, together))
+    assert float(single["sqnr_db"]) == 100 / 3 and together["sqnr_db"] == control["sqnr_db"] == ""
+    assert csv_text(DATA | {"cells": []}) == ""
+
+
+@pytest.mark.parametrize(
+    ("sites", "what"),
+    [
+        ([], [None] * 5),
+        ([site("ffn_norm", 2)], ["ffn_norm", 2, "raw", "int8", "group=32"]),
+        ([site("output_norm", None, "weighted", "bf16")], ["output_norm", None, "weighted", "bf16", ""]),
+        ([site("ffn_norm", 0, mode="first-call")], ["ffn_norm", 0, "raw", "int8", "group=32,first-call"]),
+        ([site("ffn_norm", 0, spec="f16", mode="first-call")], ["ffn_norm", 0, "raw", "f16", "first-call"]),
+        ([site("ffn_norm", 2), site("ffn_norm", 3)], ["ffn_norm", None, "raw", "int8", "group=32"]),
+        ([site("ffn_norm", 2), site("attn_norm", 2)], [None, 2, "raw", "int8", "group=32"]),
+        (
+            [site("ffn_norm", 2), site("ffn_norm", 2, "weighted", "int8:dither,seed=3")],
+            ["ffn_norm", 2, None, "int8", None],
+        ),
+    ],
+)
+def test_what_a_cell_rounds(sites, what):
+    (row,) = rows_of(DATA | {"cells": [DATA["cells"][0] | {"sites": sites}]})
+    assert [row[key] for key in COLUMNS[3:8]] == what
+
+
+def test_a_run_that_knows_no_order_of_chunks():
+    data = {key: value for key, value in DATA.items() if not key.startswith("chunk_")}
+    assert list(rows_of(data)[0]) == COLUMNS[:-2]
 
 
 def test_parquet():
@@ -49,7 +105,9 @@ def test_parquet():
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(io.BytesIO(parquet_bytes(DATA)))
     assert table.column_names == COLUMNS
-    kinds = {"name": "string", "kind": "string", "group": "string", "rank": "int64", "rank_worst": "int64"}
+    texts = ("name", "kind", "group", "norm_kind", "point", "format", "options", "model", "chunk_order")
+    numbers = ("rank", "rank_worst", "layer", "n_ctx", "n_chunks")
+    kinds = dict.fromkeys(texts, "string") | dict.fromkeys(numbers, "int64") | {"chunk_seed": "uint64"}
     assert {field.name: str(field.type) for field in table.schema} == {
         name: kinds.get(name, "double") for name in COLUMNS
     }
@@ -57,7 +115,9 @@ def test_parquet():
     assert single["mean_kld"] == 1 / 3 and math.isnan(single["kld_se"])
     assert together["additivity"] == 2 / 3 and single["additivity"] is None
     assert (single["rank"], control["rank"], control["ln_ppl_ratio_ci95_chunks_low"]) == (1, None, None)
-    empty = parquet.read_table(io.BytesIO(parquet_bytes({"cells": [], "groups": []})))
+    assert (single["layer"], together["layer"], single["options"]) == (2, None, "group=32")
+    assert (single["chunk_seed"], single["sqnr_db"], control["sqnr_db"]) == (2**64 - 1, 100 / 3, None)
+    empty = parquet.read_table(io.BytesIO(parquet_bytes(DATA | {"cells": []})))
     assert isinstance(empty, pyarrow.Table) and empty.num_rows == 0
 
 
@@ -82,6 +142,7 @@ def test_the_same_columns_as_csv(results, tmp_path):
     read = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
     assert len(rows) == len(read) == 3 and list(rows[0]) == list(read[0])
     assert rows[1]["mean_kld"] == float(read[1]["mean_kld"]) == pytest.approx(HARD.mean())
+    assert (rows[1]["norm_kind"], rows[1]["layer"], rows[1]["format"]) == ("ffn_norm", 0, "bf16")
     assert sorted(p.name for p in tmp_path.iterdir() if "store" not in p.name) == ["x.csv", "x.parquet"]
     assert main([*results, "--cell", "[0]", "--parquet", "x.parquet"]) == 0
     assert [row["name"] for row in parquet.read_table("x.parquet").to_pylist()] == ["ffn_norm[0].raw=bf16"]
