@@ -122,6 +122,25 @@ def test_what_sets_a_scale_stays(spec, x):
         assert_same_bits(value[stays], fmt.quantise(x).values[stays])
 
 
+@pytest.mark.parametrize(
+    ("spec", "x", "result"),
+    [
+        ("f16:dither", 65521, np.inf),
+        ("f16:dither", -65519, -65504),
+        ("fp8_e4m3fn:no-saturate,dither", 470, np.nan),
+        ("fp8_e4m3fn:dither", 463, 448),
+    ],
+)
+def test_the_ranges_end_is_where_it_was(spec, x, result):
+    x = np.full((1, 500), x, np.float32)
+    values, _ = get_format(spec).quantise(x)
+    over = ~np.isin(values, [np.float32(result)]) & ~np.isnan(values)
+    if np.isfinite(result):  # what stayed below it has an error of its own
+        assert 0.1 < over.mean() < 0.9 and (np.abs(values - x) < np.abs(x) / 8).all()
+    else:
+        assert not over.any()
+
+
 @pytest.mark.parametrize("spec", DETERMINISTIC)
 def test_the_seed_and_the_row_decide(spec, x, monkeypatch):
     fmt = get_format(dithered(spec, 3))
