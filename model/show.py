@@ -234,7 +234,8 @@ def perplexity_text(data: dict[str, Any]) -> str:
         ]
         if largest["times_mean"]:
             lines.append(
-                f"largest chunk's KL      {largest['mean_kld']:.3e}, {largest['times_mean']:.2f} times the mean"
+                f"largest chunk's KL      {largest['mean_kld']:.3e}, "
+                f"{largest['times_mean']:.2f} times the mean"
             )
         lines.append(
             f"same top token          {100 * c['same_top']:.3f} %"
