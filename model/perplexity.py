@@ -12,8 +12,9 @@ from fq_kernels import Executor
 from fq_kernels.rules import FakeQuant
 
 from .errors import FqError
+from .realisations import adjust, fallen_anew, has_none, summary
 from .runner import Model
-from .statistics import Paired, is_exactly_zero, ppl_interval, ppl_se, summarise
+from .statistics import Paired, chunk_means, is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import DEFAULT_BATCH, Stream, Streams
 from .trace import Trace
 
@@ -35,6 +36,8 @@ class Perplexity(Streams):
     baseline_activations
                    the baseline's, where they differ: then the stream is compared with it, with
                    or without rules
+    realisations   how often the rules' rounding is made to fall anew, its own time included, for
+                   what it does to the perplexity
 
     ``for chunk in run: ...`` yields each chunk's position in the run as it ends; ``run.result()``
     gives the figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
@@ -58,6 +61,7 @@ class Perplexity(Streams):
         trace: Trace | None = None,
         activations: str = "exact",
         baseline_activations: str | None = None,
+        realisations: int = 1,
     ) -> None:
         self.fake_quant = fake_quant
         self.activations = activations
@@ -69,6 +73,24 @@ class Perplexity(Streams):
         if control and not self.with_baseline:
             raise FqError("the control is a second baseline: it needs the baseline")
         streams = [Stream("quantised", fake_quant, activations)] if self.with_stream else []
+        if realisations < 1:
+            raise FqError(f"there must be 1 realisation at least, not {realisations}")
+        self.n_realisations = realisations
+        if realisations > 1:
+            if fake_quant is None or not baseline:
+                raise FqError("realisations are of a rule, and compared with the baseline")
+            if has_none([str(rule) for rule in fake_quant.rules]):
+                raise FqError("a noise control has no other realisations")
+            streams += [
+                Stream(
+                    f"realisation {number + 1}",
+                    FakeQuant(
+                        model.norms, [fallen_anew(r, number) for r in fake_quant.rules], count_errors=False
+                    ),
+                    activations,
+                )
+                for number in range(1, realisations)
+            ]
         if control:
             streams.append(Stream("control", activations=self.baseline_activations))
         super().__init__(
@@ -136,6 +158,12 @@ class Perplexity(Streams):
         if self.paired:
             result["baseline_activations"] = self.baseline_activations
             result["comparison"] = summarise(self.paired)
+        if self.paired and self.n_realisations > 1:
+            found = summary(
+                [chunk_means(self.paired_of(i))["ln_ppl_ratio"].tolist() for i in range(self.n_realisations)]
+            )
+            adjust([found])
+            result["realisations"] = found
         if self.control_paired:
             control = summarise(self.control_paired)
             result["control"] = control | {"exactly_zero": is_exactly_zero(control)}

@@ -198,6 +198,18 @@ def _ln_ratio_interval(data: dict[str, Any]) -> str:
     return f"{interval}, of this one rounding" if interval else ""
 
 
+def _realisations_text(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = [f"  of {found['n']} realisations     {found['ln_ppl_ratio']:+.3e}"]
+    if found["ln_ppl_ratio_ci95"]:
+        low, high = found["ln_ppl_ratio_ci95"]
+        verdict = "resolved" if found["resolved"] else "not resolved"
+        lines[0] += f"   95 % over chunks and realisations: {low:+.3g} to {high:+.3g}"
+        lines.append(f"  change of perplexity  {verdict} (p = {found['p']:.2g})")
+    return lines
+
+
 def chunks_text(data: dict[str, Any]) -> str:
     """What of the text the figures are of."""
     random = data["chunk_order"] == "random"
@@ -229,6 +241,7 @@ def perplexity_text(data: dict[str, Any]) -> str:
             f"PPL quantised           {c['ppl_quant']:.4f}"
             + interval_text(c["ppl_quant_ci95_chunks"], ".4f"),
             f"mean ln(PPL ratio)      {c['ln_ppl_ratio']:+.3e}" + _ln_ratio_interval(data),
+            *_realisations_text(data.get("realisations")),
             f"mean KL divergence      {c['mean_kld']:.3e}" + interval_text(c["mean_kld_ci95_chunks"], ".3e"),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +16,14 @@ from .activations import ACTIVATIONS
 from .errors import FqError
 from .fork import Fork
 from .graph import N_OUTPUTS
+from .realisations import fallen_anew, has_none
 from .runner import ATTENTION_ROWS, Model
 from .statistics import Paired, Reference
 from .streams import DEFAULT_BATCH, Chunks, first_scored, n_scored_per_chunk
 from .weights import PANEL_ELEMENTS
 
 DEFAULT_SITES = "ffn_norm[*].raw"
-CONTROL = "control"
+CONTROL, REALISATION = "control", "realisation"
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,17 @@ class Cell:
     name   what it is called in tables: its rule
     kind   "single": one site; "together": all sites of its group; "cumulative": those up to a
            site; "control": the baseline a second time
-    group  the SITES=FORMAT that it comes from
+           "realisation": another cell's rounding fallen anew
+    group  the SITES=FORMAT that it comes from; a realisation has none
     rules  as text
+    of     name of the cell whose realisation it is
     """
 
     name: str
     kind: str
     group: str = ""
     rules: tuple[str, ...] = ()
+    of: str = ""
 
 
 def cells_of(
@@ -48,13 +52,15 @@ def cells_of(
     formats: Sequence[str] = ("bf16",),
     *,
     cumulative: bool = False,
+    realisations: int = 1,
     seed: int = 0,
 ) -> list[Cell]:
     """The control, then for each of ``sites`` and each format: every site alone, and all together.
 
-    With cumulative also those from the first site to each. ``seed`` is that of stochastic rounding
-    where a format names none; the cells name it. Raises FqError for sites or a
-    format that cannot be read, that are given twice or that match nothing.
+    With cumulative also those from the first site to each. With ``realisations`` each is there so
+    often, with its rounding fallen anew; noise controls once. ``seed`` is that of stochastic rounding
+    where a format names none; the cells name it. Raises FqError for sites or a format that cannot be
+    read, that are given twice or that match nothing.
     """
     cells = [Cell(CONTROL, CONTROL)]
     for pattern in sites:
@@ -79,6 +85,20 @@ def cells_of(
                 ]
             if len(singles) > 1:
                 cells.append(Cell(group, "together", group, (group,)))
+            if realisations > 1 and not has_none([group]):
+                cells += [
+                    replace(
+                        cell,
+                        name=f"{cell.name} #{number + 1}",
+                        kind=REALISATION,
+                        group="",
+                        rules=tuple(str(fallen_anew(text, number)) for text in cell.rules),
+                        of=cell.name,
+                    )
+                    for cell in cells
+                    if cell.group == group
+                    for number in range(1, realisations)
+                ]
     return cells
 
 

@@ -217,8 +217,8 @@ def compare_text(data: dict[str, Any]) -> str:
                 ]
             )
     notes = [
-        "KL is: of this line against the first of its cell; resolved by p, adjusted (Holm) over the lines of\n"
-        "this table. Each interval holds by itself"
+        "KL is: of this line against the first of its cell; resolved by p, adjusted (Holm) over the lines\n"
+        "of this table. Each interval holds by itself"
     ]
     counts = [entry["n_chunks"] for cell in data["cells"] for entry in cell["of_runs"]]
     if min(counts) < MIN_CHUNKS:

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import FqError
 
 TEXTS = {"name", "kind", "group", "norm_kind", "point", "format", "options", "model", "chunk_order"}
-INTEGERS = {"rank", "rank_worst", "layer", "n_ctx", "n_chunks"}
+INTEGERS = {"rank", "rank_worst", "layer", "n_ctx", "n_chunks", "realisations_n"}
 UNSIGNED = {"chunk_seed"}
 
 
@@ -29,14 +29,21 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
         row |= {"rank": best, "rank_worst": worst}
         of_group = groups.get(cell["group"], {}) if cell["kind"] == "together" else {}
         additivity = {key: of_group.get(key) for key in ("additivity", "additivity_ci95_chunks")}
-        for key, value in (cell["comparison"] | additivity).items():
-            if key.endswith("_ci95_chunks"):
+        largest = {"largest_chunk_times_mean": cell["comparison"]["largest_chunk"]["times_mean"]}
+        figures = cell["comparison"] | largest | additivity | _realisations(cell.get("realisations"))
+        for key, value in figures.items():
+            if key.endswith(("_ci95_chunks", "_ci95")):
                 row[f"{key}_low"], row[f"{key}_high"] = value or (None, None)
             elif not isinstance(value, dict):
                 row[key] = value
         sites = cell["sites"]
         rows.append(row | {"sqnr_db": sites[0]["sqnr_db"] if len(sites) == 1 else None} | run)
     return rows
+
+
+def _realisations(found: dict[str, Any] | None) -> dict[str, Any]:
+    keys = ("n", "ln_ppl_ratio", "ln_ppl_ratio_ci95", "p_adjusted")
+    return {f"realisations_{key}": (found or {}).get(key) for key in keys}
 
 
 def _sites(sites: list[dict[str, Any]]) -> dict[str, Any]:

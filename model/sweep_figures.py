@@ -11,6 +11,7 @@ import numpy as np
 
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
+from . import realisations
 from .inference import MIN_CHUNKS, Ordering, ratio_test
 from .show import chunks_text, few_chunks_text, interval_text, table
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
@@ -30,7 +31,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     ordered is told by `inference.Ordering` over the group's single cells, and ``pairs`` says how many
     pairs there are, how many of them are ordered, and how many chunks the next one needs. A group's
     ``additivity`` is the mean KL of all its sites together over the sum of the single ones, its
-    interval that of `inference.ratio_test`. All over the same chunks.
+    interval that of `inference.ratio_test`. All over the same chunks. A cell with realisations has what
+    they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have any.
     """
     chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
     result = about | {
@@ -47,14 +49,27 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     for i, cell in enumerate(cells):
         left = [finished[i, c] for c in chunks]
         entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group}
-        entry["rules"] = list(cell.rules)
+        entry |= {"rules": list(cell.rules), "of": cell.of}
         entry["comparison"] = summarise([one.paired for one in left])
         if cell.kind == CONTROL:
             entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
         entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
         entries.append(entry)
+    _realisations(entries)
     groups = [_group(name, entries) for name in dict.fromkeys(c.group for c in cells if c.group)]
     return result | {"cells": entries, "groups": groups}
+
+
+def _realisations(entries: Sequence[dict[str, Any]]) -> None:
+    """Give each cell that has them what its realisations say of the perplexity."""
+    found = []
+    for entry in entries:
+        others = [other for other in entries if other["of"] and other["of"] == entry["name"]]
+        if others:
+            ln_ratios = [one["comparison"]["chunks"]["ln_ppl_ratio"] for one in (entry, *others)]
+            entry["realisations"] = realisations.summary(ln_ratios)
+            found.append(entry["realisations"])
+    realisations.adjust(found)
 
 
 def stored_figures(store: Results, number: int) -> dict[str, Any]:
@@ -137,6 +152,12 @@ def sweep_text(data: dict[str, Any]) -> str:
                 + interval_text(group["additivity_ci95_chunks"], ".3f")
             )
         lines += _pairs_text(group["pairs"])
+    if several := [e["realisations"] for e in data["cells"] if "realisations" in e]:
+        lines += [
+            "",
+            f"ln(PPL ratio): mean of {several[0]['n']} realisations of each rounding, with its 95 % interval",
+            f"over chunks and realisations; * a change that is resolved (Holm over {len(several)} cells)",
+        ]
     if data["n_chunks"] < MIN_CHUNKS:
         return "\n".join([*lines, "", f"below {MIN_CHUNKS} chunks there are no intervals and no ranks"])
     lines += [
@@ -146,6 +167,15 @@ def sweep_text(data: dict[str, Any]) -> str:
         *few_chunks_text(data["n_chunks"]),
     ]
     return "\n".join(lines)
+
+
+def _ln_ratio_text(entry: dict[str, Any]) -> str:
+    of_several = entry.get("realisations")
+    if not of_several:
+        return f"{entry['comparison']['ln_ppl_ratio']:+.3e}"
+    text, interval = f"{of_several['ln_ppl_ratio']:+.3e}", of_several["ln_ppl_ratio_ci95"]
+    ends = f" ({interval[0]:+.1e} to {interval[1]:+.1e})" if interval else ""
+    return text + ends + (" *" if of_several["resolved"] else "")
 
 
 def _pairs_text(pairs: dict[str, Any]) -> list[str]:
@@ -171,7 +201,7 @@ def _group_table(entries: list[dict[str, Any]]) -> str:
                 f"{c['mean_kld']:.3e}",
                 "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
                 "" if (times := c["largest_chunk"]["times_mean"]) is None else f"{times:.1f} x",
-                f"{c['ln_ppl_ratio']:+.3e}",
+                _ln_ratio_text(entry),
                 f"{100 * c['same_top']:.3f}",
                 "" if sqnr is None else f"{sqnr:.1f}",
             ]

@@ -20,6 +20,7 @@ COMPARISON = {
     "mean_kld_ci95_chunks": (0.1, 0.2),
     "ln_ppl_ratio_ci95_chunks": None,
     "kld": {"max": 1.0},
+    "largest_chunk": {"position": 3, "mean_kld": 0.5, "times_mean": 1.5},
 }
 
 
@@ -56,7 +57,10 @@ DATA = {
 COLUMNS = ["name", "kind", "group", "norm_kind", "layer", "point", "format", "options"]
 COLUMNS += ["rank", "rank_worst", "mean_kld", "kld_se"]
 COLUMNS += [f"{key}_ci95_chunks_{end}" for key in ("mean_kld", "ln_ppl_ratio") for end in ("low", "high")]
-COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high", "sqnr_db"]
+COLUMNS += ["largest_chunk_times_mean"]
+COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high"]
+COLUMNS += [f"realisations_{key}" for key in ("n", "ln_ppl_ratio", "ln_ppl_ratio_ci95_low")]
+COLUMNS += ["realisations_ln_ppl_ratio_ci95_high", "realisations_p_adjusted", "sqnr_db"]
 COLUMNS += ["model", "n_ctx", "n_chunks", "chunk_order", "chunk_seed"]
 
 

@@ -52,6 +52,22 @@ def check_seed(args: argparse.Namespace) -> None:
         raise FqError(f"--seed must be >= 0, not {args.seed}")
 
 
+def add_realisations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--realisations",
+        type=int,
+        default=1,
+        metavar="K",
+        help="make each rounding fall K times, by other seeds or by dither: without, nothing is said of "
+        "whether the perplexity changes (default %(default)s)",
+    )
+
+
+def check_realisations(args: argparse.Namespace) -> None:
+    if args.realisations < 1:
+        raise FqError(f"--realisations must be at least 1, not {args.realisations}")
+
+
 def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -> None:
     """How a model is run, and the figures as JSON."""
     parser.add_argument(

@@ -15,9 +15,11 @@ from .options import (
     INTERRUPTED,
     add_evaluation,
     add_model,
+    add_realisations,
     add_seed,
     add_text,
     add_trace,
+    check_realisations,
     check_seed,
     check_targets,
     executor_of,
@@ -41,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also compare the baseline with itself: every difference must be exactly 0",
     )
+    add_realisations(parser)
     add_model(parser)
     add_seed(parser, "sampling, stochastic rounding and dither")
     add_evaluation(parser, 512, "tokens per chunk")
@@ -51,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     check_targets(args)
     check_seed(args)
+    check_realisations(args)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
@@ -79,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
             trace=trace,
             activations=args.activations,
             baseline_activations=args.baseline_activations,
+            realisations=args.realisations,
         )
         if args.chunks > measurement.n_chunks:
             print(

@@ -25,9 +25,11 @@ from .options import (
     INTERRUPTED,
     add_evaluation,
     add_model,
+    add_realisations,
     add_seed,
     add_store,
     add_text,
+    check_realisations,
     check_seed,
     executor_of,
     find_model,
@@ -62,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="beside each format two controls: Gaussian noise of the same length as each row's rounding "
         "error in its place (noise_FORMAT), and the same errors with random signs (signs_FORMAT)",
     )
+    add_realisations(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -126,6 +129,7 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
 def main(args: argparse.Namespace) -> int:
     check_target("--json", args.json)
     check_seed(args)
+    check_realisations(args)
     limit = _memory_limit(args.memory_limit)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
@@ -134,7 +138,12 @@ def main(args: argparse.Namespace) -> int:
     if args.noise:
         formats = with_noise(formats)
     asked = cells_of(
-        model, args.sites or [DEFAULT_SITES], formats, cumulative=args.cumulative, seed=args.seed
+        model,
+        args.sites or [DEFAULT_SITES],
+        formats,
+        cumulative=args.cumulative,
+        realisations=args.realisations,
+        seed=args.seed,
     )
     with executor_of(args.threads) as executor:
         tokens = model.tokenizer.encode(text)

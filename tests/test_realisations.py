@@ -1,0 +1,123 @@
+"""Roundings fallen anew: what may be said of a change of the perplexity."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import fq
+from test_sweep_compare import HARD, RUN, side
+
+from fq_kernels.rules import FakeQuant, Rule
+from model import FqError, Perplexity, Sweep, cells_of
+from model.realisations import adjust, fallen_anew, summary
+from model.sweep_figures import figures, sweep_text
+from model.synthetic import SAMPLE_TEXT
+
+RULE = "ffn_norm[*].raw=int4"
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny):
+    return tiny.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "rule, other",
+    [
+        ("ffn_norm[3].raw=bf16", "ffn_norm[3].raw=bf16:dither,seed=2"),
+        ("*[*].weighted=int8:group=32", "*[*].weighted=int8:group=32,dither,seed=2"),
+        ("ffn_norm[*].raw=bf16:stochastic,seed=5", "ffn_norm[*].raw=bf16:stochastic,seed=7"),
+        ("ffn_norm[*].raw=bf16:dither,seed=5", "ffn_norm[*].raw=bf16:dither,seed=7"),
+        ("ffn_norm[*].raw=bf16:first-call", "ffn_norm[*].raw=bf16:dither,seed=2,first-call"),
+    ],
+)
+def test_how_a_rule_falls_anew(rule, other):
+    assert fallen_anew(rule, 2) == Rule.parse(other)
+
+
+def test_a_sweep_has_them_beside_each_cell(tiny, tokens, executor):
+    cells = cells_of(tiny, formats=["int4"], realisations=3)
+    assert [(c.kind, c.of) for c in cells].count(("realisation", "ffn_norm[1].raw=int4")) == 2
+    assert len({c.rules for c in cells}) == len(cells)
+    run = Sweep(tiny, tokens, cells, n_ctx=16, chunks=4, executor=executor)
+    for _ in run:
+        pass
+    data = run.result()
+    named = {c["name"]: c for c in data["cells"]}
+    whole = named[RULE]["realisations"]
+    means = [named[name]["comparison"]["ln_ppl_ratio"] for name in (RULE, f"{RULE} #2", f"{RULE} #3")]
+    assert len(set(means)) == 3
+    assert whole["ln_ppl_ratio_of_each"] == pytest.approx(means, rel=1e-12)
+    assert whole["ln_ppl_ratio"] == pytest.approx(np.mean(means))
+    assert [g["name"] for g in data["groups"]] == [RULE]
+    single = [c for c in data["cells"] if c["kind"] == "single"]
+    assert all(c["realisations"]["p_adjusted"] >= c["realisations"]["p"] for c in single)
+    assert "mean of 3 realisations of each rounding" in sweep_text(data | {"text": "t"})
+    # what stands beside the others is as it would be without them
+    alone = Perplexity(
+        tiny,
+        tokens,
+        n_ctx=16,
+        chunks=4,
+        fake_quant=FakeQuant(tiny.norms, RULE),
+        realisations=3,
+        executor=executor,
+    )
+    for _ in alone:
+        pass
+    found = alone.result()
+    assert found["comparison"] == named[RULE]["comparison"]
+    assert found["realisations"] == whole | {
+        "p_adjusted": whole["p"],
+        "resolved": found["realisations"]["resolved"],
+    }
+
+
+def test_seeds_that_contradict_each_other_say_nothing_together():
+    """Two realisations, each as sure of a change as can be, and of opposite ones."""
+    up = [1e-3 + 1e-6 * i for i in range(8)]
+    one, both = summary([up, up]), summary([up, [-x for x in up]])
+    adjust([one, both])
+    assert one["resolved"] and not both["resolved"]
+    low, high = both["ln_ppl_ratio_ci95"]
+    assert low < 0 < high
+
+
+def test_what_is_resolved_is_adjusted_over_all_cells():
+    rng = np.random.default_rng(0)
+    found = [summary(rng.standard_normal((3, 8)) + 0.9) for _ in range(2)]
+    ps = [f["p"] for f in found]
+    adjust(found)
+    assert min(f["p_adjusted"] for f in found) == pytest.approx(2 * min(ps))
+
+
+def test_without_them_nothing_is_said_of_the_perplexity():
+    data = figures(RUN.about, RUN.cells, side(1, [0 * HARD, HARD, HARD]).finished)
+    assert not any("realisations" in c for c in data["cells"])
+    assert "realisation" not in sweep_text(data)
+
+
+def test_a_noise_control_has_none(tiny, tokens, executor):
+    cells = cells_of(tiny, formats=["int4", "noise_int4"], realisations=2)
+    assert {c.of.partition("=")[2] for c in cells if c.of} == {"int4"}
+    with pytest.raises(FqError, match="noise control"):
+        rules = FakeQuant(tiny.norms, "ffn_norm=noise_int4")
+        Perplexity(tiny, tokens, n_ctx=16, fake_quant=rules, realisations=2, executor=executor)
+
+
+def test_the_command(tiny_path):
+    out, _ = fq(
+        "perplexity", "-m", tiny_path, "-c", 16, "--chunks", 4, "--fake-quant", RULE, "--realisations", 2,
+        "--json", "-",
+    )  # fmt: skip
+    data = json.loads(out)
+    assert data["realisations"]["n"] == 2 and data["realisations"]["resolved"] in (True, False)
+    for command in ("perplexity", "sweep"):
+        assert (
+            "--realisations must be at least 1"
+            in fq(command, "-m", tiny_path, "--realisations", 0, status=2)[1]
+        )
+    err = fq("perplexity", "-m", tiny_path, "--realisations", 2, status=2)[1]
+    assert "realisations are of a rule" in err
