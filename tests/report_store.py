@@ -39,11 +39,11 @@ def run_of(cells, norms, chunks, **settings):
         "model": "/somewhere/m.gguf",
         "text": "t.txt",
         "command": "fq sweep -m m.gguf -f t.txt",
-        "n_tokens": 99,
+        "n_tokens": 999,
         "n_ctx": N_CTX,
         "n_chunks_asked": chunks,
-        "chunk_order": "random",
-        "chunk_seed": 0,
+        "chunk_order": "first",
+        "chunk_seed": None,
         "chunk_indices": list(range(chunks)),
         "batch": 16,
         "activations": "exact",
@@ -86,14 +86,19 @@ def left(cell, means, chunk, *, drift=0.0):
     return CellChunk(Paired(nll, nll + change, kld, change / 10, seed.random(SCORED) > 0.1), counts)
 
 
-def data_of(run, means, *, done=None, number=1, drift=0.0):
-    """`figures` as the report takes them; ``means`` maps a cell to its mean KL in each chunk."""
+def finished_of(run, means, *, done=None, drift=0.0):
+    """What each (cell, chunk) left; ``means`` maps a cell to its mean KL in each chunk."""
     chunks = run.settings["n_chunks_asked"] if done is None else done
-    finished = {
+    return {
         (i, c): left(cell, None if cell.kind == "control" else means(cell), c, drift=drift)
         for i, cell in enumerate(run.cells)
         for c in range(chunks)
     }
+
+
+def data_of(run, means, *, done=None, number=1, drift=0.0):
+    """`figures` of that as the report takes them."""
+    finished = finished_of(run, means, done=done, drift=drift)
     return {"run": number, "started": "2026-01-01T00:00:00+00:00"} | figures(run.about, run.cells, finished)
 
 
@@ -118,16 +123,33 @@ def layer_of(cell):
     return int(re.search(r"\[(\d+)\]", cell.name)[1]) if "*" not in cell.name else None
 
 
-def data_for(intervals, *, specs=("bf16",), chunks=8, done=None, together=None, drift=0.0, **options):
-    """A run of one layer per interval; a layer's chunks lie evenly over it, so its own is a bit narrower."""
-    n = len(intervals)
+def data_for(
+    spans,
+    *,
+    specs=("bf16",),
+    chunks=8,
+    done=None,
+    together=None,
+    drift=0.0,
+    in_step=False,
+    about=(),
+    **options,
+):
+    """A run of one layer per span, over which the layer's chunks lie evenly.
+
+    in_step  whether what is a large chunk to one layer is to the others; else each has an order of its own
+    about    settings of the run
+    """
+    n = len(spans)
 
     def means(cell):
         layer = layer_of(cell)
-        low, high = intervals[layer] if layer is not None else together or (1e-3, 1.1e-3)
-        return np.linspace(low, high, chunks)
+        low, high = spans[layer] if layer is not None else together or (1e-3, 1.1e-3)
+        of_chunk = np.linspace(low, high, chunks)
+        return of_chunk if in_step or layer is None else np.random.default_rng(layer).permutation(of_chunk)
 
-    run = run_of(cells_for(layers(n), specs, **options), [("ffn_norm", i) for i in range(n)], chunks)
+    norms = [("ffn_norm", i) for i in range(n)]
+    run = run_of(cells_for(layers(n), specs, **options), norms, chunks, **dict(about))
     return data_of(run, means, done=done, drift=drift)
 
 

@@ -17,7 +17,7 @@ from report_store import CONTROL, TIED, WINNER, cells_for, data_for, data_of, la
 from test_cli import environment, fq
 
 from model.report import svg as report_svg
-from model.report.data import kl_text
+from model.report.data import kl_text, same_top_text
 from model.report.page import report_html, write_pngs
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example-report.html"
@@ -65,11 +65,11 @@ class Page(HTMLParser):
         return " ".join(data for tag, data in self.texts if tag in tags)
 
 
-def example(chunks=3, **options):
+def example(chunks=4, specs=(), **options):
     """Two kinds of norm and output_norm in two formats, noise, cumulative cells: every kind of chart."""
     norms = [(kind, i) for i in range(3) for kind in ("attn_norm", "ffn_norm")] + [("output_norm", None)]
     names = [f"{kind}[{i}].raw" if i is not None else f"{kind}.raw" for kind, i in norms]
-    specs = ("bf16", "fp8_e4m3fn", "noise_bf16")
+    specs = specs or ("bf16", "fp8_e4m3fn", "noise_bf16")
     cells = cells_for({"*[*].raw": names}, specs, cumulative=True)
     run = run_of(cells, norms, chunks, **options)
 
@@ -117,18 +117,79 @@ def test_every_cell_is_in_the_tables(data, page):
     for entry in data["cells"]:
         c = entry["comparison"]
         name = entry["name"].partition("=")[0] if entry["kind"] != "together" else "all together"
-        kl = f"{kl_text(c['mean_kld'], 4)} ± {kl_text(c['kld_se'], 2)}"
+        kl = kl_text(c["mean_kld"], 4)
         found = [row for row in rows if row[0] == name and kl in row]
         assert found, entry["name"]
-        assert f"{100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f}" in found[0]
+        if entry["kind"] == "control":
+            assert found[0][5] == "100 %"
+            continue
+        # of the same name in another format, too
+        (row,) = (row for row in found if same_top_text(entry) == row[5] and len(row) == 6)
         low, high = c["mean_kld_ci95_chunks"]
-        assert f"{kl_text(low)} to {kl_text(high)}" in found[0]
-        if "rank" in entry:
+        assert f"{kl_text(low)} to {kl_text(high)}" in row
+        if entry["kind"] == "single":
             best, worst = entry["rank"]
-            assert found[0][1] == (str(best) if best == worst else f"{best}–{worst}")
+            assert row[1] == (str(best) if best == worst else f"{best}–{worst}")
+        assert [name, kl_text(c["kld_se"], 2)] in [list(row[:2]) for row in rows]
         assert any(row[0] == name and row[1] == kl_text(c["kld"]["max"]) for row in rows)
     sites = [row for row in rows if row[0] == "ffn_norm[1].raw" and len(row) == 10]
     assert sites and sites[0][3] == f"{10 * np.log10(900 / 0.02):.2f}"
+
+
+def test_what_takes_tokens_as_independent_is_said_to(html, page):
+    """Nowhere else is there a ±: what leads is the interval over chunks."""
+    parts = html.split("±")
+    assert len(parts) > 2
+    assert all(
+        part.startswith(" of llama-perplexity, which takes tokens as independent") for part in parts[1:]
+    )
+    assert re.search(r"perplexity of the unrounded model [\d.]+ \([\d.]+ to [\d.]+\)", page.text("p"))
+
+
+def test_realisations_have_no_place_of_their_own():
+    """They are of a cell's perplexity: no row, no chart, no group."""
+    data = data_for(WINNER)
+    whole = next(entry for entry in data["cells"] if entry["kind"] == "together")
+    before = report_html(data)
+    for seed in range(3):
+        name = f"{whole['name']}:dither,seed={seed}"
+        data["cells"].append(whole | {"kind": "realisation", "name": name, "of": whole["name"]})
+        data["cells"].append(whole | {"kind": "realisation", "name": name, "of": whole["name"], "group": ""})
+        data["cells"].append(
+            whole | {"kind": "realisation", "name": name, "of": whole["name"], "group": name}
+        )
+        data["groups"].append({"name": name, "sum_of_single_klds": 0.0})
+    assert report_html(data) == before
+    whole["realisations"] = {
+        "n": 3,
+        "ln_ppl_ratio": 0.02,
+        "ln_ppl_ratio_ci95": [0.01, 0.03],
+        "p_adjusted": 0.01,
+    }
+    page = Page(report_html(data))
+    (row,) = (row for row in page.rows if row[:1] == ["all together"] and "3" in row[5:6])
+    assert row[5:] == ["3", "+2.00e-02", "+1.00e-02 to +3.00e-02", "0.010"]
+    captions = page.text("figcaption")
+    assert (
+        "of the mean over several realisations where there are some, else of this one rounding alone"
+        in captions
+    )
+
+
+def test_both_controls_are_drawn_beside_their_format():
+    """Random signs as noise: in the bars' legend, in what is said of them, and not as a format."""
+    data = example(specs=("bf16", "noise_bf16", "int8"))
+    for about in (*data["groups"], *data["cells"]):
+        for key in ("name", "group"):
+            if key in about:
+                about[key] = about[key].replace("=int8", "=signs_bf16")
+    page = Page(report_html(data))
+    shown = page.text("text")
+    assert "noise of the same length instead" in shown and "its errors with random signs instead" in shown
+    assert [a["id"] for a in page.all("figure")].count("chart-layers-1") == 1
+    assert "chart-layers-2" not in [a["id"] for a in page.all("figure")]  # bf16 alone is a format
+    assert "Beside them its errors with random signs instead: largest" in page.text("desc")
+    assert "The rounding's own errors with random signs cost" in page.text("dd")
 
 
 def test_provenance(data, page):
@@ -185,7 +246,7 @@ def test_every_chart_has_a_text_alternative(html, page):
         for identity, least in ((title, 20), (description, 60)):
             (text,) = re.findall(rf'id="{identity}">([^<]*)<', html)
             assert len(text) > least
-    assert "largest 2.30e-06 (2.00e-06 to 2.60e-06) at attn_norm.raw layer 0, smallest 1.15e-06" in html
+    assert "largest 2.30e-06 (1.92e-06 to 2.75e-06) at attn_norm.raw layer 0, smallest 1.15e-06" in html
     captions = page.text("figcaption")
     assert captions.count("95 % interval") >= 3
 
@@ -262,7 +323,7 @@ def test_runs_with_less(data, charts):
     page = Page(report_html(data))
     assert len(page.all("svg")) == charts
     assert ("(partial)" in page.text("h1")) == data["partial"]
-    assert ("no interval" in page.text("td")) == (data["n_chunks"] == 1)
+    assert ("no interval" in page.text("td")) == (data["n_chunks"] in (1, 3))
     assert [a["id"] for a in page.all("section")][-1] == "provenance"
 
 

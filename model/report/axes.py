@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .data import (
+    Control,
     Entry,
     Group,
     Interval,
@@ -18,8 +20,10 @@ from .data import (
     minus,
     site_of,
 )
+from .svg import Ink
 
 WIDTH = 9.2  # inches
+MARKERS = "os^Dv*PX"
 FEWEST = 8  # layers that an axis has room for at least: one bar alone is no wall
 LOG_FROM = 25.0  # largest over smallest from which an axis is logarithmic
 
@@ -137,8 +141,25 @@ def _by_label(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def series_of(group: Group, kinds: Sequence[str]) -> list[tuple[str, Sequence[Entry], int | None]]:
-    """(label, cells, colour) of each of its kinds and of the noise beside them, which has no colour.
+@dataclass(frozen=True)
+class Series:
+    """Cells that are drawn alike: of a kind, in the page's ``colour``, or of a control, muted."""
+
+    label: str
+    entries: Sequence[Entry]
+    colour: int | None
+    control: Control | None = None
+
+    def fill(self, ink: Ink) -> str:
+        return ink.muted if self.colour is None else ink.series(self.colour)
+
+    @property
+    def marker(self) -> str:
+        return self.control.marker if self.control else MARKERS[(self.colour or 0) % len(MARKERS)]
+
+
+def series_of(group: Group, kinds: Sequence[str]) -> list[Series]:
+    """Each of its kinds and the controls beside it.
 
     kinds  in the order of the colours
     """
@@ -146,11 +167,12 @@ def series_of(group: Group, kinds: Sequence[str]) -> list[tuple[str, Sequence[En
     def of_kind(of: Group, kind: str) -> list[Entry]:
         return [entry for entry in of.singles if kind_of(entry) == kind]
 
-    found: list[tuple[str, Sequence[Entry], int | None]] = []
+    found = []
     for kind in group.kinds:
-        found.append((kind if len(kinds) > 1 else "rounded", of_kind(group, kind), kinds.index(kind)))
-        if group.noise:
-            found.append(("noise of the same length instead", of_kind(group.noise, kind), None))
+        label = kind if len(kinds) > 1 else "rounded"
+        found.append(Series(label, of_kind(group, kind), kinds.index(kind)))
+        for control, beside in group.controls:
+            found.append(Series(control.label, of_kind(beside, kind), None, control))
     return found
 
 

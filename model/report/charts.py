@@ -31,13 +31,14 @@ from .data import (
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
 
+POINTWISE = "Each holds by itself: what is ordered is told by the paired tests above, not by overlaps."
 PANELS = 8  # at most so many in one chart: more do not fit on a printed page
 
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
     """One after another, each to be written within `svg.style` before the next is drawn."""
     groups = [group for group in groups_of(data) if group.singles]
-    formats = [group for group in groups if not group.is_noise]
+    formats = [group for group in groups if not group.control]
     if not groups:
         return
     if len([group for group in groups if group.whole]) > 1:
@@ -72,8 +73,9 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
     intervals = [kld_interval(entry) for entry in wholes]
     places = list(range(len(groups)))
     for group, at, value, interval in zip(groups, places, values, intervals, strict=True):
-        colour = ink.muted if group.is_noise else ink.s0
-        axis.plot([value], [at], "D" if group.is_noise else "o", color=colour, markersize=4.5)
+        colour = ink.muted if group.control else ink.s0
+        marker = group.control.marker if group.control else "o"
+        axis.plot([value], [at], marker, color=colour, markersize=4.5)
         if interval is not None:
             axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
     value_axis(axis, "x", [*values, *(end for i in intervals if i for end in i)], "mean KL divergence")
@@ -90,7 +92,7 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
         "together",
         "layers",
         "Mean KL divergence, all sites of a group together",
-        "A point and its 95 % interval for each group.",
+        f"A point and its 95 % interval over chunks for each group. {POINTWISE}",
         f"Mean KL divergence of each group with all its sites rounded together: {figures}.",
         figure,
     )
@@ -103,20 +105,20 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
     series = series_of(group, group.kinds)
     width = 0.8 / len(series)
     tips, everything = {}, []
-    for j, (label, cells, colour) in enumerate(series):
-        entries = [entry for entry in cells if math.isfinite(kld(entry))]
+    for j, one in enumerate(series):
+        entries = [entry for entry in one.entries if math.isfinite(kld(entry))]
         at = [places[site_of(entry)[1]] + (j - (len(series) - 1) / 2) * width for entry in entries]
         values = [kld(entry) for entry in entries]
         intervals = [kld_interval(entry) for entry in entries]
-        fill = ink.muted if colour is None else ink.series(colour)
+        fill = one.fill(ink)
         bars = axis.bar(
             at,
             values,
             width * 0.92,
-            label=label,
-            color=(fill, 0.3) if colour is None else fill,
+            label=one.label,
+            color=(fill, one.control.opacity) if one.control else fill,
             edgecolor=fill,
-            linewidth=0.6 if colour is None else 0,
+            linewidth=0.6 if one.control else 0,
         )
         if any(intervals):
             axis.errorbar(
@@ -137,19 +139,22 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
     layer_axis(axis, places)
     axis.set_title(group.name)
     legend(axis)
-    first = [entry for entry in group.singles if entry.get("rank", [0])[0] == 1]
-    shared = (
-        "First place: " + group.text(first) if 0 < len(first) < len(group.singles) else "No site stands out"
-    )
+    first = group.order.first
+    shared = f"First place: {group.text(first)}." if 0 < len(first) < len(group.singles) else ""
     return Chart(
         key,
         "layers",
         f"Mean KL divergence by layer: {group.name}",
-        f"Each bar rounds one site alone; lines are 95 % intervals over chunks. {shared}."
+        f"Each bar rounds one site alone; lines are 95 % intervals over chunks. {POINTWISE} {shared}".rstrip()
         + (" The scale is logarithmic: bars have no zero." if log else ""),
         f"Bars of the mean KL divergence of each site of {group.name} rounded alone: "
-        f"{extremes(group)}. {shared}. "
-        + (f"Noise of the same length beside them: {extremes(group.noise)}." if group.noise else ""),
+        + " ".join(
+            [
+                f"{extremes(group)}.",
+                *([shared] if shared else []),
+                *(f"Beside them {control.label}: {extremes(other)}." for control, other in group.controls),
+            ]
+        ),
         figure,
         tips,
     )
@@ -225,7 +230,11 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
             cell.set_gid(f"tip-{y}-{x}")
             tips[f"tip-{y}-{x}"] = f"{plain(entry['name'])}: mean KL {kl_text(value, 4)}"
             axis.add_patch(cell)
-            if entry.get("rank", [0])[0] == 1 and ok and len(group.singles) > 1:
+            if (
+                ok
+                and any(entry is one for one in group.order.first)
+                and len(group.order.first) < len(group.singles)
+            ):
                 axis.plot([x], [y], "o", markersize=3.2, color="white" if norm(value) < 0.55 else "black")
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_yticks(
@@ -255,7 +264,8 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
         "heat",
         "Mean KL divergence, layer × format",
         "Brighter is worse, on a logarithmic scale. A dot marks the first place of each group, several dots "
-        "a place that is shared." + (" “out” is output_norm." if None in places else ""),
+        "a place that is shared; none, that no order is resolved."
+        + (" “out” is output_norm." if None in places else ""),
         f"A heat map of the mean KL divergence of each site alone. {found}.",
         figure,
         tips,

@@ -5,19 +5,67 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from ..noise import GAUSSIAN, SIGNS, is_noise
+import numpy as np
+
+from ..inference import MIN_CHUNKS, RatioTest, ratio_test
+from ..noise import GAUSSIAN, SIGNS
 from ..show import ascii_safe
+from .order import Order
 
 Entry = dict[str, Any]  # a cell, as in `figures`
 Interval = tuple[float, float]
 NONE = "–"
+REALISATION = "realisation"  # the kind of a cell that draws another cell's rounding anew
+
+
+@dataclass(frozen=True)
+class Control:
+    """What stands in a rounding's place.
+
+    label         in a legend
+    costs, than   in sentences: "... 3 times as much", "Rounding costs more than ..."
+    marker, opacity
+                  of its points and of its bars
+    """
+
+    prefix: str
+    label: str
+    costs: str
+    than: str
+    marker: str
+    opacity: float
+
+
+CONTROLS = (
+    Control(
+        GAUSSIAN,
+        "noise of the same length instead",
+        "Gaussian noise of the same length in place of the rounding error costs",
+        "its noise",
+        "D",
+        0.3,
+    ),
+    Control(
+        SIGNS,
+        "its errors with random signs instead",
+        "The rounding's own errors with random signs cost",
+        "with these",
+        "x",
+        0.0,
+    ),
+)
 
 
 @dataclass
 class Group:
-    """The cells of one SITES=FORMAT, and the groups of its noise controls, where there are any."""
+    """The cells of one SITES=FORMAT, and the groups that stand beside it as its controls.
+
+    noise, signs  Gaussian noise of the rounding error's length, and that error with random signs
+    indices       which of the text's each chunk is, from 0
+    """
 
     name: str
     singles: list[Entry] = field(default_factory=list)
@@ -28,6 +76,7 @@ class Group:
     sum_of_singles: float = 0.0
     noise: Group | None = None
     signs: Group | None = None
+    indices: Sequence[int] = ()
 
     @property
     def sites(self) -> str:
@@ -38,8 +87,20 @@ class Group:
         return self.name.partition("=")[2]
 
     @property
-    def is_noise(self) -> bool:
-        return is_noise(self.spec)
+    def control(self) -> Control | None:
+        """Which control it is of another group."""
+        return next((control for control in CONTROLS if self.spec.startswith(control.prefix)), None)
+
+    @property
+    def controls(self) -> list[tuple[Control, Group]]:
+        """Those of this group that were measured."""
+        beside = zip(CONTROLS, (self.noise, self.signs), strict=True)
+        return [(control, group) for control, group in beside if group is not None]
+
+    @cached_property
+    def order(self) -> Order[Entry]:
+        """Of its single cells."""
+        return order_of(self.singles)
 
     @property
     def whole(self) -> Entry | None:
@@ -79,9 +140,12 @@ class Group:
 
 def groups_of(data: dict[str, Any]) -> list[Group]:
     """In the run's order; a control stays in the list and is its format's ``noise`` or ``signs`` too."""
+    indices = data.get("chunk_indices") or range(data["n_chunks"])
     groups = []
     for about in data["groups"]:
-        mine = [entry for entry in data["cells"] if entry["group"] == about["name"]]
+        mine = [e for e in data["cells"] if e["group"] == about["name"] and e["kind"] != REALISATION]
+        if not mine:
+            continue
         groups.append(
             Group(
                 plain(about["name"]),
@@ -91,6 +155,7 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
                 about.get("additivity"),
                 _interval(about.get("additivity_ci95_chunks")),
                 about["sum_of_single_klds"],
+                indices=indices,
             )
         )
     by_name = {group.name: group for group in groups}
@@ -127,19 +192,77 @@ def kld_interval(entry: Entry) -> Interval | None:
     return _interval(entry["comparison"]["mean_kld_ci95_chunks"])
 
 
+def chunk_klds(entry: Entry) -> np.ndarray:
+    """Mean KL in each chunk, float64 (chunks,); nan where JSON has none."""
+    return np.array([number(value) for value in entry["comparison"]["chunks"]["mean_kld"]])
+
+
+def is_finite(entry: Entry) -> bool:
+    return not entry.get("not_finite_tokens") and bool(np.isfinite(chunk_klds(entry)).all())
+
+
+def n_differing(entry: Entry) -> int:
+    """In how many chunks it is not the unrounded model."""
+    return int(np.count_nonzero(chunk_klds(entry)))
+
+
+def differs_in_few(entry: Entry) -> bool:
+    """Whether there would be an interval, were there not too few chunks that differ."""
+    return is_finite(entry) and 0 < n_differing(entry) < MIN_CHUNKS <= len(chunk_klds(entry))
+
+
+def unchanged(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that are the unrounded model in every chunk."""
+    return [entry for entry in entries if is_finite(entry) and not n_differing(entry)]
+
+
+def order_of(entries: Sequence[Entry]) -> Order[Entry]:
+    """Of the cells that are finite and differ at all from the unrounded model."""
+    known = [entry for entry in entries if is_finite(entry) and n_differing(entry)]
+    return Order(known, [chunk_klds(entry) for entry in known])
+
+
+def paired(one: Sequence[Entry], other: Sequence[Entry]) -> RatioTest | None:
+    """The summed mean KL of some cells over that of others, chunk by chunk."""
+    if not one or not other:
+        return None
+    return ratio_test(*(np.sum([chunk_klds(entry) for entry in side], axis=0) for side in (one, other)))
+
+
 def ppl_change(entry: Entry) -> float:
-    """PPL ratio - 1, in %."""
-    return _percent(entry["comparison"]["ln_ppl_ratio"])
+    """PPL ratio - 1, in %; the mean over realisations where there are some."""
+    return _percent((realisations(entry) or entry["comparison"])["ln_ppl_ratio"])
 
 
 def ppl_interval(entry: Entry) -> Interval | None:
-    found = _interval(entry["comparison"]["ln_ppl_ratio_ci95_chunks"])
+    """Over chunks and realisations, or over chunks and of this one rounding alone."""
+    drawn = realisations(entry)
+    ends = drawn.get("ln_ppl_ratio_ci95") if drawn else entry["comparison"]["ln_ppl_ratio_ci95_chunks"]
+    found = _interval(ends)
     return None if found is None else (_percent(found[0]), _percent(found[1]))
 
 
-def apart(one: Interval | None, other: Interval | None) -> bool:
-    """Whether both are known and do not overlap."""
-    return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
+def realisations(entry: Entry) -> dict[str, Any] | None:
+    """The change of the perplexity over several drawings of the same rounding, where there are some."""
+    return entry.get("realisations")
+
+
+def same_top_text(entry: Entry) -> str:
+    """``99.74 % (99.5 to 99.85 %)``"""
+
+    def percent(share: float) -> str:
+        for decimals in range(2, 9):
+            text = f"{100 * share:.{decimals}f}".rstrip("0").rstrip(".")
+            if text != "100" or share == 1:  # 100 % is all of them
+                break
+        return text
+
+    interval = _interval(entry["comparison"]["same_top_ci95_chunks"])
+    share = number(entry["comparison"]["same_top"])
+    if math.isnan(share):
+        return NONE
+    around = "" if interval is None else f" ({percent(interval[0])} to {percent(interval[1])} %)"
+    return f"{percent(share)} %{around}"
 
 
 def number(value: Any) -> float:

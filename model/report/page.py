@@ -9,7 +9,7 @@ from typing import Any
 
 from . import svg
 from .charts import charts
-from .data import plain, significant
+from .data import between, plain, significant
 from .tables import at_a_glance, cell_tables, provenance
 from .verdict import verdict
 
@@ -36,9 +36,7 @@ def report_html(data: dict[str, Any]) -> str:
     return template.render(
         title=f"{model}: what rounding its norms costs",
         data=data,
-        baseline=f"{significant(data['ppl_base'], 6)} ± {significant(data['ppl_base_se'])}"
-        if data["n_chunks"]
-        else "",
+        baseline=_baseline(data),
         text=plain(os.path.basename(data.get("text") or "a text")),
         verdict=verdict(data),
         glance=at_a_glance(data) if data["n_chunks"] else None,
@@ -49,6 +47,15 @@ def report_html(data: dict[str, Any]) -> str:
         light=svg.LIGHT,
         dark=svg.DARK,
     )
+
+
+def _baseline(data: dict[str, Any]) -> str:
+    """The unrounded model's perplexity with its interval over chunks."""
+    if not data["n_chunks"]:
+        return ""
+    interval = data.get("ppl_base_ci95_chunks")
+    around = f" ({between(interval, lambda x: significant(x, 4))})" if interval else ""
+    return significant(data["ppl_base"], 6) + around
 
 
 def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
-from .axes import layer_axis, panels_of, positions, series_of, shared_legend, value_axis, whiskers
+from .axes import (
+    MARKERS,
+    Series,
+    layer_axis,
+    panels_of,
+    positions,
+    series_of,
+    shared_legend,
+    value_axis,
+    whiskers,
+)
 from .data import (
-    Entry,
     Group,
-    between,
     finite,
     kl_text,
     ppl_change,
     ppl_interval,
-    signed,
+    realisations,
     significant,
     site_of,
 )
+from .perplexity import ONE_ROUNDING, ppl_text
 from .svg import Chart, Ink
 
 SPREAD = 8.0  # largest over smallest from which errors of several formats need a logarithmic axis
 SIZES = "largest |error|", "mean |error|"
-MARKERS = "os^Dv*PX"
 
 
 def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
@@ -33,53 +42,59 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
     for axis, group in zip(axes, groups, strict=True):
         places = positions([group])
         series = series_of(group, kinds)
-        wholes: list[tuple[Entry | None, int | None]] = [(group.together, 0)]
-        if group.noise:
-            wholes.append((group.noise.together, None))
+        wholes = [Series("", [group.together] if group.together else [], 0)]
+        for control, other in group.controls:
+            wholes.append(Series("", [other.together] if other.together else [], None, control))
         end = max(places.values()) + 2
         axis.axhline(0, color=ink.muted, linewidth=0.9)
-        for j, (label, entries, colour) in enumerate(series):
+        for j, one in enumerate(series):
             shift = (j - (len(series) - 1) / 2) * 0.8 / len(series)
-            points = [(places[site_of(entry)[1]] + shift, entry) for entry in entries]
-            _dots(axis, points, colour, ink, label)
-        for j, (whole, colour) in enumerate(wholes):
-            if whole is not None:
-                _dots(axis, [(end + (j - (len(wholes) - 1) / 2) * 0.5, whole)], colour, ink, None)
+            _dots(axis, [places[site_of(entry)[1]] + shift for entry in one.entries], one, ink)
+        for j, one in enumerate(wholes):
+            _dots(axis, [end + (j - (len(wholes) - 1) / 2) * 0.5 for _ in one.entries], one, ink)
         value_axis(axis, "y", [], "change of PPL, %", log=False)
         layer_axis(axis, places, [(end, "all")] if group.together else [])
         axis.set_title(group.name)
         if group.whole:
-            said.append(
-                f"{group.name} {signed(ppl_change(group.whole))} % "
-                f"({between(ppl_interval(group.whole), signed)})"
-            )
+            said.append(f"{group.name} {ppl_text(group.whole)}")
     shared_legend(figure, axes)
     return Chart(
         key,
         "perplexity",
         "Perplexity ratio by layer",
         "Change of the perplexity against the unrounded model, (ratio − 1) in %, with 95 % intervals over "
-        "chunks; one that crosses the line at 0 resolves no change. Each panel has a scale of its own.",
+        f"chunks, {_of_what(groups)}. Each panel has a scale of its own.",
         f"Change of the perplexity by layer, with intervals. All together: {'; '.join(said)}.",
         figure,
     )
 
 
-def _dots(
-    axis: Any, points: Sequence[tuple[float, Entry]], colour: int | None, ink: Ink, label: str | None
-) -> None:
-    at, entries = [x for x, _ in points], [entry for _, entry in points]
-    values = [finite(ppl_change(entry)) for entry in entries]
-    fill = ink.muted if colour is None else ink.series(colour)
+def _of_what(groups: Sequence[Group]) -> str:
+    """Which source of variance the intervals hold."""
+    beside = [group for _, group in chain.from_iterable(group.controls for group in groups)]
+    wholes = [group.together for group in (*groups, *beside) if group.together]
+    singles = [entry for group in (*groups, *beside) for entry in group.singles]
+    drawn = sum(realisations(entry) is not None for entry in (*wholes, *singles))
+    if not drawn:
+        return f"{ONE_ROUNDING}: another realisation of it may lie outside them"
+    if drawn == len(wholes) + len(singles):
+        return "of the mean over several realisations"
+    return f"of the mean over several realisations where there are some, else {ONE_ROUNDING}"
+
+
+def _dots(axis: Any, at: Sequence[float], series: Series, ink: Ink) -> None:
+    if not at:
+        return
+    values = [finite(ppl_change(entry)) for entry in series.entries]
     axis.errorbar(
         at,
         values,
-        whiskers(values, [ppl_interval(entry) for entry in entries]),
-        fmt="D" if colour is None else MARKERS[colour % len(MARKERS)],
-        color=fill,
-        markersize=2.2 if colour is None else 3,
+        whiskers(values, [ppl_interval(entry) for entry in series.entries]),
+        fmt=series.marker,
+        color=series.fill(ink),
+        markersize=2.2 if series.control else 3,
         elinewidth=1,
-        label=label,
+        label=series.label or None,
     )
 
 
@@ -168,7 +183,7 @@ def distributions(key: str, panels: Sequence[tuple[Group, str]], ink: Ink) -> Ch
     for axis, (group, kinds) in zip(axes, panels, strict=True):
         places, cells = positions([group]), found[group.name, kinds]
         at = [places[layer] for layer, _ in cells]
-        colour = ink.muted if group.is_noise else ink.s0
+        colour = ink.muted if group.control else ink.s0
 
         def of(name: str, cells: Any = cells) -> list[float]:
             return [max(kl[name], floor) for _, kl in cells]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +12,23 @@ from ..statistics import QUANTILES
 from ..sweep import CONTROL
 from .data import (
     NONE,
+    REALISATION,
     Entry,
     Group,
     between,
     groups_of,
     kl_text,
+    kld,
     kld_interval,
+    number,
     plain,
+    realisations,
+    same_top_text,
     signed,
     significant,
 )
-from .verdict import additivity_text, additivity_words, ppl_text
+from .layers import additivity_text, additivity_words, largest_chunk
+from .perplexity import ONE_ROUNDING, ppl_text
 
 Row = list[str]
 
@@ -45,8 +52,8 @@ def at_a_glance(data: dict[str, Any]) -> Table:
             continue
         c = group.whole["comparison"]
         adds = NONE if group.additivity is None else f"{additivity_text(group)}: {additivity_words(group)}"
-        kl = [kl_text(c["mean_kld"]), between(kld_interval(group.whole))]
-        rows.append([group.name, *kl, ppl_text(group.whole), f"{100 * c['same_top']:.2f} %", adds])
+        kl = [kl_text(c["mean_kld"]), _interval(group.whole)]
+        rows.append([group.name, *kl, ppl_text(group.whole), same_top_text(group.whole), adds])
     return Table("All sites together", head, rows, ["single"] * len(rows))
 
 
@@ -54,56 +61,123 @@ def cell_tables(data: dict[str, Any]) -> list[tuple[str, list[Table]]]:
     """(group, its tables), and the cells of no group."""
     found = []
     for group in groups_of(data):
-        ordered = sorted(group.singles, key=lambda entry: -entry["comparison"]["mean_kld"])
+        ordered = sorted(group.singles, key=lambda entry: -_or_inf(kld(entry)))
         rest = [*group.cumulative, *([group.together] if group.together else [])]
         found.append((group.name, _tables([*ordered, *rest], group)))
-    others = [entry for entry in data["cells"] if not entry["group"]]
+    others = [entry for entry in data["cells"] if not entry["group"] and entry["kind"] != REALISATION]
     if others:
         control_only = all(entry["kind"] == CONTROL for entry in others)
         found.append(("control" if control_only else "other cells", _tables(others, None)))
     return found
 
 
+def _or_inf(value: float) -> float:
+    """A broken model's figures come first."""
+    return math.inf if math.isnan(value) else value
+
+
 def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
     names = [_name(entry, group) for entry in entries]
     kinds = [entry["kind"] for entry in entries]
     main: list[Row] = []
+    ppl: list[Row] = []
     kl: list[Row] = []
     dp: list[Row] = []
+    errors: list[Row] = []
     for name, entry in zip(names, entries, strict=True):
         c = entry["comparison"]
-        rank = entry.get("rank")
         main.append(
             [
                 name,
-                "" if rank is None else str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}",
-                f"{kl_text(c['mean_kld'], 4)} ± {kl_text(c['kld_se'], 2)}",
-                between(kld_interval(entry)),
-                f"{_signed_kl(c['ln_ppl_ratio'])} ± {kl_text(c['ln_ppl_ratio_se'], 2)}",
-                between(c["ln_ppl_ratio_ci95_chunks"], _signed_kl),
-                f"{significant(c['ppl_quant'], 6)} ± {significant(c['ppl_quant_se'])}",
-                f"{100 * c['same_top']:.3f} ± {100 * c['same_top_se']:.3f}",
+                _rank(entry, group),
+                kl_text(c["mean_kld"], 4),
+                _interval(entry),
+                _largest(entry, group),
+                same_top_text(entry),
+            ]
+        )
+        ppl.append(
+            [
+                name,
+                significant(c["ppl_quant"], 6),
+                between(c["ppl_quant_ci95_chunks"], lambda x: significant(x, 4)),
+                _signed_kl(c["ln_ppl_ratio"]),
+                NONE if c["ln_ppl_ratio"] == 0 else between(c["ln_ppl_ratio_ci95_chunks"], _signed_kl),
+                *_drawn(entry),
             ]
         )
         kl.append([name, *(kl_text(c["kld"][q]) for q in QUANTILES)])
         dp.append(
             [
                 name,
-                f"{signed(_times100(c['mean_dp']))} ± {significant(_times100(c['dp_se']), 2)}",
+                signed(_times100(c["mean_dp"])),
                 significant(_times100(c["rms_dp"])),
                 *(signed(_times100(c["dp"][q])) for q in QUANTILES),
             ]
         )
-    main_head = ["rounded", "rank", "mean KL", "95 %", "ln(PPL ratio)", "95 %", "PPL", "same top, %"]
+        errors.append(
+            [
+                name,
+                *(kl_text(c[key], 2) for key in ("kld_se", "ln_ppl_ratio_se")),
+                *(significant(c[key], 2) for key in ("ppl_quant_se",)),
+                *(significant(_times100(c[key]), 2) for key in ("same_top_se", "dp_se", "rms_dp_se")),
+            ]
+        )
+    main_head = ["rounded", "rank", "mean KL", "95 % over chunks", "largest chunk", "same top (95 %)"]
+    of_one = f"95 %, {ONE_ROUNDING}" if group else "95 % over chunks"
+    ppl_head = ["rounded", "PPL", of_one, "ln(PPL ratio)", of_one]
+    if any(map(realisations, entries)):
+        ppl_head += ["realisations", "mean ln(PPL ratio)", "95 %", "p, adjusted"]
+    else:
+        ppl = [row[: len(ppl_head)] for row in ppl]
+    errors_head = [
+        "rounded",
+        "mean KL",
+        "ln(PPL ratio)",
+        "PPL",
+        "same top, %",
+        "Δp, points",
+        "RMS Δp, points",
+    ]
     tables = [
         Table("Comparison with the unrounded model", main_head, main, kinds),
+        Table("Perplexity", ppl_head, ppl, kinds),
         Table("KL divergence of a token", ["rounded", *QUANTILES], kl, kinds),
         Table(
             "Δp of the correct token, percentage points", ["rounded", "mean", "RMS", *QUANTILES], dp, kinds
         ),
+        Table("± of llama-perplexity, which takes tokens as independent", errors_head, errors, kinds),
     ]
     sites = _sites(entries, names)
     return [*tables, sites] if sites.rows else tables
+
+
+def _interval(entry: Entry) -> str:
+    """Of the mean KL; none of what is exactly 0."""
+    return NONE if kld(entry) == 0 else between(kld_interval(entry))
+
+
+def _rank(entry: Entry, group: Group | None) -> str:
+    rank = group.order.rank(entry) if group else None
+    if rank is None:
+        return ""
+    return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
+
+
+def _largest(entry: Entry, group: Group | None) -> str:
+    """``4.4 × mean (chunk 17)``"""
+    if group is None or math.isnan(by := largest_chunk(group, entry)):
+        return NONE
+    return f"{by:.2f} × mean (chunk {group.indices[entry['comparison']['largest_chunk']['position']]})"
+
+
+def _drawn(entry: Entry) -> Row:
+    """What several realisations of the rounding say of the perplexity."""
+    if (drawn := realisations(entry)) is None:
+        return [NONE] * 4
+    mean, interval = drawn["ln_ppl_ratio"], drawn.get("ln_ppl_ratio_ci95")
+    p = significant(drawn.get("p_adjusted"), 2)
+    return [str(drawn["n"]), _signed_kl(mean), between(interval, _signed_kl), p]
 
 
 def _name(entry: Entry, group: Group | None) -> str:
@@ -148,12 +222,12 @@ def _count(n: int | None, of: int) -> str:
     return str(n) if not n or not of else f"{n} ({100 * n / of:.3g} %)"
 
 
-def _signed_kl(value: float) -> str:
-    return ("+" if value > 0 else "") + kl_text(value)
+def _signed_kl(value: Any) -> str:
+    return ("+" if number(value) > 0 else "") + kl_text(value)
 
 
-def _times100(value: float) -> float:
-    return 100 * value
+def _times100(value: Any) -> float:
+    return 100 * number(value)
 
 
 # ---------------------------------------------------------------- provenance
