@@ -135,7 +135,7 @@ def test_a_report_finds_a_formats_controls():
     specs = [prefix + spec for spec in ("bf16", "int8:group=32,first-call") for prefix in ("", *PREFIXES)]
     run = run_of(cells_for(layers(2), specs), [("ffn_norm", i) for i in range(2)], 2)
     groups = groups_of(data_of(run, lambda cell: np.full(2, 1e-6)))
-    assert [group.spec for group in groups if not group.is_noise] == [specs[0], specs[3]]
+    assert [group.spec for group in groups if group.control is None] == [specs[0], specs[3]]
     for i in (0, 3):
         assert [groups[i].noise, groups[i].signs] == [groups[i + 1], groups[i + 2]]
 
