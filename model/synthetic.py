@@ -24,6 +24,8 @@ from model.errors import FqError
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
+# The part of it whose words make the vocabulary: what is appended later leaves the models as they were.
+VOCABULARY_CHARS = 16133
 
 # type of the matrices, llama.cpp's number for the file type
 _MIXES = {
@@ -335,7 +337,8 @@ def _word_pieces() -> list[str]:
 
     A prefix stands before its extensions, so the list may be cut anywhere.
     """
-    words = Counter(re.findall(r"[A-Za-z]+", SAMPLE_TEXT.read_text(encoding="utf-8")))
+    text = SAMPLE_TEXT.read_text(encoding="utf-8")[:VOCABULARY_CHARS]
+    words = Counter(re.findall(r"[A-Za-z]+", text))
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for end in range(1, len(word) + 1):
