@@ -27,8 +27,6 @@ from model.machine import package_version
 from model.statistics import is_exactly_zero
 from model.streams import ORDERS as CHUNK_ORDERS
 
-from .kept import keep
-
 SITES = "ffn_norm[*].raw"
 # beside every name with each of its roundings: where the scale comes from
 OPTIONS = (
@@ -155,7 +153,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", action="append", help="a format; may be repeated (default: all)")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - for stdout, alone")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     return parser.parse_args(argv)
 
 
@@ -223,8 +220,6 @@ def main(argv: list[str] | None = None) -> int:
             print(text) if args.json == "-" else Path(args.json).write_text(text + "\n", encoding="utf-8")
         if args.json != "-":
             print(markdown(data))
-        if args.write:
-            keep(args.write, markdown(data))
     except (FqError, ValueError, OSError) as e:
         print(f"bench.formats: {e}", file=sys.stderr)
         return 2

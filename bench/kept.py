@@ -1,25 +1,31 @@
-"""Tables that are kept in a document, between two marks."""
+"""What a program gave and a document keeps, between two marks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def marks(name: str = "") -> tuple[str, str]:
-    """The lines before and after a table; a document may hold several, each under its name."""
-    which = f": {name}" if name else ""
-    return f"<!-- begin of the kept table{which} -->", f"<!-- end of the kept table{which} -->"
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after a block; a document may hold several, each under its name."""
+    return f"<!-- begin of the kept block: {name} -->", f"<!-- end of the kept block: {name} -->"
 
 
-BEGIN, END = marks()
-
-
-def keep(path: Path, text: str, name: str = "") -> None:
-    """Put ``text`` between the marks of the document. Raises ValueError if it has them not once each."""
+def _split(path: Path, name: str) -> tuple[str, str, str]:
     begin, end = marks(name)
     old = path.read_text(encoding="utf-8")
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(end) < old.index(begin):
         raise ValueError(f"{path}: the line {begin} and after it {end} must be there, once each")
     before, _, rest = old.partition(begin)
-    _, _, after = rest.partition(end)
-    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+    block, _, after = rest.partition(end)
+    return before + begin, block.strip("\n"), end + after
+
+
+def keep(path: Path, text: str, name: str) -> None:
+    """Put ``text`` between the marks of the document. Raises ValueError if it has them not once each."""
+    before, _, after = _split(path, name)
+    path.write_text(f"{before}\n\n{text}\n\n{after}", encoding="utf-8")
+
+
+def kept(path: Path, name: str) -> str:
+    """What is between the marks. Raises ValueError like `keep`."""
+    return _split(path, name)[1]

@@ -19,9 +19,6 @@ from model import machine
 
 from .cases import LEVELS, OPS, Bench, Op, Place, ggml_oracle, rows_in
 from .harness import Contestant, alternate, own_processors, quartiles
-from .kept import keep
-
-README = Path(__file__).with_name("README.md")
 
 # every operation is timed at this length, and the most important ones at all lengths
 MAIN_LENGTH = 2048
@@ -266,7 +263,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="alternations per case")
     parser.add_argument("--no-pin", action="store_true", help="let the scheduler place the threads")
     parser.add_argument("--json", metavar="FILE", help="write the results there too; - for stdout, alone")
-    parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     args = parser.parse_args(argv)
     if any(n < 1 for n in args.length or []) or (args.rounds is not None and args.rounds < 1):
         parser.error("--length and --rounds must be at least 1")
@@ -300,8 +296,6 @@ def main(argv: list[str] | None = None) -> None:
             Path(args.json).write_text(data + "\n", encoding="utf-8")
     if args.json != "-":
         print(markdown(about, results))
-    if args.write:
-        keep(README, markdown(about, results))
 
 
 if __name__ == "__main__":

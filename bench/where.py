@@ -25,11 +25,8 @@ from model import Context, Executor, FqError, Model, find, machine
 from model.graph import Node, Op
 from model.trace import EVAL, Trace, provenance
 
-from .kept import keep
 from .limits import Limits
 
-README = Path(__file__).with_name("README.md")
-KEPT = "where"
 N_PROMPT = 512
 N_FIRST, N_SINGLE = 16, 16  # tokens evaluated one by one in a round, and those before them
 NAMES = {
@@ -232,7 +229,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--write", action="store_true", help="put the tables into bench/README.md")
     args = parser.parse_args(argv)
     if min(args.rounds, *args.threads) < 1:
         parser.error("--threads and --rounds must be at least 1")
@@ -242,7 +238,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     words = [os.path.basename(w) if os.path.isabs(w) else w for w in (sys.argv[1:] if argv is None else argv)]
-    texts = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             limits = Limits(Path(folder))
@@ -254,10 +249,8 @@ def main(argv: list[str] | None = None) -> int:
                 for threads in args.threads:
                     tables += measure(model, threads, args.rounds, limits, Path(folder))
                 stem = Path(model.path).stem
-                texts.append(markdown({"model": stem} if texts else about | {"model": stem}, tables))
-                print(texts[-1], flush=True)
-        if args.write:
-            keep(README, "\n".join(texts), KEPT)
+                print(markdown(about | {"model": stem}, tables), flush=True)
+                about = {}  # it stands above the first table alone
     except (FqError, ValueError, OSError) as e:
         print(f"bench.where: {e}", file=sys.stderr)
         return 2

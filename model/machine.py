@@ -43,14 +43,55 @@ def _bytes(n: int) -> str:
     return f"{n >> 20} MiB" if n >= 1 << 20 else f"{n >> 10} KiB"
 
 
+# What a processor is: maker, family, first and last model, as Linux counts them.
+_PROCESSORS = (
+    ("AuthenticAMD", 23, 48, 79, "Zen 2"),
+    ("AuthenticAMD", 25, 0, 15, "Zen 3"),
+    ("AuthenticAMD", 25, 16, 31, "Zen 4"),
+    ("AuthenticAMD", 25, 32, 95, "Zen 3"),
+    ("AuthenticAMD", 25, 96, 175, "Zen 4"),
+    ("AuthenticAMD", 26, 0, 127, "Zen 5"),
+    ("GenuineIntel", 6, 85, 85, "Skylake or Cascade Lake"),
+    ("GenuineIntel", 6, 106, 106, "Ice Lake"),
+    ("GenuineIntel", 6, 143, 143, "Sapphire Rapids"),
+    ("GenuineIntel", 6, 173, 173, "Granite Rapids"),
+    ("GenuineIntel", 6, 207, 207, "Emerald Rapids"),
+)
+
+
+def processor() -> str:
+    """Its name, family and model: in a virtual machine the name may say no more than the maker."""
+    cpu = _read("/proc/cpuinfo")
+
+    def field(name: str) -> str:
+        found = re.search(rf"^{name}\s*:[ \t]*(.+)$", cpu, re.MULTILINE)
+        return found[1] if found else ""
+
+    name = field("model name") or platform.machine()
+    maker, family, model = field("vendor_id"), field("cpu family"), field("model")
+    if not (family.isdecimal() and model.isdecimal()):
+        return name
+    for known, number, first, last, kind in _PROCESSORS:
+        if (known, number) == (maker, int(family)) and first <= int(model) <= last:
+            return f"{name} (family {family} model {model}: {kind})"
+    return f"{name} (family {family} model {model})"
+
+
+def blas_libraries() -> list[str]:
+    """The BLAS libraries in use and the processors that they take this one for."""
+    from threadpoolctl import threadpool_info
+
+    found = (info for info in threadpool_info() if info["user_api"] == "blas")
+    return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture', '')}".strip() for i in found})
+
+
 def describe(*libraries: str) -> dict[str, str]:
     """What a reader of timings wants to know; ``libraries`` are packages, named where installed."""
-    cpu = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     virtual = re.search(r"^flags\s*:.*\bhypervisor\b", _read("/proc/cpuinfo"), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     about = {
         "date": datetime.date.today().isoformat(),
-        "processor": (cpu[1] if cpu else platform.machine()) + (", in a virtual machine" if virtual else ""),
+        "processor": processor() + (", in a virtual machine" if virtual else ""),
         "processors": f"{os.cpu_count()}, load before the run {os.getloadavg()[0]:.1f}",
         "instruction sets": ", ".join(fq_kernels.supported_isas()),
         "caches": ", ".join(f"{name} {_bytes(size)}" for name, size in cache_sizes().items()),

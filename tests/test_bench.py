@@ -16,7 +16,7 @@ import fq_kernels
 from bench import report
 from bench.cases import OPS, Bench, Place
 from bench.harness import Contestant, alternate
-from bench.kept import BEGIN, END, keep
+from bench.kept import keep, kept, marks
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,27 +100,35 @@ def test_report(tmp_path):
     assert {line.count("|") for line in rows} == {len(report.COLUMNS) + 1}
 
 
-def test_a_table_is_put_between_its_marks(tmp_path):
+BEGIN, END = marks("ours")
+
+
+def test_a_block_is_put_between_its_marks(tmp_path):
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    for text in ("first", "second"):
-        keep(document, text)
-        assert document.read_text() == f"before\n{BEGIN}\n\n{text}\n{END}\nafter\n"
+    for text in ("first", "second\nline"):
+        keep(document, text, "ours")
+        assert document.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
+        assert kept(document, "ours") == text
+
+
+def test_blocks_of_one_document_are_kept_apart(tmp_path):
+    document = tmp_path / "README.md"
+    theirs = marks("theirs")
+    document.write_text("\n".join([BEGIN, END, *theirs]))
+    keep(document, "1", "theirs")
+    keep(document, "2", "ours")
+    assert document.read_text() == f"{BEGIN}\n\n2\n\n{END}\n{theirs[0]}\n\n1\n\n{theirs[1]}"
 
 
 @pytest.mark.parametrize("old", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}"])
 def test_a_document_without_the_marks_is_left_alone(tmp_path, old):
     document = tmp_path / "README.md"
     document.write_text(old)
-    with pytest.raises(ValueError, match=r"README.md: the line <!-- begin"):
-        keep(document, "text")
+    for access in (lambda: keep(document, "text", "ours"), lambda: kept(document, "ours")):
+        with pytest.raises(ValueError, match=r"README.md: the line <!-- begin"):
+            access()
     assert document.read_text() == old
-
-
-@pytest.mark.parametrize("name", ["bench/README.md", "docs/formats.md"])
-def test_the_documents_have_the_marks(name):
-    kept = (ROOT / name).read_text(encoding="utf-8")
-    assert kept.count(BEGIN) == kept.count(END) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package goes before the sources
 
 from bench import formats as bench
-from bench.kept import BEGIN, END
 from fq_kernels import format_names
 from fq_kernels.rules import FakeQuant
 from model.synthetic import SAMPLE_TEXT
@@ -109,16 +108,13 @@ def test_a_stream_for_every_format(tiny):
         assert set(order) <= set(names)
 
 
-def test_json_and_document_are_written(tiny_path, text, tmp_path, capsys):
-    document, figures = tmp_path / "a.md", tmp_path / "a.json"
-    document.write_text(f"before {BEGIN} old {END} after")
+def test_json_is_written(tiny_path, text, tmp_path, capsys):
+    figures = tmp_path / "a.json"
     arguments = ["-m", str(tiny_path), "-f", str(text), "-c", "32", "--chunks", "2", "--sites", "*.weighted"]
-    files = ["--json", str(figures), "--write", str(document)]
-    bench.main([*arguments, *files, "--format", "bf16", "--format", "q8_0"])
+    bench.main([*arguments, "--json", str(figures), "--format", "bf16", "--format", "q8_0"])
     printed = capsys.readouterr().out
     data = json.loads(figures.read_text())
     assert data["n_chunks"] == 2 and [row["name"] for row in data["formats"]][-1] == "q8_0"
-    assert printed.strip() in document.read_text() and " old " not in document.read_text()
     assert "--sites '*.weighted' --format bf16 --format q8_0`" in printed
     bench.main([*arguments, "--json", "-", "--format", "bf16"])
     assert json.loads(capsys.readouterr().out)["text"] == "some words.txt"

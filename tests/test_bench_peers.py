@@ -12,7 +12,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package goes before the sources
 
-from bench.kept import keep, marks
 from bench.peers import __main__ as peers
 from bench.peers import llama, measure, processes, table
 from bench.peers.f32 import write_f32
@@ -311,19 +310,3 @@ def test_the_command_shows_no_folders(tmp_path):
     assert peers.command(
         ["--llama-python", "/opt/x/bin/python", "-m", "a.gguf", "-f", "/data/wiki text"]
     ) == ("python -m bench.peers --llama-python python -m a.gguf -f 'wiki text'")
-
-
-def test_tables_of_one_document_are_kept_apart(tmp_path):
-    document = tmp_path / "README.md"
-    document.write_text("\n".join([*marks(), *marks("peers")]))
-    keep(document, "theirs", "peers")
-    keep(document, "ours")
-    begin, end = marks()
-    begin_peers, end_peers = marks("peers")
-    assert document.read_text() == f"{begin}\n\nours\n{end}\n{begin_peers}\n\ntheirs\n{end_peers}"
-
-
-@pytest.mark.parametrize("name", ["peers", "where"])
-def test_the_document_has_the_marks(name):
-    kept = (ROOT / "bench/README.md").read_text(encoding="utf-8")
-    assert [kept.count(mark) for mark in marks(name)] == [1, 1]

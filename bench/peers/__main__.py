@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.kept import keep
 from model import FqError, find, machine
 from model.store import cache_folder
 
@@ -23,8 +22,6 @@ from . import llama, measure
 from .measure import Row
 from .table import cells, markdown
 
-README = Path(__file__).parents[1] / "README.md"
-KEPT = "peers"
 PARTS = ("speed", "perplexity", "cold-start")
 SETTINGS = (
     "llama.cpp: its library's defaults (F16 KV cache, flash attention auto, weights repacked), "
@@ -73,7 +70,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--only", choices=PARTS, action="append", help="a part; may be repeated (default: all)"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
-    parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     args = parser.parse_args(argv)
     if args.perplexity_rounds is None:
         args.perplexity_rounds = -(-args.rounds // 2)
@@ -133,8 +129,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             data = {"machine": about, "rows": [row.as_json() for row in found]}
             Path(args.json).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        if args.write:
-            keep(README, text, KEPT)
     except (FqError, ValueError, OSError) as e:
         print(f"bench.peers: {e}", file=sys.stderr)
         return 2

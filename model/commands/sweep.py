@@ -173,7 +173,7 @@ def main(args: argparse.Namespace) -> int:
             hashlib.sha256(text.encode()).hexdigest(),
             run.cells,
             run.about() | {"text": text_name, "command": args.command_line},
-            numerics(executor, args.activations) | {"blas": _blas()},
+            numerics(executor, args.activations) | {"blas": machine.blas_libraries()},
             {
                 "fq": machine.package_version("fq") or "not installed",
                 "numpy": np.__version__,
@@ -238,11 +238,3 @@ def _going_on(store: Results, number: int, run: Sweep, was: Run | None) -> str:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _blas() -> list[str]:
-    """The BLAS libraries in use and the processors that they take this one for."""
-    from threadpoolctl import threadpool_info
-
-    found = (info for info in threadpool_info() if info["user_api"] == "blas")
-    return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture', '')}".strip() for i in found})

@@ -1,0 +1,271 @@
+"""Makes the figures that README and docs keep, by one command from one commit.
+
+A kept block is what its command gave, and a line that names the command, the commit, the processor with
+what its sums depend on, and the date. Nobody writes in it: its digest would no longer be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fq_kernels import isa
+from model import machine
+
+from .kept import keep, kept
+
+ROOT = Path(__file__).parents[1]
+# What the options -f and --llama-python stand for in the commands, as they are shown.
+TEXT, LLAMA_PYTHON = "wiki.test.raw", "llama/bin/python"
+CHROMIUM = (
+    "chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-color-profile=srgb "
+    "--window-size=1280,1965 --screenshot=docs/example-report.png docs/example-report.html"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A kept block, and the commands that make it."""
+
+    name: str
+    document: str
+    commands: tuple[str, ...]  # what the last one prints is kept
+    minutes: int  # on two processors, about
+    plain: bool = False  # not Markdown
+    until: str | None = None  # what begins the first line that is left out
+    judges: bool = False  # the last one's exit status is 1 where a figure is not as asked for
+
+    def needs(self, word: str) -> bool:
+        return any(word in shlex.split(command) for command in self.commands)
+
+
+BLOCKS = (
+    Block(
+        "sample",
+        "README.md",
+        ("fq perplexity --fake-quant-ffn-norm bf16 --control",),
+        minutes=1,
+        plain=True,
+        until="rule: ",
+    ),
+    Block(
+        "deployed",
+        "README.md",
+        ("fq perplexity -f wiki.test.raw --chunks 8 --activations ggml --baseline-activations exact",),
+        minutes=1,
+        plain=True,
+    ),
+    Block(
+        "example report",
+        "README.md",
+        (
+            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --format bf16 --format fp8_e4m3fn --noise -t 2",
+            "fq report -o docs/example-report.html",
+            CHROMIUM,
+        ),
+        minutes=15,
+    ),
+    Block("kernels", "bench/README.md", ("python -m bench.report",), minutes=10),
+    Block(
+        "peers",
+        "bench/README.md",
+        ("python -m bench.peers --llama-python llama/bin/python -f wiki.test.raw --perplexity-threads 1 2",),
+        minutes=20,
+        judges=True,
+    ),
+    Block("where", "bench/README.md", ("python -m bench.where -m smollm2 -m tinyllama-shape",), minutes=5),
+    Block(
+        "formats",
+        "docs/formats.md",
+        ("python -m bench.formats -f wiki.test.raw --chunks 8",),
+        minutes=10,
+        judges=True,
+    ),
+    Block("replication", "docs/replication.md", ("fq replicate --tinyllama-shape",), minutes=10),
+)
+
+
+# ---------------------------------------------------------------- a block in its document
+
+LINE = re.compile(
+    r"(?P<commands>`.+`), commit (?P<commit>[0-9a-f]{7}\+?), processor (?P<processor>.+), "
+    r"(?P<numerics>\w+(?: with [^,]+)?), (?P<date>\d{4}-\d\d-\d\d) <!-- (?P<digest>[0-9a-f]{8}) -->"
+)
+
+
+def numerics() -> str:
+    """What the last digits depend on: where there are no kernels for products, on BLAS too."""
+    return isa() if isa() == "avx512" else f"{isa()} with {' and '.join(machine.blas_libraries())}"
+
+
+def commands_text(block: Block) -> str:
+    """Those that give figures: a picture of a page is none."""
+    return ", ".join(f"`{command}`" for command in block.commands if command != CHROMIUM)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read(block: Block, root: Path = ROOT) -> tuple[str, dict[str, str]]:
+    """What the command gave, and the fields of the line below it. Raises ValueError where they disagree."""
+    body, _, line = ("\n" + kept(root / block.document, block.name)).rpartition("\n")
+    found = LINE.fullmatch(line)
+    where = f"{block.document}, {block.name}"
+    if found is None:
+        raise ValueError(f"{where}: no last line with command, commit, processor and date")
+    if found["commands"] != commands_text(block):
+        raise ValueError(f"{where}: was made by {found['commands']}, not by {commands_text(block)}")
+    if digest(body.strip("\n") + line.partition(" <!--")[0]) != found["digest"]:
+        raise ValueError(f"{where}: was changed by hand")
+    return body.strip("\n"), found.groupdict()
+
+
+def write(block: Block, body: str, commit: str, root: Path = ROOT) -> None:
+    line = (
+        f"{commands_text(block)}, commit {commit}, processor {machine.processor()}, {numerics()}, "
+        f"{datetime.date.today().isoformat()}"
+    )
+    line += f" <!-- {digest(body + line)} -->"
+    keep(root / block.document, f"{body}\n\n{line}" if body else line, block.name)
+
+
+def problems(root: Path = ROOT) -> list[str]:
+    """What is wrong with the blocks as they are kept."""
+    found = []
+    for block in BLOCKS:
+        try:
+            _, about = read(block, root)
+        except ValueError as e:
+            found.append(str(e))
+        else:
+            if about["commit"].endswith("+"):
+                found.append(f"{block.document}, {block.name}: made by a changed {about['commit'][:-1]}")
+    return found
+
+
+# ---------------------------------------------------------------- making it
+
+
+def output(block: Block, text: Path | None = None, python: str | None = None) -> str:
+    """Run the block's commands and return what is kept. Raises ValueError or OSError.
+
+    They run in a folder of their own, where the text lies under a bare name: no path of this machine
+    gets into a document. The root's ``docs`` is there too.
+    """
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "docs").symlink_to(ROOT / "docs")
+        if text:
+            Path(folder, TEXT).symlink_to(text.resolve())
+        for command in block.commands:
+            argv = [python if word == LLAMA_PYTHON and python else word for word in shlex.split(command)]
+            if argv[0] in ("fq", "python"):
+                argv[:1] = [sys.executable, *(["-m", "model"] if argv[0] == "fq" else [])]
+            run = subprocess.run(
+                argv, cwd=folder, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=False
+            )
+            judged = block.judges and command is block.commands[-1] and run.stdout and run.returncode == 1
+            if run.returncode and not judged:
+                raise ValueError(f"{shlex.join(argv)}: exit status {run.returncode}")
+    lines = run.stdout.strip("\n").split("\n")
+    if block.until is not None:
+        (end,) = (i for i, line in enumerate(lines) if line.startswith(block.until))
+        lines = lines[:end]
+    body = "\n".join(lines).strip("\n")
+    return f"```text\n{body}\n```" if block.plain else body
+
+
+def commit_here(*, allow_dirty: bool) -> str:
+    """HEAD, with a + where anything but the documents differs from it, which ValueError refuses."""
+
+    def git(*args: str) -> str:
+        run = subprocess.run(["git", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if run.returncode:
+            raise ValueError("git says nothing of the commit")
+        return run.stdout.strip()
+
+    others = (":!README.md", ":!bench/README.md", ":!docs")
+    dirty = bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *others))
+    if dirty and not allow_dirty:
+        raise ValueError("the tree differs from its commit: commit first, or --allow-dirty for a trial")
+    return git("rev-parse", "--short=7", "HEAD")[:7] + "+" * dirty
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__)
+    parser.add_argument("-f", "--file", type=Path, metavar="TEXT", help="where wiki.test.raw is")
+    parser.add_argument(
+        "--llama-python", metavar="PATH", help="the Python that has llama-cpp-python installed"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[block.name for block in BLOCKS], help="these alone"
+    )
+    parser.add_argument("--list", action="store_true", help="the blocks and their commands; runs nothing")
+    parser.add_argument("--check", action="store_true", help="the blocks as they are kept; runs nothing")
+    parser.add_argument("--allow-dirty", action="store_true", help="for a trial: the commit gets a +")
+    return parser.parse_args(argv)
+
+
+def chosen(args: argparse.Namespace) -> list[Block]:
+    """Raises ValueError where one that was asked for cannot be made."""
+    blocks = []
+    for block in BLOCKS:
+        missing = [
+            option
+            for option, word, value in (
+                ("-f TEXT", TEXT, args.file),
+                ("--llama-python PATH", LLAMA_PYTHON, args.llama_python),
+            )
+            if value is None and block.needs(word)
+        ]
+        if args.only and block.name not in args.only:
+            continue
+        if not missing:
+            blocks.append(block)
+        elif args.only:
+            raise ValueError(f"{block.name} needs {missing[0]}")
+        else:
+            print(f"bench.docs: {block.name} is left out: needs {missing[0]}", file=sys.stderr)
+    return blocks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.list:
+        for block in BLOCKS:
+            print(f"{block.name}: {block.document}, {block.minutes} min, {commands_text(block)}")
+        return 0
+    if args.check:
+        print("\n".join(found := problems()) or "all blocks are as they were made")
+        return 1 if found else 0
+    try:
+        commit = commit_here(allow_dirty=args.allow_dirty)
+        if args.file is not None:
+            args.file.open().close()  # found out before the work
+        # a venv's interpreter is a link: its absolute path, not what it leads to
+        python = args.llama_python and os.path.abspath(args.llama_python)
+        for block in chosen(args):
+            kept(ROOT / block.document, block.name)
+            print(f"bench.docs: {block.name}, some {block.minutes} min", file=sys.stderr, flush=True)
+            write(block, output(block, args.file, python), commit)
+    except (ValueError, OSError) as e:
+        print(f"bench.docs: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
