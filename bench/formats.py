@@ -23,9 +23,11 @@ import numpy as np
 from fq_kernels import Executor, format_names, get_format, isa
 from fq_kernels.rules import FakeQuant, RowStat, Rule
 from model import FqError, Model, Stream, Streams, find, show
+from model.commands.files import check_outputs, write
 from model.machine import package_version
 from model.statistics import is_exactly_zero
 from model.streams import ORDERS as CHUNK_ORDERS
+from model.store import location
 
 SITES = "ffn_norm[*].raw"
 # beside every name with each of its roundings: where the scale comes from
@@ -153,7 +155,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", action="append", help="a format; may be repeated (default: all)")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - for stdout, alone")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    try:
+        inputs = {"the model": location(args.model), "the text": args.file}
+        check_outputs({"--json": args.json}, inputs)
+    except FqError as e:
+        parser.error(str(e))
+    return args
 
 
 def command(args: argparse.Namespace) -> str:
@@ -217,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         data = measure(args)
         if args.json:
             text = json.dumps(data, indent=1)
-            print(text) if args.json == "-" else Path(args.json).write_text(text + "\n", encoding="utf-8")
+            print(text) if args.json == "-" else write(text + "\n", args.json)
         if args.json != "-":
             print(markdown(data))
     except (FqError, ValueError, OSError) as e:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model.commands.files import write
+
 
 def marks(name: str) -> tuple[str, str]:
     """The lines before and after a block; a document may hold several, each under its name."""
@@ -23,7 +25,7 @@ def _split(path: Path, name: str) -> tuple[str, str, str]:
 def keep(path: Path, text: str, name: str) -> None:
     """Put ``text`` between the marks of the document. Raises ValueError if it has them not once each."""
     before, _, after = _split(path, name)
-    path.write_text(f"{before}\n\n{text}\n\n{after}", encoding="utf-8")
+    write(f"{before}\n\n{text}\n\n{after}", path)
 
 
 def kept(path: Path, name: str) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 
 import fq_kernels
 from fq_kernels._kernels import _dispatch_ns
-from model import machine
+from model import FqError, machine
+from model.commands.files import check_outputs, write
 
 from .cases import LEVELS, OPS, Bench, Op, Place, ggml_oracle, rows_in
 from .harness import Contestant, alternate, own_processors, quartiles
@@ -266,6 +267,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if any(n < 1 for n in args.length or []) or (args.rounds is not None and args.rounds < 1):
         parser.error("--length and --rounds must be at least 1")
+    try:
+        check_outputs({"--json": args.json, "--write": README if args.write else None})
+    except FqError as e:
+        parser.error(str(e))
     return args
 
 
@@ -293,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.json == "-":
             print(data)
         else:
-            Path(args.json).write_text(data + "\n", encoding="utf-8")
+            write(data + "\n", args.json)
     if args.json != "-":
         print(markdown(about, results))
 

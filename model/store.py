@@ -161,6 +161,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fq"
 
 
+def location(name: str) -> Path:
+    """The file that MODEL names, or will once it is fetched."""
+    is_alias = name in ALIASES and not Path(name).exists()
+    return cache_folder() / ALIASES[name].file_name if is_alias else Path(name)
+
+
 def cached(alias: str) -> Path | None:
     """The alias's file if it is in the cache, whole."""
     path = cache_folder() / ALIASES[alias].file_name

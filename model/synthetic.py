@@ -118,7 +118,7 @@ def write_llama_gguf(
 
     path = Path(path)
     # A dot file beside the target: os.replace is atomic only within one file system.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".fq-{os.getpid()}.tmp")
     writer = gguf.GGUFWriter(unfinished, "llama")
     writer.add_name(f"{RANDOM_WEIGHTS}, seed {seed}")
     writer.add_file_type(_MIXES[mix][1])

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model import FqError, find, machine
-from model.store import cache_folder
+from model.commands.files import check_outputs, write
+from model.store import cache_folder, location
 
 from . import llama, measure
 from .measure import Row
@@ -79,14 +80,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if args.only and "perplexity" in args.only and args.file is None:
         parser.error("--only perplexity needs a text: -f TEXT")
+    try:
+        inputs = {f"the model {name}": location(name) for name in (*models(args), args.perplexity_model)}
+        outputs = {"--json": args.json, "--write": README if args.write else None}
+        check_outputs(outputs, inputs | {"the text": args.file, "the F32 model": f32_of(args)})
+    except FqError as e:
+        parser.error(str(e))
     return args
+
+
+def models(args: argparse.Namespace) -> list[str]:
+    return args.model or ["smollm2", "tinyllama-shape"]
+
+
+def f32_of(args: argparse.Namespace) -> Path:
+    """The cached file with the values of the perplexity's model."""
+    return cache_folder() / f"{location(args.perplexity_model).stem}.F32.gguf"
 
 
 def rows(args: argparse.Namespace, peer: llama.LlamaCpp) -> Iterator[Row]:
     """Raises FqError or OSError for bad input."""
     parts = args.only or PARTS
-    models = [Path(find(name)) for name in args.model or ("smollm2", "tinyllama-shape")]
-    for model in models:
+    for model in [Path(find(name)) for name in models(args)]:
         for threads in args.threads:
             if "speed" in parts:
                 yield from measure.speed(model, peer, threads, args.rounds)
@@ -95,7 +110,7 @@ def rows(args: argparse.Namespace, peer: llama.LlamaCpp) -> Iterator[Row]:
     if "perplexity" in parts and args.file is not None:
         args.file.open().close()  # found out before the work
         model = Path(find(args.perplexity_model))
-        f32 = cache_folder() / f"{model.stem}.F32.gguf"
+        f32 = f32_of(args)
         if not f32.exists():
             from .f32 import write_f32
 
@@ -128,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         print(text)
         if args.json:
             data = {"machine": about, "rows": [row.as_json() for row in found]}
-            Path(args.json).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            write(json.dumps(data, indent=1) + "\n", args.json)
     except (FqError, ValueError, OSError) as e:
         print(f"bench.peers: {e}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gguf
@@ -11,7 +12,7 @@ import numpy as np
 def write_f32(source: Path, target: Path) -> None:
     """Unpack every tensor of ``source``; all metadata but the file type stay."""
     reader = gguf.GGUFReader(source)
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(f".fq-{os.getpid()}.part")
     arch = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(part, arch)
     for name, field in reader.fields.items():

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from .. import machine, overhead, store
 from ..runner import Model
-from .files import SAMPLE_TEXT, check_target, write_json
-from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, numerics
+from .files import SAMPLE_TEXT, check_outputs, write_json
+from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, inputs_of, numerics
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    check_target("--json", args.json)
+    check_outputs({"--json": args.json}, inputs_of(args))
     text = SAMPLE_TEXT.read_text(encoding="utf-8") if args.prompt is None else args.prompt
     n_prompt = 256 if args.prompt is None and args.prompt_tokens is None else args.prompt_tokens
     about = machine.describe("numpy")  # before the run, which is a load too

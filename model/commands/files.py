@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FqError
 
+FileName = str | os.PathLike[str]
 SAMPLE_TEXT = Path(__file__).parents[1] / "data" / "sample.txt"
 MAX_TEXT_BYTES = 1 << 30
 
@@ -31,18 +35,67 @@ def read_text(name: str | None) -> tuple[str, str]:
     return text, "sample text of the package" if name is None else str(path)
 
 
-def check_target(option: str, target: str | None) -> None:
-    """Find out before the work, not after it, that the file cannot be written."""
-    if target in (None, "-"):
-        return
-    path = Path(target)
-    if path.exists() and not path.is_file() and not path.is_dir() and os.access(path, os.W_OK):
-        return
-    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-        raise FqError(f"{option} {target}: cannot be written there")
+def check_outputs(
+    outputs: Mapping[str, FileName | None], inputs: Mapping[str, FileName | None] | None = None
+) -> None:
+    """Find out before the work that each output can be written, and is no input and no other output.
+
+    outputs  file by the option that names it; "-" is stdout, None is none
+    inputs   file by what it is: "the model"
+
+    A link is the file that it leads to. Raises FqError naming the option.
+    """
+    # where a shell sends our streams into a file, what is put in that file's place takes their text away
+    taken = {_identity(1): "is where stdout goes", _identity(2): "is where stderr goes"}
+    taken |= {_identity(name): f"is {what}" for what, name in (inputs or {}).items() if name is not None}
+    for option, name in outputs.items():
+        if name is None:
+            continue
+        said = f"{option} {os.fspath(name)}"
+        identity = name if name == "-" else _identity(name)
+        if identity is not None and identity in taken:
+            raise FqError(f"{said}: {taken[identity]}")
+        if name != "-":
+            _check_writable(said, os.fspath(name))
+        taken[identity] = f"is the file of {option} too"
 
 
-def write_json(data: Any, target: str) -> None:
+def _identity(name: FileName | int) -> object:
+    """Equal where two names are one file; None: a device or a pipe, which takes more than one."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None if isinstance(name, int) else os.path.realpath(name)
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def _check_writable(said: str, name: str) -> None:
+    path = os.path.realpath(name)
+    folder, why = os.path.dirname(path), ""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(_part_of(path))
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        writable = os.path.isdir(folder) and not name.endswith(os.sep)
+    except OSError as e:
+        writable, why = False, f": {e.strerror}"
+    else:
+        writable = os.access(name, os.W_OK)
+        if not stat.S_ISREG(mode):
+            if writable and not stat.S_ISDIR(mode):
+                return
+            writable, why = False, ": is a directory" if stat.S_ISDIR(mode) else ""
+    if not (writable and os.access(folder, os.W_OK | os.X_OK)):
+        raise FqError(f"{said}: cannot be written there{why}")
+
+
+def _part_of(path: str) -> str:
+    """Beside the file, under a name that is not too long where the file's own is not."""
+    return os.path.join(os.path.dirname(path), f".fq-{os.getpid()}.part")
+
+
+def write_json(data: Any, target: FileName) -> None:
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
@@ -50,17 +103,28 @@ def write_json(data: Any, target: str) -> None:
         write(text, target)
 
 
-def write(content: str | bytes, target: str) -> None:
+def write(content: str | bytes, target: FileName) -> None:
+    """Whole or not at all. A link stays one, and its file's mode and owner stay."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    if os.path.exists(target) and not os.path.isfile(target):
+    try:
+        before = os.stat(target)
+    except FileNotFoundError:
+        before = None
+    if before is not None and not stat.S_ISREG(before.st_mode):
         # a device or a pipe is written to; it must not be replaced by a file
         Path(target).write_bytes(data)
         return
-    # whole or not at all
-    part = Path(f"{target}.{os.getpid()}.part")
+    path = os.path.realpath(target)
+    part = Path(_part_of(path))
     try:
-        part.write_bytes(data)
-        os.replace(part, target)
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
+            file.write(data)
+        if before is not None:
+            with contextlib.suppress(OSError):  # another's file stays theirs if we may give files away
+                os.chown(part, before.st_uid, before.st_gid)
+            part.chmod(stat.S_IMODE(before.st_mode))
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from fq_kernels import Executor, isa
 
 from .. import store
 from ..errors import FqError
-from .files import check_target, write_json
+from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
 
 if TYPE_CHECKING:
     from fq_kernels.rules import FakeQuant
@@ -198,13 +198,25 @@ def numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
     return {"activations": activations, "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
 
 
-def check_targets(args: argparse.Namespace) -> None:
-    check_target("--json", args.json)
-    check_target("--trace", args.trace)
+def inputs_of(args: argparse.Namespace) -> dict[str, FileName]:
+    """The files that -m and -f name, for `check_outputs`."""
+    found: dict[str, FileName] = {"the model": store.location(args.model)}
+    if "file" in args:
+        found["the text"] = args.file or SAMPLE_TEXT
+    return found
+
+
+def store_files(what: str, path: FileName) -> dict[str, FileName]:
+    """What SQLite reads and writes as a store, for `check_outputs`; ``what`` it is called there."""
+    real = os.path.realpath(path)
+    return {what: path} | {f"{what}'s {end}": f"{real}{end}" for end in ("-wal", "-shm", "-journal")}
+
+
+def check_run_outputs(args: argparse.Namespace) -> None:
+    """Of run and perplexity."""
     if args.trace == "-":
         raise FqError("--trace -: takes a file")
-    if args.trace and args.json and os.path.realpath(args.trace) == os.path.realpath(args.json):
-        raise FqError(f"--trace {args.trace}: is the file of --json too")
+    check_outputs({"--json": args.json, "--trace": args.trace}, inputs_of(args))
 
 
 def trace_of(
@@ -214,7 +226,5 @@ def trace_of(
         return contextlib.nullcontext()
     from ..trace import Trace, provenance
 
-    if os.path.exists(args.trace) and os.path.samefile(args.trace, model.path):
-        raise FqError(f"--trace {args.trace}: is the model")  # which is mapped: it must not be cut
     rules = fake_quant.rules if fake_quant else ()
     return Trace(args.trace, provenance(model, executor, rules))

@@ -20,8 +20,8 @@ from .options import (
     add_text,
     add_trace,
     check_realisations,
+    check_run_outputs,
     check_seed,
-    check_targets,
     executor_of,
     find_model,
     numerics,
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    check_targets(args)
+    check_run_outputs(args)
     check_seed(args)
     check_realisations(args)
     text, text_name = read_text(args.file)

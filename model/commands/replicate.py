@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
 from .. import store
-from ..errors import FqError
 from ..replicate import Replication, Settings
 from ..replicate_text import replication_text
 from ..runner import Model
-from .files import SAMPLE_TEXT, check_target, read_text, write, write_json
-from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model
+from .files import SAMPLE_TEXT, check_outputs, read_text, write, write_json
+from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, inputs_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    check_target("--output", args.output)
-    check_target("--json", args.json)
-    if args.output and args.json and os.path.realpath(args.output) == os.path.realpath(args.json):
-        raise FqError(f"--output {args.output}: is the file of --json too")
     names = [args.model, *(["tinyllama-shape"] if args.tinyllama_shape else [])]
+    inputs = inputs_of(args) | {f"the model {name}": store.location(name) for name in names[1:]}
+    check_outputs({"--json": args.json, "--output": args.output}, inputs)
     text, text_name = read_text(args.file)
     settings = Settings(args.rounds, args.chunks, args.ctx_size, args.seed)
 

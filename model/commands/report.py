@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import FqError
 from ..results import Results
 from ..sweep_figures import stored_figures
-from .files import check_target, write
-from .options import add_store
+from .files import check_outputs, write
+from .options import add_store, store_files
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,23 +34,31 @@ def main(args: argparse.Namespace) -> int:
         runs = {run["run"]: run for run in store.list()}
         if not runs:
             raise FqError(f"{store.path}: there is no run in it")
-        data = stored_figures(store, max(runs) if args.run is None else args.run)
-        data["started"] = runs[data["run"]]["started"]
-    output = args.output or f"fq-report-{data['run']}.html"
-    check_target("-o", output)
+        number = max(runs) if args.run is None else args.run
+        output = args.output or f"fq-report-{number}.html"
+        inputs = store_files("the store", args.store)
+        check_outputs({"-o": output}, inputs)
+        data = stored_figures(store, number)
+        data["started"] = runs[number]["started"]
     if args.png:
         try:
             os.makedirs(args.png, exist_ok=True)
         except OSError as e:
             raise FqError(f"--png {args.png}: {e.strerror}") from None
     html = page.report_html(data)
+    pngs = page.pngs(data) if args.png else {}
+    targets = {name: os.path.join(args.png, name) for name in pngs}
+    # only now are the plots' names known; nothing has been written
+    check_outputs({"-o": output} | {f"--png's {name}": target for name, target in targets.items()}, inputs)
     if output == "-":
         sys.stdout.write(html)
     else:
         write(html, output)
+    for name, png in pngs.items():
+        write(png, targets[name])
     said = [output] * (output != "-")
     if args.png:
-        said += [f"{len(page.write_pngs(data, args.png))} plots in {Path(args.png)}"]
+        said += [f"{len(pngs)} plots in {Path(args.png)}"]
     partial = f", partial: {data['n_chunks']} of {data['n_chunks_asked']} chunks" if data["partial"] else ""
     if said:
         print(f"fq: run {data['run']} of {args.store}{partial}: {', '.join(said)}", file=sys.stderr)

@@ -15,8 +15,8 @@ from ..show import ascii_safe, comparison_text, table
 from ..sweep_compare import Side, compare_cells, compare_runs, compare_text
 from ..sweep_export import csv_text, need_pyarrow, parquet_bytes
 from ..sweep_figures import stored_figures, sweep_text
-from .files import check_target, write, write_json
-from .options import add_store
+from .files import check_outputs, write, write_json
+from .options import add_store, store_files
 
 COMPARE = "compare"
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     for option in ("cell", "csv", "parquet"):
         if number is None and getattr(args, option):
             raise FqError(f"--{option} needs the number of a run")
-    _check_targets(args)
+    _check_outputs(args)
     with Results(args.store, must_exist=True) as store:
         data: Any
         if not args.run:
@@ -79,16 +79,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_targets(args: argparse.Namespace) -> None:
-    targets: dict[str, str] = {}
-    for option in ("--json", "--csv", "--parquet"):
-        target = getattr(args, option[2:])
-        if target is None:
-            continue
-        check_target(option, target)
-        if other := targets.get(os.path.realpath(target)):
-            raise FqError(f"{option} {target}: is the file of {other} too")
-        targets[os.path.realpath(target)] = option
+def _check_outputs(args: argparse.Namespace) -> None:
+    outputs = {f"--{name}": getattr(args, name) for name in ("json", "csv", "parquet")}
+    check_outputs(outputs, store_files("the store", args.store))
     if args.parquet == "-":
         raise FqError("--parquet -: takes a file")
     if args.parquet:

@@ -19,7 +19,7 @@ from .options import (
     add_model,
     add_seed,
     add_trace,
-    check_targets,
+    check_run_outputs,
     executor_of,
     find_model,
     numerics,
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    check_targets(args)
+    check_run_outputs(args)
     sampler = Sampler(args.temp, args.top_k, args.top_p, args.seed)
     if args.predict < -1:
         raise FqError(f"--predict must be >= 0, or -1 until the context is full, not {args.predict}")

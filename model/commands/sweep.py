@@ -20,7 +20,7 @@ from ..results import Results, Run, sha256_of
 from ..runner import Model
 from ..sweep import DEFAULT_SITES, Cell, Sweep, cells_of
 from ..sweep_figures import stored_figures, sweep_text
-from .files import check_target, read_text, write_json
+from .files import check_outputs, read_text, write_json
 from .options import (
     INTERRUPTED,
     add_evaluation,
@@ -33,7 +33,9 @@ from .options import (
     check_seed,
     executor_of,
     find_model,
+    inputs_of,
     numerics,
+    store_files,
 )
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -127,9 +129,9 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
 
 
 def main(args: argparse.Namespace) -> int:
-    check_target("--json", args.json)
     check_seed(args)
     check_realisations(args)
+    check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
     limit = _memory_limit(args.memory_limit)
     text, text_name = read_text(args.file)
     start = time.perf_counter()

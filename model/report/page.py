@@ -71,11 +71,10 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def write_pngs(data: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Each chart of the page as FOLDER/KEY.png, in the light. Raises FqError as `report_html`."""
-    written = []
+def pngs(data: dict[str, Any]) -> dict[str, bytes]:
+    """Each chart of the page by its file's name, KEY.png, in the light. Raises FqError as `report_html`."""
+    found = {}
     with svg.style(svg.FOR_PNG):
         for chart in charts(data, svg.FOR_PNG):
-            written.append(Path(folder) / f"{chart.key}.png")
-            svg.png(chart, os.fspath(written[-1]))
-    return written
+            found[f"{chart.key}.png"] = svg.png(chart)
+    return found

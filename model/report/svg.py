@@ -132,11 +132,13 @@ def style(ink: Ink) -> Iterator[None]:
         yield
 
 
-def png(chart: Chart, path: str) -> None:
+def png(chart: Chart) -> bytes:
     """Within `style` of FOR_PNG. The file says what it shows, too."""
+    out = io.BytesIO()
     chart.figure.savefig(
-        path, format="png", metadata={"Title": chart.title, "Description": chart.alt, "Software": None}
+        out, format="png", metadata={"Title": chart.title, "Description": chart.alt, "Software": None}
     )
+    return out.getvalue()
 
 
 def svg(chart: Chart) -> str:
