@@ -6,6 +6,16 @@
 (1, 3)
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("._kernels", __package__) is None:
+    raise ImportError(
+        f"{__path__[0]} has no compiled module for this Python: it is fq's source, which hides an installed "
+        "fq_kernels from a Python that is started beside it; start it in another folder, or run "
+        "pip install -e . in this one",
+        name=__name__,
+    )
+
 from ._kernels import (
     ATTENTION_MAX_DIM,
     MATVEC_MAX_TOKENS,

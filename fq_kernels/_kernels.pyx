@@ -42,7 +42,10 @@ def force_isa(name):
     table = fq_table(found[name])
 
 
-force_isa(os.environ.get("FQ_KERNELS_ISA") or supported_isas()[-1])
+try:
+    force_isa(os.environ.get("FQ_KERNELS_ISA") or supported_isas()[-1])
+except ValueError as e:
+    raise ImportError(f"FQ_KERNELS_ISA: {e}", name="fq_kernels") from None
 
 include "_executor.pxi"
 include "_arguments.pxi"

@@ -86,9 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Where BLAS is called, our own threads call it. Its own would look for work all the same,
     # for tens of milliseconds from numpy's import on, on the processors that ours need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _open_closed_streams()
     try:
-        if sys.stdout is None:  # closed by the caller
-            sys.stdout = open(os.devnull, "w")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # a terminal without UTF-8 gets "?" for what it cannot show, not a UnicodeEncodeError
@@ -107,10 +106,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of stdout went away; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ImportError as e:
+        if e.name != "fq_kernels":  # which says what is wrong and what helps
+            raise
+        return _fail(str(e))
     except MemoryError:
         return _fail("out of memory; a smaller --ctx-size or --batch-size needs less")
     except OSError as e:
         return _fail(f"{e.filename or 'system'}: {e.strerror or e}")
+
+
+def _open_closed_streams() -> None:
+    """The null device in the place of each stream that the caller has closed.
+
+    Else the next file opened, the store perhaps, would get its number, and what is written to the stream.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _fail(message: str) -> int:

@@ -155,10 +155,18 @@ def _bytes_under(folder: Path) -> int:
 
 
 def cache_folder() -> Path:
-    """FQ_CACHE, else fq in XDG_CACHE_HOME, else ~/.cache/fq."""
+    """FQ_CACHE, else fq in XDG_CACHE_HOME, else ~/.cache/fq. Raises FqError where there is no home."""
     if folder := os.environ.get("FQ_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fq"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "fq"
+    try:
+        return Path.home() / ".cache" / "fq"
+    except RuntimeError:
+        raise FqError(
+            "no folder for models: this user has no home; set FQ_CACHE or XDG_CACHE_HOME to a folder, "
+            "or give a GGUF file"
+        ) from None
 
 
 def location(name: str) -> Path:
