@@ -24,7 +24,7 @@ from fq_kernels import Executor, format_names, get_format, isa
 from fq_kernels.rules import FakeQuant, RowStat, Rule
 from model import FqError, Model, Stream, Streams, find, show
 from model.commands.files import check_outputs, write
-from model.machine import package_version
+from model.machine import default_threads, package_version
 from model.statistics import is_exactly_zero
 from model.streams import ORDERS as CHUNK_ORDERS
 from model.store import location
@@ -153,7 +153,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--sites", default=SITES, help="which norms, as in --fake-quant (default: %(default)s)"
     )
     parser.add_argument("--format", action="append", help="a format; may be repeated (default: all)")
-    parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    parser.add_argument("-t", "--threads", type=int, default=default_threads(), metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - for stdout, alone")
     args = parser.parse_args(argv)
     try:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import fq_kernels
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 
@@ -33,6 +32,8 @@ def cache_sizes() -> dict[str, int]:
 
 def package_version(package: str) -> str | None:
     """None where it is not installed."""
+    import importlib.metadata  # takes longer than all else here
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -87,6 +88,8 @@ def blas_libraries() -> list[str]:
 
 def describe(*libraries: str) -> dict[str, str]:
     """What a reader of timings wants to know; ``libraries`` are packages, named where installed."""
+    import datetime
+
     virtual = re.search(r"^flags\s*:.*\bhypervisor\b", _read("/proc/cpuinfo"), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     about = {
@@ -103,7 +106,58 @@ def describe(*libraries: str) -> dict[str, str]:
     return {name: value for name, value in about.items() if value}
 
 
-def available_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not say."""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    return int(found[1]) << 10 if found else None
+def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
+    """Bytes that can be taken without swapping, or being killed for a cgroup's limit; None: not known.
+
+    ``root`` is where /proc and /sys are.
+    """
+    root = Path(root)
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    free = [int(found[1]) << 10] if found else []
+    for folder, version in _cgroups(root, "memory"):
+        limit, usage = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+        numbers = [_read(folder / f"memory.{name}") for name in (limit, usage)]
+        if all(re.fullmatch(r"\d{1,18}", number) for number in numbers):  # else "max"
+            # what the kernel drops at once when it wants memory
+            cached = re.search(
+                rf"^{'total_' * (version == 1)}inactive_file (\d{{1,18}})$",
+                _read(folder / "memory.stat"),
+                re.MULTILINE,
+            )
+            free.append(max(int(numbers[0]) - int(numbers[1]) + (int(cached[1]) if cached else 0), 0))
+    return min(free, default=None)
+
+
+def default_threads(root: str | os.PathLike[str] = "/") -> int:
+    """Processors that this process may use: its affinity's, or fewer where a cgroup's quota is less.
+
+    A quota stops all threads of a group for the rest of a period once it is used up, so that more
+    threads than it pays for wait for each other. ``root`` is where /proc and /sys are.
+    """
+    if hasattr(os, "process_cpu_count"):
+        processors = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    for folder, version in _cgroups(Path(root), "cpu"):
+        files = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        # quota and period; else "max", or -1
+        found = re.fullmatch(r"(\d{1,18}) ([1-9]\d{0,17})", " ".join(_read(folder / name) for name in files))
+        if found:
+            processors = min(processors, max(-(-int(found[1]) // int(found[2])), 1))
+    return processors
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """(folder, version) of the groups that this process is in and of those around them, if they are there."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        # of a container the path is often the host's, and what is mounted is the container's own group
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for mount in (controllers, controller) if controllers else ("", "unified"):
+            for depth in range(len(parts) + 1):
+                yield root.joinpath("sys/fs/cgroup", mount, *parts[:depth]), 1 if controllers else 2

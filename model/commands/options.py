@@ -14,6 +14,7 @@ from fq_kernels import Executor, isa
 
 from .. import store
 from ..errors import FqError
+from ..machine import default_threads
 from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -
         type=int,
         default=None,
         metavar="N",
-        help="threads, BLAS included (default: the processors of this process)",
+        help="threads, BLAS included (default: the processors that this process may use)",
     )
     parser.add_argument(
         "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"
@@ -186,10 +187,8 @@ def describe_model(
 
 
 def executor_of(threads: int | None) -> Executor:
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        return Executor(threads)
+        return Executor(default_threads() if threads is None else threads)
     except ValueError as e:
         raise FqError(f"--threads: {e}") from None
 
