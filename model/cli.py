@@ -130,7 +130,9 @@ def _open_closed_streams() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"fq: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    from .show import ascii_safe  # a message may quote a file
+
+    print(f"fq: error: {ascii_safe(' '.join(message.splitlines()))}", file=sys.stderr)
     return BAD_INPUT
 
 

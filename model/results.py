@@ -15,18 +15,19 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels.rules import RowStat
-
+from . import stored
 from .errors import FqError
-from .statistics import Paired
+from .streams import n_scored_per_chunk
 from .sweep import Cell, CellChunk
 
 SCHEMA_VERSION = 1
@@ -62,6 +63,16 @@ CREATE TABLE IF NOT EXISTS chunks (
     counts BLOB NOT NULL,
     PRIMARY KEY (run, cell, chunk)
 );
+"""
+
+# Version, number of tables, and of what no store has and what may take any time and memory to read.
+_WHAT_IT_IS = """
+SELECT user_version,
+    (SELECT COUNT(*) FROM sqlite_master),
+    (SELECT COUNT(*) FROM sqlite_master
+        WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%')
+    + (SELECT COUNT(*) FROM sqlite_master AS t, pragma_table_xinfo(t.name) WHERE t.type = 'table' AND hidden)
+FROM pragma_user_version
 """
 
 
@@ -144,24 +155,46 @@ class Results:
         if must_exist and not os.path.exists(self.path):
             raise FqError(f"{self.path}: there is no such file; fq sweep --store makes one")
         with self._errors():
-            self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                self._open(self.path)
+            except sqlite3.OperationalError as e:
+                if not must_exist or not re.search("readonly|unable to open", str(e)):
+                    raise
+                self._open_to_read()
+
+    def _open(self, name: str, *, uri: bool = False, writes: bool = True) -> None:
+        self._db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, uri=uri)
         try:
-            with self._errors():
-                # at one moment: another process may be making it
-                version, tables = self._db.execute(
-                    "SELECT user_version, (SELECT COUNT(*) FROM sqlite_master) FROM pragma_user_version"
-                ).fetchone()
-                if version not in (0, SCHEMA_VERSION) or (version == 0 and tables):
-                    raise FqError(f"{self.path}: not a store of this version of fq")
+            # at one moment: another process may be making it
+            version, tables, strange = self._db.execute(_WHAT_IT_IS).fetchone()
+            if version not in (0, SCHEMA_VERSION) or (version == 0 and tables) or strange:
+                raise FqError(f"{self.path}: not a store of this version of fq")
+            if writes:
                 self._write_ahead()
-                if version == 0:
-                    with self._transaction():
-                        for statement in _SCHEMA.split(";")[:-1]:
-                            self._db.execute(statement)
-                        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version == 0 and writes:
+                with self._transaction():
+                    for statement in _SCHEMA.split(";")[:-1]:
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except BaseException:
             self._db.close()
             raise
+
+    def _open_to_read(self) -> None:
+        """Where the file or its folder cannot be written, so that SQLite cannot make what goes with a log."""
+        path = os.path.realpath(self.path)
+        name = f"file:{urllib.parse.quote(path)}?mode=ro"
+        try:
+            self._open(name, uri=True, writes=False)
+        except sqlite3.OperationalError as e:
+            with contextlib.suppress(OSError):
+                if os.path.getsize(f"{path}-wal"):
+                    raise FqError(
+                        f"{self.path}: {e}: the newest rows are in {path}-wal, which can be read only where "
+                        "it can be written; copy both files to such a folder"
+                    ) from None
+            # nobody can be writing it: they would have a log there
+            self._open(f"{name}&immutable=1", uri=True, writes=False)
 
     def __enter__(self) -> Results:
         return self
@@ -185,6 +218,14 @@ class Results:
                 f"{self.path}: this file system has no write-ahead log (the journal is {mode!r}), without "
                 "which several processes would wait for each other"
             )
+
+    @contextlib.contextmanager
+    def reading(self, number: int) -> Iterator[None]:
+        """A ValueError in the block is what the file holds: an FqError naming it and the run."""
+        try:
+            yield
+        except ValueError as e:
+            raise FqError(f"{self.path}: run {number} cannot be read: {e}") from None
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -269,20 +310,18 @@ class Results:
             ).fetchone()
         if row is None:
             raise FqError(f"{self.path}: there is no run {number}")
-        model_sha256, text_sha256, *texts = row
-        cells, settings, numerics, versions, about_machine = map(json.loads, texts)
-        if "chunk_order" not in settings:  # of a version that took the first chunks always
-            first = list(range(settings["n_chunks_asked"]))
-            settings |= {"chunk_order": "first", "chunk_seed": None, "chunk_indices": first}
-        return Run(
-            model_sha256,
-            text_sha256,
-            tuple(Cell(**cell | {"rules": tuple(cell["rules"])}) for cell in cells),
-            settings,
-            numerics,
-            versions,
-            about_machine,
-        )
+        model_sha256, text_sha256, cells, settings, *texts = row
+        with self.reading(number):
+            return Run(
+                stored.text_of("model_sha256", model_sha256),
+                stored.text_of("text_sha256", text_sha256),
+                stored.cells_of(cells),
+                stored.settings_of(settings),
+                *(
+                    stored.json_of(what, text, dict)
+                    for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
+                ),
+            )
 
     def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
         """Commit what a cell left of a chunk; one that is there already stays as it is.
@@ -315,24 +354,33 @@ class Results:
                 "FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
                 (number,),
             ).fetchall()
-        left = {}
-        for cell, chunk, nll_base, nll, kld, dp, same_top, counts in rows:
-            tokens = Paired(
-                _floats(nll_base), _floats(nll), _floats(kld), _floats(dp), np.frombuffer(same_top, bool)
-            )
-            left[cell, chunk] = CellChunk(tokens, _floats(counts).reshape(-1, 2 + len(RowStat)))
+        run, left = self.get(number), {}
+        n_scored = n_scored_per_chunk(run.settings["n_ctx"])
+        with self.reading(number):
+            for cell, chunk, *blobs in rows:
+                if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
+                    raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
+                try:
+                    left[cell, chunk] = stored.chunk_of(n_scored, blobs)
+                except ValueError as e:
+                    raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
         return left
 
-    def list(self) -> Sequence[dict[str, Any]]:
-        """Each run: number, started, model, text, cells, chunks asked for, and how much has ended."""
+    def list(self, number: int | None = None) -> Sequence[dict[str, Any]]:
+        """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT id, started, settings, json_array_length(cells), "
-                "(SELECT COUNT(*) FROM chunks WHERE run = id) FROM runs ORDER BY id"
+                "SELECT id, started, settings, cells, "
+                "(SELECT COUNT(*) FROM chunks WHERE run = id) FROM runs "
+                "WHERE id = coalesce(?, id) ORDER BY id",
+                (number,),
             ).fetchall()
         runs = []
-        for number, started, settings_text, n_cells, ended in rows:
-            settings = json.loads(settings_text)
+        for number, started, settings_text, cells_text, ended in rows:
+            with self.reading(number):
+                settings = stored.settings_of(settings_text)
+                n_cells = len(stored.cells_of(cells_text))
+                stored.text_of("started", started)
             chunks = settings["n_chunks_asked"]
             runs.append(
                 {
@@ -355,10 +403,6 @@ def _cells_text(cells: Sequence[Cell]) -> str:
 
 def _bytes(values: np.ndarray) -> bytes:
     return np.ascontiguousarray(values, "<f8").tobytes()
-
-
-def _floats(blob: bytes) -> np.ndarray:
-    return np.frombuffer(blob, "<f8")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -24,6 +24,7 @@ from .weights import PANEL_ELEMENTS
 
 DEFAULT_SITES = "ffn_norm[*].raw"
 CONTROL, REALISATION = "control", "realisation"
+CELL_KINDS = ("single", "together", "cumulative", CONTROL, REALISATION)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from . import realisations
+from .errors import FqError
 from .inference import MIN_CHUNKS, Ordering, ratio_test
 from .show import chunks_text, few_chunks_text, interval_text, table
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
@@ -73,9 +74,13 @@ def _realisations(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def stored_figures(store: Results, number: int) -> dict[str, Any]:
-    """`figures` of a run that is kept, with its number as ``run``."""
-    run = store.get(number)
-    return {"run": number} | figures(run.about, run.cells, store.load(number))
+    """`figures` of a run that is kept, with its number as ``run``.
+
+    Raises FqError naming the store and the run if it is damaged, or has rules of another version.
+    """
+    run, left = store.get(number), store.load(number)
+    with store.reading(number):
+        return {"run": number} | figures(run.about, run.cells, left)
 
 
 def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -84,6 +89,8 @@ def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarr
         return []
     rules = FakeQuant([Norm(kind, layer) for kind, layer, _ in norms], cell.rules)
     rows = {Norm(kind, layer): rows for kind, layer, rows in norms}
+    if any(len(chunk) < len(rules.matched) for chunk in counts):
+        raise FqError(f"{cell.name} has counts of fewer sites than its rules take")
     for j, counter in enumerate(rules.matched):
         mine = np.array([chunk[j] for chunk in counts])
         totals = mine[:, 2:].sum(axis=0)

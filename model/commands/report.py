@@ -31,8 +31,8 @@ def main(args: argparse.Namespace) -> int:
     with svg.style(svg.FOR_PNG):
         pass  # where matplotlib is missing nothing is begun
     with Results(args.store, must_exist=True) as store:
-        runs = {run["run"]: run for run in store.list()}
-        if not runs:
+        runs = {run["run"]: run for run in store.list(args.run)}
+        if not runs and args.run is None:
             raise FqError(f"{store.path}: there is no run in it")
         number = max(runs) if args.run is None else args.run
         output = args.output or f"fq-report-{number}.html"
