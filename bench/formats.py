@@ -26,8 +26,8 @@ from model import FqError, Model, Stream, Streams, find, show
 from model.commands.files import check_outputs, write
 from model.machine import default_threads, package_version
 from model.statistics import is_exactly_zero
-from model.streams import ORDERS as CHUNK_ORDERS
 from model.store import location
+from model.streams import ORDERS as CHUNK_ORDERS
 
 SITES = "ffn_norm[*].raw"
 # beside every name with each of its roundings: where the scale comes from

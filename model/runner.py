@@ -6,7 +6,7 @@ import contextlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -121,6 +121,7 @@ class Context:
         self.rules = self._rules(() if rules is None else rules)
         self.trace = trace
         self.activations = activations
+        self.on_node: Callable[[], None] = lambda: None  # called as each node is computed
         self.n_past = 0
         kv_shape = (hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
         self._k = _pages(kv_shape)
@@ -203,6 +204,7 @@ class Context:
                 values[i] = self._compute(node, inputs, ids, out_rows)
             else:
                 values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
+            self.on_node()
             for source in self._ends[i]:
                 self._release(values, source)
 

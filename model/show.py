@@ -6,14 +6,16 @@ import os
 import sys
 import time
 from collections import Counter as Tally
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .inference import ENOUGH_CHUNKS, MIN_CHUNKS
 
 if TYPE_CHECKING:
     from .generation import Timings
     from .streams import Streams
+
+T = TypeVar("T")
 
 
 def table(rows: list[list[str]], right: frozenset[int] | set[int] = frozenset()) -> str:
@@ -33,7 +35,7 @@ def ascii_safe(text: str) -> str:
 
 
 def progress(run: Streams) -> Iterator[int]:
-    """Run a measurement with a bar and an ETA on a terminal, a line per chunk elsewhere."""
+    """Run a measurement with a bar and an ETA on a terminal, a line per chunk and a `Log`'s elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -51,16 +53,53 @@ def progress(run: Streams) -> Iterator[int]:
                 bar.update()
                 yield chunk
         return
-    start = time.perf_counter()
+    log = Log(run.steps)
+    run.on_step = log.step
     for chunk in run:
-        elapsed = time.perf_counter() - start
-        left = elapsed / run.done * (run.n_chunks - run.done)
-        print(
-            f"[{run.done}/{run.n_chunks}] PPL {run.ppl:.4f}  {elapsed:.1f} s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        log.line(f"[{run.done}/{run.n_chunks}] PPL {run.ppl:.4f}")
         yield chunk
+
+
+class Log:
+    """Progress on stderr as lines of a log, for where it is no terminal, with the time that is left.
+
+    ``step`` says how far it is FIRST seconds after the beginning, so that nobody waits long for a word,
+    and then EVERY so many seconds after the last line; ``line`` says at once what has ended.
+    """
+
+    FIRST, EVERY = 5.0, 30.0
+
+    def __init__(self, steps: int, what: str = "") -> None:
+        self.steps, self.done, self.what = steps, 0, what
+        self._start = time.perf_counter()
+        self._due = self._start + self.FIRST
+
+    def step(self) -> None:
+        self.at(self.done + 1)
+
+    def at(self, done: int) -> None:
+        self.done = done
+        if time.perf_counter() >= self._due:
+            self.line(f"{self.what} {100 * done / max(self.steps, 1):.0f} %".strip())
+
+    def line(self, what: str) -> None:
+        now = time.perf_counter()
+        elapsed, self._due = now - self._start, now + self.EVERY
+        left = elapsed / max(self.done, 1) * (self.steps - self.done)
+        print(f"{what}  {elapsed:.1f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def steps(what: str, iterable: Iterable[T], n: int, unit: str = "it") -> Iterator[T]:
+    """The same, with a bar on a terminal and lines of a `Log` elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(iterable, total=n, desc=what, unit=unit, leave=False)
+        return
+    log = Log(n, what)
+    for item in iterable:
+        yield item
+        log.step()
 
 
 def timings_text(t: Timings, n_generated: int) -> str:

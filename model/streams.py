@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -172,6 +172,7 @@ class Streams:
         self.executor = executor
         self.context = Context(model, n_ctx, executor)
         self.trace = trace
+        self.on_step: Callable[[], None] = lambda: None
         self._no_rules = FakeQuant(model.norms)
         self._chunks: list[_Chunk] = []
 
@@ -179,6 +180,13 @@ class Streams:
     def done(self) -> int:
         """Chunks that ended."""
         return len(self._chunks)
+
+    @property
+    def steps(self) -> int:
+        """What is left to do, in nodes of the graph computed; ``on_step`` is called as each is."""
+        batches = -(-(self.n_ctx - 1) // self.batch)
+        per_chunk = batches * len(self.model.graph.nodes) * len(self._all)
+        return (self.n_chunks - self.done) * per_chunk
 
     def nll_of(self, stream: int) -> list[np.ndarray]:
         """Of a stream, by its place in ``streams``, per chunk; -ln p of each scored token."""
@@ -236,6 +244,7 @@ class Streams:
         self.context.clear()
         self.context.rules = self._no_rules if stream.rules is None else stream.rules
         self.context.activations = stream.activations
+        self.context.on_node = self.on_step
         self.context.trace = self.trace and self.trace.labelled(
             stream=stream.name, chunk=self.text.indices[position]
         )

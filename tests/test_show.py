@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
 import numpy as np
+import pytest
 
-from model.show import comparison_text
+from fq_kernels import Executor
+from fq_kernels.rules import FakeQuant
+from model import Model, Perplexity
+from model.cli import main
+from model.show import Log, comparison_text, steps
 from model.statistics import Paired, summarise
 
 # What llama-perplexity --kl-divergence prints before each colon, in its order.
@@ -101,3 +107,77 @@ def test_the_full_table_is_llama_perplexitys():
         assert se is None or math.isclose(got[name][1], se, rel_tol=5e-3), name
     low, high = c["mean_kld_ci95_chunks"]
     assert f"1.75e-07   95 % over chunks: {low:+.3g} to {high:+.3g}   (±" in text
+
+
+# ---------------------------------------------------------------- progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock[0] is the time, in seconds."""
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_log_soon_says_how_long_it_will_take(clock, capsys):
+    log, said = Log(800), []
+    for i in range(1, 801):
+        clock[0] += 0.125
+        log.step()
+        if i == 560:
+            log.line("[1/2] PPL 7")
+        if line := capsys.readouterr().err:
+            said.append((i, line))
+    assert said == [
+        (40, "5 %  5.0 s, 95 s left\n"),
+        (280, "35 %  35.0 s, 65 s left\n"),
+        (520, "65 %  65.0 s, 35 s left\n"),
+        (560, "[1/2] PPL 7  70.0 s, 30 s left\n"),
+        (800, "100 %  100.0 s, 0 s left\n"),
+    ]
+
+
+@pytest.mark.parametrize("command", ["perplexity", "sweep"])
+def test_a_run_without_a_terminal_says_so_before_its_first_chunk_ends(
+    command, tiny_path, tmp_path, monkeypatch, capsys
+):
+    """As long as a chunk may take: here each look at the clock takes a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    words = [command, "-m", str(tiny_path), "-c", "16", "-b", "4", "--chunks", "3"]
+    words += ["--store", str(tmp_path / "s")] if command == "sweep" else ["--fake-quant", "*=bf16"]
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith(" left")]
+    assert re.fullmatch(r"[1-9]\d* %  \d+\.0 s, [1-9]\d* s left", lines[0])
+    chunks = [line for line in lines if line.startswith("[")]
+    assert len(chunks) == 3 and chunks[-1].endswith(", 0 s left")
+
+
+def test_steps_are_passed_on_and_all_of_them_counted(clock, capsys):
+    def work():
+        for i in range(4):
+            clock[0] += 4
+            yield i
+
+    assert list(steps("rounds", work(), 4)) == [0, 1, 2, 3]
+    assert capsys.readouterr().err == "rounds 50 %  8.0 s, 8 s left\n"
+
+
+def test_what_is_left_of_a_measurement(tiny_path):
+    model, calls = Model(tiny_path), []
+    with Executor(1) as executor:
+        run = Perplexity(
+            model,
+            range(64),
+            n_ctx=16,
+            fake_quant=FakeQuant(model.norms, "*=bf16"),
+            executor=executor,
+            batch=4,
+        )
+        run.on_step = lambda: calls.append(0)
+        left = [run.steps]
+        for _ in run:
+            left.append(run.steps)
+            assert len(calls) + run.steps == left[0]
+    assert left[-1] == 0 and len(left) == 5

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tqdm import tqdm
-
 from .. import machine, overhead, store
 from ..runner import Model
+from ..show import steps
 from .files import SAMPLE_TEXT, check_outputs, write_json
 from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, inputs_of, numerics
 
@@ -68,8 +67,7 @@ def main(args: argparse.Namespace) -> int:
         interrupted = False
         rounds = args.warm_up + args.rounds
         try:
-            # disable=None: no bar where stderr is not a terminal
-            for _ in tqdm(measurement, total=rounds, unit="round", disable=None, leave=False):
+            for _ in steps("rounds", measurement, rounds, "round"):
                 pass
         except KeyboardInterrupt:
             interrupted = True

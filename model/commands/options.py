@@ -149,13 +149,23 @@ def add_described_model(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
     print(
         f"fq: fetching {alias} ({store.ALIASES[alias].source}) into {store.cache_folder()}", file=sys.stderr
     )
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(unit="B", unit_scale=True, desc=alias, disable=None, leave=False) as bar:
+    if not sys.stderr.isatty():
+        from ..show import Log
+
+        log = Log(0, f"fq: {alias}")
+
+        def say(done: int, total: int) -> None:
+            log.steps = total
+            log.at(done)
+
+        yield say
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, desc=alias, leave=False) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
-
-from tqdm import tqdm
 
 from .. import store
 from ..replicate import Replication, Settings
 from ..replicate_text import replication_text
 from ..runner import Model
+from ..show import steps
 from .files import SAMPLE_TEXT, check_outputs, read_text, write, write_json
 from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, inputs_of
 
@@ -52,14 +50,10 @@ def main(args: argparse.Namespace) -> int:
     text, text_name = read_text(args.file)
     settings = Settings(args.rounds, args.chunks, args.ctx_size, args.seed)
 
-    def watch(what: str, steps: Iterable[int], n: int) -> Iterator[int]:
-        # disable=None: no bar where stderr is not a terminal
-        yield from tqdm(steps, total=n, desc=what, disable=None, leave=False)
-
     models = [Model(find_model(name, args.offline)) for name in dict.fromkeys(names)]
     with executor_of(args.threads) as executor:
         replication = Replication(
-            models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, watch
+            models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, steps
         )
         interrupted = False
         try:

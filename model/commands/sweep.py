@@ -18,6 +18,7 @@ from ..errors import FqError
 from ..noise import with_noise
 from ..results import Results, Run, sha256_of
 from ..runner import Model
+from ..show import Log
 from ..sweep import DEFAULT_SITES, Cell, Sweep, cells_of
 from ..sweep_figures import stored_figures, sweep_text
 from .files import check_outputs, read_text, write_json
@@ -96,13 +97,12 @@ def _memory_limit(text: str | None) -> int | None:
 
 
 def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
-    """Run a sweep with a bar on a terminal, a line per chunk elsewhere; both say how long it will take."""
-    total, done, start = run.steps, 0, time.perf_counter()
+    """Run a sweep with a bar on a terminal, a line per chunk and a `Log`'s elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         form = "{desc} |{bar}| {percentage:.0f} %, {elapsed}, {remaining} left"
-        with tqdm(total=total, file=sys.stderr, leave=False, dynamic_ncols=True, bar_format=form) as bar:
+        with tqdm(total=run.steps, file=sys.stderr, leave=False, dynamic_ncols=True, bar_format=form) as bar:
             run.on_step = bar.update
             for cell, chunk in run:
                 bar.set_description_str(
@@ -111,21 +111,12 @@ def _progress(run: Sweep) -> Iterator[tuple[int, int]]:
                 yield cell, chunk
         return
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-
-    run.on_step = step
+    log = Log(run.steps)
+    run.on_step = log.step
     for cell, chunk in run:
         yield cell, chunk
         if all((i, chunk) in run.finished for i in range(len(run.cells))):
-            elapsed = time.perf_counter() - start
-            left = elapsed / max(done, 1) * (total - done)
-            print(
-                f"[{chunk + 1}/{run.text.n}] {len(run.cells)} cells  {elapsed:.1f} s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            log.line(f"[{chunk + 1}/{run.text.n}] {len(run.cells)} cells")
 
 
 def main(args: argparse.Namespace) -> int:
