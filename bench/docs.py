@@ -61,7 +61,7 @@ BLOCKS = (
     Block(
         "deployed",
         "README.md",
-        ("fq perplexity -f wiki.test.raw --chunks 8 --chunk-order first --activations ggml --baseline-activations exact",),
+        ("fq perplexity -f wiki.test.raw --chunks 8 --activations ggml --baseline-activations exact",),
         minutes=1,
         plain=True,
     ),
@@ -69,7 +69,7 @@ BLOCKS = (
         "example report",
         "README.md",
         (
-            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --chunk-order first --format bf16 --format fp8_e4m3fn --noise -t 2",
+            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --format bf16 --format fp8_e4m3fn --noise -t 2",
             "fq report -o docs/example-report.html",
             CHROMIUM,
         ),
@@ -87,7 +87,7 @@ BLOCKS = (
     Block(
         "formats",
         "docs/formats.md",
-        ("python -m bench.formats -f wiki.test.raw --chunks 8 --chunk-order first",),
+        ("python -m bench.formats -f wiki.test.raw --chunks 8",),
         minutes=10,
         judges=True,
     ),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -268,7 +267,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if any(n < 1 for n in args.length or []) or (args.rounds is not None and args.rounds < 1):
         parser.error("--length and --rounds must be at least 1")
     try:
-        check_outputs({"--json": args.json, "--write": README if args.write else None})
+        check_outputs({"--json": args.json})
     except FqError as e:
         parser.error(str(e))
     return args

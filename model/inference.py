@@ -288,10 +288,10 @@ class Ordering:
         self.n = len(means)
         self.pairs = list(combinations(range(self.n), 2))
         self.tests = {(i, j): ratio_test(means[i], means[j]) for i, j in self.pairs}
-        ps = [1.0 if test is None else test.p for test in self.tests.values()]
-        self.p = dict(zip(self.tests, holm(ps), strict=True))
+        known = {pair: test.p for pair, test in self.tests.items() if test is not None}
+        self.p = dict(zip(known, holm(list(known.values())), strict=True))
         # whether any order could be told: false below MIN_CHUNKS
-        self.known = any(test is not None for test in self.tests.values())
+        self.known = bool(known)
 
     def costs_more(self, i: int, j: int) -> bool:
         """Whether it is resolved that cell i has a larger mean KL than cell j."""
@@ -317,7 +317,7 @@ class Ordering:
     def chunks_needed(self, i: int, j: int) -> int | None:
         """How many chunks would resolve the order of two cells, as one of all these pairs."""
         test = self.tests[min(i, j), max(i, j)]
-        return None if test is None else chunks_needed(test.t, test.n, len(self.pairs))
+        return None if test is None else chunks_needed(test.t, test.n, len(self.p))
 
     @property
     def chunks_for_the_next(self) -> int | None:

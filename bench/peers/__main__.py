@@ -82,8 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--only perplexity needs a text: -f TEXT")
     try:
         inputs = {f"the model {name}": location(name) for name in (*models(args), args.perplexity_model)}
-        outputs = {"--json": args.json, "--write": README if args.write else None}
-        check_outputs(outputs, inputs | {"the text": args.file, "the F32 model": f32_of(args)})
+        check_outputs({"--json": args.json}, inputs | {"the text": args.file, "the F32 model": f32_of(args)})
     except FqError as e:
         parser.error(str(e))
     return args
