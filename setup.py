@@ -6,6 +6,7 @@ import platform
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SRC = "fq_kernels/src"
 
@@ -18,6 +19,43 @@ COMMON_FLAGS = [
     "-fvisibility=hidden",
     "-pthread",
 ]
+
+# What lets a compiler compute something else than the C code says, or links crtfastmath.o, which sets FTZ in
+# whoever imports the module. common.h refuses what defines a macro; much of this defines none.
+INEXACT_FLAGS = {
+    "-Ofast",
+    "-fapprox-func",
+    "-fassociative-math",
+    "-ffast-math",
+    "-ffinite-math-only",
+    "-fno-honor-infinities",
+    "-fno-honor-nans",
+    "-fno-signed-zeros",
+    "-freciprocal-math",
+    "-fsingle-precision-constant",
+    "-funsafe-math-optimizations",
+    "-mdaz-ftz",
+    "-mpc32",
+    "-mpc64",
+}
+INEXACT_PREFIXES = (
+    "-fdenormal-fp-math",
+    "-ffp-model=fast",
+    "-ffp-model=aggressive",
+    "-mfpmath=387",
+    "-mfpmath=both",
+)
+
+
+def refuse_inexact(flags):
+    """Raises CompileError naming those of a compiler's or linker's flags that change results."""
+    found = [f for f in flags if f in INEXACT_FLAGS or f.startswith(INEXACT_PREFIXES)]
+    if found:
+        raise CompileError(
+            f"{' '.join(dict.fromkeys(found))}: the kernels are exact, and not so under this; "
+            "take it out of CFLAGS, CPPFLAGS, LDFLAGS or CC"
+        )
+
 
 # FQ_SANITIZE="address,undefined" or "thread": a build for .ci/sanitize, which finds what tests of results
 # do not. It has a build directory of its own, so that no other build picks up its objects.
@@ -53,6 +91,7 @@ class BuildKernels(build_ext):
     """Compiles each kernels_<set>.c with its own flags, which an Extension alone cannot say."""
 
     def build_extension(self, ext):
+        refuse_inexact([*self.compiler.compiler_so, *self.compiler.linker_so])
         for isa, flags in KERNELS.get(MACHINE, {"scalar": SCALAR_FLAGS}).items():
             ext.extra_objects += self.compiler.compile(
                 [f"{SRC}/kernels_{isa}.c"],

@@ -6,6 +6,16 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The contracts are exact: no operation is left out, reordered or done in another precision. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "the kernels are exact: compile without -ffast-math, -Ofast and their parts (see CFLAGS)"
+#endif
+#if __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16 /* 16: _Float16 alone is rounded anew */
+#error "the kernels are exact: float must be computed as float (on x86: -msse2 -mfpmath=sse)"
+#endif
+_Static_assert(sizeof 1.0 == sizeof(double), "the kernels are exact: compile without -fsingle-precision-constant");
+
 #define FQ_MAX_DIMS 64 /* numpy's own limit */
 
 /* The rows of an N-d array whose last axis is contiguous. Outer axes may have any
