@@ -9,6 +9,10 @@ cdef extern from "common.h" nogil:
         int ndim
         int64_t shape[FQ_MAX_DIMS]
         int64_t stride[FQ_MAX_DIMS]
+    ctypedef struct fq_fpenv:  # an integer on most machines: never looked into
+        pass
+    fq_fpenv fq_fpenv_enter()
+    void fq_fpenv_leave(fq_fpenv)
 
 
 cdef extern from "rms_norm.h" nogil:

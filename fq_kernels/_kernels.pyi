@@ -1,10 +1,13 @@
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
 from .formats import Format
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 N_STATS: int
 ATTENTION_MAX_DIM: int
@@ -14,6 +17,11 @@ PACKED_TYPES: dict[int, tuple[int, int]]
 def supported_isas() -> list[str]: ...
 def isa() -> str: ...
 def force_isa(name: str) -> None: ...
+
+class default_fpu:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def __call__(self, fn: _F) -> _F: ...
 
 class Executor:
     def __init__(self, threads: int) -> None: ...

@@ -5,6 +5,7 @@ One module of several files, in the order in which they build on each other: C's
 executor are in it once, and a program loads it once.
 """
 
+import functools
 import os
 
 cdef const fq_kernel_table *table = NULL
@@ -46,6 +47,31 @@ try:
     force_isa(os.environ.get("FQ_KERNELS_ISA") or supported_isas()[-1])
 except ValueError as e:
     raise ImportError(f"FQ_KERNELS_ISA: {e}", name="fq_kernels") from None
+
+
+cdef class default_fpu:
+    """The IEEE default environment on this thread: nearest even, subnormals kept, as the kernels have it.
+
+    For numpy and Python, which compute in whatever state another library left. A ``with`` block, or a
+    decorator; not around a ``yield``, whose other side would be in it too. The state comes back in the end.
+    """
+
+    cdef fq_fpenv before
+
+    def __enter__(self):
+        self.before = fq_fpenv_enter()
+
+    def __exit__(self, *exc):
+        fq_fpenv_leave(self.before)
+
+    def __call__(self, fn):
+        @functools.wraps(fn)
+        def in_default_fpu(*args, **kwargs):
+            with default_fpu():
+                return fn(*args, **kwargs)
+
+        return in_default_fpu
+
 
 include "_executor.pxi"
 include "_arguments.pxi"

@@ -154,13 +154,15 @@ class Format:
         clipped: Mask | None = None
         if not x.size:
             return Quantised(values, clipped)
+        from ._kernels import default_fpu  # which imports this module
+
         family = self.family
         in_one = self.kernel_rule or self.whole_tensor or self.name in _registered
         step = rows if in_one else max(1, _PIECE // n)
         for begin in range(0, rows, step):
             piece = np.ascontiguousarray(x[begin : begin + step])
             piece.flags.writeable = False
-            with np.errstate(all="ignore"):
+            with default_fpu(), np.errstate(all="ignore"):
                 dither = self.dither and not family.noise
                 out, cut = dithered(piece, self) if dither else family.quantise(piece, self)
             values[begin : begin + step] = out

@@ -8,17 +8,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ._kernels import default_fpu
 from .formats import Format, get_format
 
 Floats = npt.NDArray[np.float32]
 
 
+@default_fpu()
 def sum_of_squares(x: Floats) -> npt.NDArray[np.float64]:
     """(..., n) float32 -> (...) float64: squares rounded to float32, added in index order."""
     squares = (x * x).astype(np.float64)
     return np.cumsum(squares, axis=-1)[..., -1]  # np.sum adds pairwise; a running sum cannot
 
 
+@default_fpu()
 def rms_norm_f32(
     x: Floats,
     *,
@@ -49,6 +52,7 @@ def rms_norm_f32(
     return y.reshape(x.shape)
 
 
+@default_fpu()
 def round_trip(x: Floats, quant: str | Format, *, first_index: int = 0) -> Floats:
     """Each element of x, (...) float32, rounded to ``quant`` and widened again.
 

@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from fq_kernels import default_fpu
+
 from .errors import FqError
 from .runner import Context
 
@@ -40,6 +42,7 @@ class Sampler:
         """Made at first use: numpy.random is imported by that, and greedy sampling draws nothing."""
         return np.random.default_rng(self.seed)
 
+    @default_fpu()
     def sample(self, logits: np.ndarray) -> int:
         """A token id, from logits float32 (n_vocab,)."""
         if self.temp == 0:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels import Executor, get_format
+from fq_kernels import Executor, default_fpu, get_format
 from fq_kernels.rules import FakeQuant, Rule
 
 from .errors import FqError
@@ -215,6 +215,7 @@ class Overhead:
 # ---------------------------------------------------------------- statistics
 
 
+@default_fpu()
 def compare(
     seconds: np.ndarray, phases: np.ndarray, *, seed: int = 0
 ) -> list[dict[str, dict[str, Any] | None]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import Executor
+from fq_kernels import Executor, default_fpu
 from fq_kernels.rules import FakeQuant
 
 from .errors import FqError
@@ -127,6 +127,7 @@ class Perplexity(Streams):
         """Of the chunks so far, of the stream asked for."""
         return ppl_se(np.concatenate(self.nll))[0]
 
+    @default_fpu()
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended, as written to JSON.
 

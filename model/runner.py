@@ -19,6 +19,7 @@ from fq_kernels import (
     Executor,
     attention,
     causal_exp,
+    default_fpu,
     has_mul_mat,
     rope,
     swiglu,
@@ -197,16 +198,18 @@ class Context:
         """Compute consecutive nodes; ``values`` are those still to be read: before, and then after."""
         self._input = None
         trace = self.trace
-        for i in nodes:
-            node = self.model.graph.nodes[i]
-            inputs = [values[source] for source in node.inputs]
-            if trace is None:
-                values[i] = self._compute(node, inputs, ids, out_rows)
-            else:
-                values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
-            self.on_node()
-            for source in self._ends[i]:
-                self._release(values, source)
+        # infinities and NaN are looked for in the logits
+        with default_fpu(), np.errstate(all="ignore"):
+            for i in nodes:
+                node = self.model.graph.nodes[i]
+                inputs = [values[source] for source in node.inputs]
+                if trace is None:
+                    values[i] = self._compute(node, inputs, ids, out_rows)
+                else:
+                    values[i] = trace.call(node, self.rules, self._compute, inputs, ids, out_rows)
+                self.on_node()
+                for source in self._ends[i]:
+                    self._release(values, source)
 
     def _compute(self, node: Node, inputs: list, ids: np.ndarray, out_rows: slice) -> np.ndarray:
         weights, executor = self.model.weights, self.executor
@@ -301,11 +304,12 @@ class Context:
             end = min(begin + ATTENTION_ROWS, n_tokens)
             n_kv = n_past + end
             block_q = heads[begin:end, head].transpose(1, 0, 2) * scale  # (group, rows, d)
-            # the heads of a group as more rows: one product rather than several
-            p = np.matmul(block_q.reshape(-1, d), keys[head, :n_kv].T)  # (group * rows, n_kv)
-            sums = causal_exp(p.reshape(group, end - begin, n_kv), n_past + begin + 1)
-            attended = np.matmul(p, values[head, :n_kv]).reshape(block_q.shape)
-            attended /= sums[:, :, None]
+            with np.errstate(all="ignore"):  # each thread has its own
+                # the heads of a group as more rows: one product rather than several
+                p = np.matmul(block_q.reshape(-1, d), keys[head, :n_kv].T)  # (group * rows, n_kv)
+                sums = causal_exp(p.reshape(group, end - begin, n_kv), n_past + begin + 1)
+                attended = np.matmul(p, values[head, :n_kv]).reshape(block_q.shape)
+                attended /= sums[:, :, None]
             out_heads[begin:end, head] = attended.transpose(1, 0, 2)
 
         self.executor.map(attend, n_blocks * n_head_kv)

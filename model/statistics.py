@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import Executor, kl_divergence, log_sum_exp
+from fq_kernels import Executor, default_fpu, kl_divergence, log_sum_exp
 
 from .inference import MIN_CHUNKS, agreement_interval, mean_interval, positive_interval
 
@@ -40,6 +40,7 @@ def _log_softmax(logits: np.ndarray, out: np.ndarray) -> None:
     out -= rest
 
 
+@default_fpu()
 def score(logits: np.ndarray, targets: np.ndarray, executor: Executor) -> np.ndarray:
     """nll of each target, float64 (n,), from logits float32 (n, n_vocab)."""
     return -_log_p_of(targets, logits, log_sum_exp(logits, executor=executor))
@@ -66,6 +67,7 @@ class Paired:
         return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__dataclass_fields__))
 
 
+@default_fpu()
 def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
     """Paired figures of two streams' logits, float32 (n, n_vocab) each, for the same tokens."""
     lp, found = np.empty(len(base)), np.empty((len(base), 3))
@@ -111,6 +113,7 @@ class Reference:
         self._executor = executor
         self._log_p = self._p = np.empty((0, 0))
 
+    @default_fpu()
     def set(self, logits: np.ndarray, targets: np.ndarray) -> None:
         """Take a baseline, in the memory of the one before: fresh pages cost more than the work."""
         if self._p.shape != logits.shape:
@@ -125,6 +128,7 @@ class Reference:
         self._lp = np.take_along_axis(self._log_p, targets[:, None], axis=1)[:, 0]
         self._top = _top(logits, self._executor)
 
+    @default_fpu()
     def compare(self, other: np.ndarray) -> Paired:
         """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
         found = kl_divergence(other, self._log_p, self._p, executor=self._executor)
@@ -140,6 +144,7 @@ def mean_se(values: np.ndarray) -> tuple[float, float]:
     return mean, float(math.sqrt(np.mean((values - mean) ** 2) / (n - 1)))
 
 
+@default_fpu()
 def ppl_se(nll: np.ndarray) -> tuple[float, float]:
     """exp(mean nll) and PPL * sqrt((E[nll^2] - E[nll]^2) / (n - 1))."""
     mean, se = mean_se(nll)
@@ -181,6 +186,7 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
     return dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
 
 
+@default_fpu()
 @np.errstate(invalid="ignore", over="ignore")  # a broken model's figures may be infinite, and then nan
 def summarise(chunks: list[Paired]) -> dict[str, Any]:
     """The comparison of all chunks (of equal size), as written to JSON.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels import Executor
+from fq_kernels import Executor, default_fpu
 from fq_kernels.rules import FakeQuant
 
 from .activations import ACTIVATIONS
@@ -271,6 +271,7 @@ class Streams:
             **self.text.about(),
         }
 
+    @default_fpu()
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended, as written to JSON."""
         ppl, se = ppl_se(np.concatenate(self.nll_base)) if self.nll_base else (math.nan, math.nan)

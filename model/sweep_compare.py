@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels import default_fpu
+
 from .inference import (
     ENOUGH_CHUNKS,
     LEVEL,
@@ -72,6 +74,7 @@ def otherwise_unlike(a: Run, b: Run) -> str | None:
     return " and ".join(unlike) or None
 
 
+@default_fpu()
 def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
     """Each run against the first, for every cell that it shares with it by name."""
     first, others = sides[0], sides[1:]
@@ -85,6 +88,7 @@ def compare_runs(sides: Sequence[Side]) -> dict[str, Any]:
     return _about(sides) | {"cells": cells}
 
 
+@default_fpu()
 def compare_cells(pairs: Sequence[tuple[Side, str]]) -> dict[str, Any]:
     """Each (run, name of a cell) against the first of them."""
     sides = list({side.number: side for side, _ in pairs}.values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fq_kernels import default_fpu
 from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from . import realisations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Finished = Mapping[tuple[int, int], CellChunk]
 
 
+@default_fpu()
 def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
     """Of the chunks that ended in every cell, as written to JSON.
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels import default_fpu
 from model.errors import FqError
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -86,6 +87,7 @@ def tiny_shape(**sizes: Any) -> LlamaShape:
     return replace(tiny, **sizes)
 
 
+@default_fpu()
 def write_llama_gguf(
     path: str | os.PathLike[str],
     shape: LlamaShape,

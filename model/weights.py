@@ -95,11 +95,12 @@ def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np
 
     def multiply(i: int) -> None:
         rows = slice(i * panel, min((i + 1) * panel, weight.n_out))
-        if not own_kernel:
-            values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
-            np.matmul(x, values.T, out=out[:, rows])
-        if sum_error is not None:
-            out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
+        with np.errstate(all="ignore"):  # each thread has its own
+            if not own_kernel:
+                values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
+                np.matmul(x, values.T, out=out[:, rows])
+            if sum_error is not None:
+                out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
 
     executor.map(multiply, -(-weight.n_out // panel))
     return out

@@ -1,4 +1,4 @@
-"""A build under flags that change results does not come about, and the module that is loaded changes nothing."""
+"""A build under flags that change results is refused, and the module that is loaded changes nothing else."""
 
 from __future__ import annotations
 
