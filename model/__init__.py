@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fq_kernels import Executor, Format
     from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 
-    from .errors import FqError
+    from .errors import FqError, NotFiniteError
     from .generation import Sampler, Timings, generate
     from .gguf_file import GGUFError, GGUFFile
     from .graph import Graph
@@ -39,6 +39,7 @@ _HOMES = {
     "Rule": "fq_kernels.rules",
     "Site": "fq_kernels.rules",
     "FqError": "model.errors",
+    "NotFiniteError": "model.errors",
     "Sampler": "model.generation",
     "Timings": "model.generation",
     "generate": "model.generation",
@@ -73,6 +74,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Norm",
+    "NotFiniteError",
     "Perplexity",
     "Rule",
     "Sampler",

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from .errors import FqError
+from .errors import FqError, NotFiniteError
 
-# Exit statuses: 0 done, 2 bad input, 130 interrupted (128 + SIGINT).
-BAD_INPUT, INTERRUPTED = 2, 130
+# Exit statuses: 0 done, 1 logits that are not finite, 2 bad input, 130 interrupted (128 + SIGINT).
+NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 # name: what it does. What a command takes, and what it runs, is in the module of its name in
 # `commands`, which is imported when the command is asked for.
@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _module(args.command).main(args)
         sys.stdout.flush()
         return status
+    except NotFiniteError as e:
+        return _fail(str(e), NOT_FINITE)
     except FqError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
@@ -129,11 +131,11 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = BAD_INPUT) -> int:
     from .show import ascii_safe  # a message may quote a file
 
     print(f"fq: error: {ascii_safe(' '.join(message.splitlines()))}", file=sys.stderr)
-    return BAD_INPUT
+    return status
 
 
 if __name__ == "__main__":

@@ -7,3 +7,11 @@ class FqError(ValueError):
     The message is one line that names the thing at fault; the command line prints it
     and exits with status 2.
     """
+
+
+class NotFiniteError(FqError):
+    """NaN or infinite logits that nothing can do without: a baseline's, or those to sample from.
+
+    The message names the chunk or token and the graph's first node that is not finite; the command
+    line prints it and exits with status 1.
+    """

@@ -11,7 +11,8 @@ import numpy as np
 
 from fq_kernels import default_fpu
 
-from .errors import FqError
+from .errors import FqError, NotFiniteError
+from .finite import Evaluation, all_finite, first_not_finite, not_finite_text, rows_seen, rules_at
 from .runner import Context
 
 
@@ -44,7 +45,13 @@ class Sampler:
 
     @default_fpu()
     def sample(self, logits: np.ndarray) -> int:
-        """A token id, from logits float32 (n_vocab,)."""
+        """A token id, from logits float32 (n_vocab,), of which minus infinity is never drawn.
+
+        Raises NotFiniteError where one is NaN or infinity, or all are minus infinity.
+        """
+        with np.errstate(invalid="ignore"):
+            if not np.isfinite(logits.max()):
+                raise NotFiniteError("the largest of the logits to sample from is not finite")
         if self.temp == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")
@@ -91,7 +98,8 @@ def generate(
 
     A token of ``stop`` ends the text and is not yielded. The last token yielded is never
     evaluated, so n tokens take n - 1 evaluations after the prompt. Raises FqError, at once,
-    for an empty prompt or one that does not fit the context.
+    for an empty prompt or one that does not fit the context, and NotFiniteError in the course of it where
+    the logits are not finite.
     """
     timings = timings or Timings()
     if not len(prompt):
@@ -113,14 +121,24 @@ def _tokens(
     timings: Timings,
 ) -> Iterator[int]:
     start = time.perf_counter()
+    n_before, seen = context.n_past, rows_seen(context.rules)
+    made: list[Evaluation] = []
     for begin in range(0, len(prompt), batch):
         part = prompt[begin : begin + batch]
         last = begin + len(part) == len(prompt)
-        logits = context.eval(part, None if last else slice(0, 0))
+        made.append((part, None if last else slice(0, 0)))
+        logits = context.eval(*made[-1])
     timings.prompt_ms = (time.perf_counter() - start) * 1e3
     timings.prompt_n = len(prompt)
     produced = 0
     while n < 0 or produced < n:
+        if not all_finite(logits):
+            who, where = f"after {context.n_past} tokens", {}
+            if not n_before:  # else what came before is not known
+                where = first_not_finite(
+                    context.model, made, context.executor, rules_at(context.rules, seen), context.activations
+                )
+            raise NotFiniteError(not_finite_text(who, where))
         token = sampler.sample(logits[-1])
         if token in stop:
             return
@@ -129,6 +147,7 @@ def _tokens(
         if produced == n or context.n_past == context.n_ctx:
             return
         start = time.perf_counter()
-        logits = context.eval([token])
+        made.append(([token], None))
+        logits = context.eval(*made[-1])
         timings.eval_ms += (time.perf_counter() - start) * 1e3
         timings.eval_n += 1

@@ -21,7 +21,8 @@ import numpy as np
 from fq_kernels import Executor, default_fpu, get_format
 from fq_kernels.rules import FakeQuant, Rule
 
-from .errors import FqError
+from .errors import FqError, NotFiniteError
+from .finite import all_finite, first_not_finite, not_finite_text
 from .runner import Context, Model
 from .show import table
 
@@ -93,7 +94,8 @@ class Overhead:
     seed            of the order and of the bootstrap
 
     All configurations evaluate the same tokens, whatever they would have generated. ``result()``
-    gives the figures of the rounds that ended so far. Raises FqError for what cannot be run.
+    gives the figures of the rounds that ended so far. Raises FqError for what cannot be run, and
+    NotFiniteError where logits are not finite.
     """
 
     def __init__(
@@ -151,6 +153,8 @@ class Overhead:
 
     def __iter__(self) -> Iterator[int]:
         """Yields the number of each round that ended, from -warm_up on."""
+        if not self.done:
+            self._look()
         collecting = gc.isenabled()
         for i in range(self.done - self.warm_up, self.rounds):
             gc.collect()
@@ -184,6 +188,18 @@ class Overhead:
         start = perf_counter_ns()
         context.eval(self._tokens[begin:end], None if n_outputs else slice(0, 0))
         return (perf_counter_ns() - start) * 1e-9
+
+    def _look(self) -> None:
+        """At the logits of each configuration alone: in a round they find each other's keys and values."""
+        wanted = [(self._tokens[b:e], None if n_outputs else slice(0, 0)) for b, e, n_outputs in self._steps]
+        for configuration, fake_quant in zip(self.configurations, self._fake_quants, strict=True):
+            fake_quant.reset()
+            self.context.rules = fake_quant
+            self.context.clear()
+            if not all(all_finite(self.context.eval(*step)) for step in wanted):
+                rules = _fake_quant(self.model, configuration.rules)
+                where = first_not_finite(self.model, wanted, self.executor, rules)
+                raise NotFiniteError(not_finite_text(configuration.name, where))
 
     def result(self) -> dict[str, Any]:
         """The figures of the rounds that ended, as written to JSON. Needs one."""

@@ -41,7 +41,8 @@ class Perplexity(Streams):
 
     ``for chunk in run: ...`` yields each chunk's position in the run as it ends; ``run.result()``
     gives the figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
-    Raises FqError for a text that is too short or a context that does not fit.
+    Raises FqError for a text that is too short or a context that does not fit, and NotFiniteError
+    where the baseline's logits are not finite; a stream's that are not are in `Streams.not_finite`.
     """
 
     def __init__(
@@ -153,6 +154,8 @@ class Perplexity(Streams):
             "ppl_se": se,
             "ppl_ci95_chunks": ppl_interval(self.nll),
             "chunks": chunks,
+            "not_finite": self.not_finite.get(0) if self.with_stream else None,
+            "not_finite_tokens": int(sum((~np.isfinite(nll)).sum() for nll in self.nll)),
         }
         if self.fake_quant is not None:
             result["fake_quant"] = self.fake_quant.as_dict()

@@ -391,6 +391,7 @@ def perplexity(
             "comparison": result["comparison"],
             "chunk_mean_kld": [chunk["mean_kld"] for chunk in result["chunks"]],
             "counts": _counts(run.fake_quant),
+            "not_finite": result["not_finite"],
         }
         for key in ("n_tokens", "n_ctx", "n_chunks", "n_scored", "control"):
             if key in result:

@@ -102,6 +102,16 @@ def steps(what: str, iterable: Iterable[T], n: int, unit: str = "it") -> Iterato
         log.step()
 
 
+def note(text: str) -> None:
+    """A line on stderr, above a progress bar if there is one."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(f"fq: {text}", file=sys.stderr)
+    else:
+        print(f"fq: {text}", file=sys.stderr, flush=True)
+
+
 def timings_text(t: Timings, n_generated: int) -> str:
     """llama.cpp's block of timings."""
 
@@ -284,7 +294,7 @@ def perplexity_text(data: dict[str, Any]) -> str:
             f"mean KL divergence      {c['mean_kld']:.3e}" + interval_text(c["mean_kld_ci95_chunks"], ".3e"),
             f"median, max KL          {c['median_kld']:.3e}, {c['max_kld']:.3e}",
         ]
-        if largest["times_mean"]:
+        if (largest["times_mean"] or 0) > 0:  # not NaN
             lines.append(
                 f"largest chunk's KL      {largest['mean_kld']:.3e}, "
                 f"{largest['times_mean']:.2f} times the mean"
@@ -297,6 +307,9 @@ def perplexity_text(data: dict[str, Any]) -> str:
     else:
         lines.append(f"PPL {data['ppl']:.4f}" + interval_text(data["ppl_ci95_chunks"], ".4f"))
         lines += few_chunks_text(data["n_chunks"])
+    if data["not_finite_tokens"]:
+        n = f"{data['not_finite_tokens']} of {data['n_scored']}"
+        lines.append(f"NOT FINITE: the logits of {n} tokens scored")
     if "control" in data:
         k = data["control"]
         verdict = (

@@ -36,8 +36,9 @@ def _log_softmax(logits: np.ndarray, out: np.ndarray) -> None:
     """ln p of one row, float32 (n_vocab,), into out, float64."""
     ((top, rest),) = log_sum_exp(logits[None])
     out[:] = logits  # on its own: a subtraction that converts as well takes four times as long
-    out -= top
-    out -= rest
+    with np.errstate(invalid="ignore"):
+        out -= top
+        out -= rest
 
 
 @default_fpu()
@@ -49,12 +50,17 @@ def score(logits: np.ndarray, targets: np.ndarray, executor: Executor) -> np.nda
 def _log_p_of(targets: np.ndarray, logits: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """ln p of a token in each row, of which log_sum_exp says the parts."""
     correct = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return (correct - parts[:, 0]) - parts[:, 1]
+    with np.errstate(invalid="ignore"):
+        return (correct - parts[:, 0]) - parts[:, 1]
 
 
 @dataclass
 class Paired:
-    """Per scored token, float64 (n,): of the baseline, of the other stream, and between them."""
+    """Per scored token, float64 (n,): of the baseline, of the other stream, and between them.
+
+    NaN where a logit that it is made from is NaN or infinity, which is no agreement either; a logit of minus
+    infinity is probability 0.
+    """
 
     nll_base: np.ndarray
     nll: np.ndarray
@@ -88,16 +94,20 @@ def _paired(
 ) -> Paired:
     """lp, top: the baseline's ln p of the targets and its top tokens; found: kl_divergence's of other."""
     lq = _log_p_of(targets, other, found)
-    return Paired(-lp, -lq, found[:, 2].copy(), np.exp(lq) - np.exp(lp), top == _top(other, ex))
+    dp = np.exp(lq) - np.exp(lp)
+    kld = np.where(np.isnan(dp), np.nan, found[:, 2])
+    return Paired(-lp, -lq, kld, dp, (top == _top(other, ex)) & (top >= 0))
 
 
 def _top(logits: np.ndarray, executor: Executor) -> np.ndarray:
-    """The token with the largest logit in each row."""
+    """The token with the largest logit in each row; -1 where that is infinite or NaN, and there is none."""
     top = np.empty(len(logits), np.intp)
 
     def block(i: int) -> None:
         rows = slice(i * TOP_ROWS, (i + 1) * TOP_ROWS)
-        logits[rows].argmax(axis=1, out=top[rows])
+        logits[rows].argmax(axis=1, out=top[rows])  # of the first NaN, where there is one
+        largest = np.take_along_axis(logits[rows], top[rows, None], axis=1)[:, 0]
+        top[rows][~np.isfinite(largest)] = -1
 
     executor.map(block, -(-len(logits) // TOP_ROWS))
     return top

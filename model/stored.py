@@ -97,7 +97,7 @@ def settings_of(text: object) -> dict[str, Any]:
     if settings["chunk_order"] not in ORDERS:
         raise ValueError(f"chunk_order is {_shown(settings['chunk_order'])}")
     seed = settings.get("chunk_seed")
-    if seed is not None and not _is_integer(seed, 0):
+    if seed is not None and not _is_integer(seed, 0, 1 << 256):
         raise ValueError(f"chunk_seed is {_shown(seed)}")
     indices, n_text = settings.get("chunk_indices"), settings["n_tokens"] // settings["n_ctx"]
     if not isinstance(indices, list) or not all(_is_integer(i, 0, n_text - 1) for i in indices):
@@ -135,7 +135,9 @@ def chunk_of(n_scored: int, blobs: Sequence[object]) -> CellChunk:
     if not ((whole >= 0) & (whole <= 1 << 53)).all():
         raise ValueError("counts has numbers that count nothing")
     nll_base, nll, kld, dp = (np.frombuffer(blob, "<f8") for blob in figures)  # type: ignore[call-overload]
-    return CellChunk(Paired(nll_base, nll, kld, dp, tops.view(bool)), table)
+    # version 0.1.0 took NaN for an agreement
+    agree = tops.view(bool) & np.isfinite(kld)
+    return CellChunk(Paired(nll_base, nll, kld, dp, agree), table)
 
 
 def _shown(value: object) -> str:

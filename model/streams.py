@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_kernels import Executor, default_fpu
-from fq_kernels.rules import FakeQuant
+from fq_kernels.rules import FakeQuant, Norm
 
 from .activations import ACTIVATIONS
-from .errors import FqError
+from .errors import FqError, NotFiniteError
+from .finite import all_finite, first_not_finite, in_batches, not_finite_text, rows_seen, rules_at
 from .runner import Context, Model
 from .statistics import Paired, compare, ppl_se, score, summarise
 from .trace import Trace
@@ -140,7 +141,10 @@ class Streams:
 
     ``for chunk in run: ...`` yields each chunk's position in the run as it ends. An interrupted run loses at
     most one chunk, whose rows are in no counter either; iterating again goes on with it.
-    Raises FqError for a text that is too short or a context that does not fit.
+    ``not_finite`` says of each stream, by its place, where its logits were first not finite: chunk
+    of the text, node, op, token of the chunk (both from 0); it goes on, and its figures are NaN.
+    Raises FqError for a text that is too short or a context that does not fit, and NotFiniteError if
+    the baseline's logits are not finite.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class Streams:
         self.on_step: Callable[[], None] = lambda: None
         self._no_rules = FakeQuant(model.norms)
         self._chunks: list[_Chunk] = []
+        self.not_finite: dict[int, dict[str, Any]] = {}
 
     @property
     def done(self) -> int:
@@ -226,18 +231,36 @@ class Streams:
         base = nll_base = None
         nll, paired = [], []
         if self.baseline is not None:
+            seen = rows_seen(self.baseline.rules)
             base = self._logits(position, ids, self.baseline)
-        for stream in self.streams:
+            if not all_finite(base):
+                where = self._not_finite(position, ids, self.baseline, seen)
+                raise NotFiniteError(not_finite_text("baseline", where))
+        for i, stream in enumerate(self.streams):
+            seen = rows_seen(stream.rules)
             logits = self._logits(position, ids, stream)
+            finite = all_finite(logits)
             if base is None:
                 nll.append(score(logits, targets, self.executor))
             else:
                 paired.append(compare(base, logits, targets, self.executor))
                 nll.append(paired[-1].nll)
             del logits  # before the next ones are made
+            if not finite and i not in self.not_finite:
+                self.not_finite[i] = self._not_finite(position, ids, stream, seen)
         if base is not None:
             nll_base = paired[0].nll_base if paired else score(base, targets, self.executor)
         return _Chunk(nll_base, nll, paired)
+
+    def _not_finite(
+        self, position: int, ids: np.ndarray, stream: Stream, seen: dict[Norm, int]
+    ) -> dict[str, Any]:
+        """Where; ``seen`` is what its rules had seen before the chunk."""
+        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), self.batch)
+        rules = rules_at(stream.rules, seen)
+        return {"chunk": self.text.indices[position]} | first_not_finite(
+            self.model, evaluations, self.executor, rules, stream.activations
+        )
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
         """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab)."""
@@ -282,5 +305,6 @@ class Streams:
                 figures["fake_quant"] = stream.rules.as_dict()
             if paired := self.paired_of(i):
                 figures["comparison"] = summarise(paired)
+            figures["not_finite"] = self.not_finite.get(i)
             streams.append(figures)
         return self.about() | {"ppl_base": ppl, "ppl_base_se": se, "streams": streams}

@@ -13,7 +13,8 @@ from fq_kernels import Executor, get_format
 from fq_kernels.rules import POINTS, FakeQuant, Norm, RowStat, Rule, Site
 
 from .activations import ACTIVATIONS
-from .errors import FqError
+from .errors import FqError, NotFiniteError
+from .finite import all_finite, first_not_finite, in_batches, not_finite_text
 from .fork import Fork
 from .graph import N_OUTPUTS
 from .realisations import fallen_anew, has_none
@@ -130,8 +131,10 @@ class Sweep:
     run again: so a finished sweep is extended, by cells after those that it had and by chunks. A
     chunk of a cell depends on no other chunk: finished in any order, by any number of runs, the
     figures are the same to the last bit. Cells with the same rules are evaluated once.
+    ``not_finite`` says of each cell, by index, where its logits were first not finite in this run: chunk
+    of the text, node, op, token of the chunk (both from 0); it goes on, and its figures are NaN.
     Raises FqError for a text that is too short, a context that does not fit, or a memory limit
-    that one cell exceeds.
+    that one cell exceeds, and NotFiniteError if the baseline's logits are not finite.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class Sweep:
         self.batch, self.executor, self.activations = batch, executor, activations
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
+        self.not_finite: dict[int, dict[str, Any]] = {}
         self._rules = [FakeQuant(model.norms, cell.rules) if cell.rules else None for cell in self.cells]
         self._per_group = self._cells_that_fit(memory_limit)
         self._fork = Fork(model, n_ctx, executor, batch, activations)
@@ -225,6 +229,9 @@ class Sweep:
         for i, cell in enumerate(self.cells):
             if (i, chunk) not in self.finished:
                 self.finished[i, chunk] = done[cell.rules]
+                for j, where in list(self.not_finite.items()):
+                    if self.cells[j].rules == cell.rules:
+                        self.not_finite.setdefault(i, where)
                 yield i, chunk
 
     def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
@@ -234,11 +241,32 @@ class Sweep:
         variants = [self._rules[i] for i in group]
         evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
         with contextlib.closing(evaluation):
-            self._reference.set(next(evaluation), targets)
+            base = next(evaluation)
+            if not all_finite(base):
+                raise NotFiniteError(not_finite_text("baseline", self._not_finite(chunk, ids, None)))
+            self._reference.set(base, targets)
             for i, logits in zip(group, evaluation, strict=True):
                 paired = self._reference.compare(logits)
+                if i not in self.not_finite and not all_finite(logits):
+                    self.not_finite[i] = self._not_finite(chunk, ids, self._rules[i])
                 self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
                 yield i, chunk
+
+    def find_lost(self) -> None:
+        """Fill in `not_finite` for cells that `finished` was given, as by a run that is gone on with."""
+        for (i, chunk), left in sorted(self.finished.items()):
+            if i not in self.not_finite and not all_finite(left.paired.kld):
+                self.not_finite[i] = self._not_finite(chunk, self.text[chunk][0], self._rules[i])
+
+    def _not_finite(self, chunk: int, ids: np.ndarray, rules: FakeQuant | None) -> dict[str, Any]:
+        """Where, in an evaluation of its own."""
+        if rules is not None:
+            rules = FakeQuant(rules.norms, rules.rules)
+            self._rewind(rules, chunk)
+        evaluations = in_batches(ids[:-1], first_scored(self.text.n_ctx), self.batch)
+        return {"chunk": self.text.indices[chunk]} | first_not_finite(
+            self.model, evaluations, self.executor, rules, self.activations
+        )
 
     def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
         """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
@@ -270,9 +298,9 @@ class Sweep:
 
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended in every cell, see `figures`."""
-        from .sweep_figures import figures  # which imports this module
+        from .sweep_figures import add_nodes, figures  # which imports this module
 
-        return figures(self.about(), self.cells, self.finished)
+        return add_nodes(figures(self.about(), self.cells, self.finished), self.not_finite)
 
 
 def _counts(rules: FakeQuant | None) -> np.ndarray:

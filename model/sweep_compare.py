@@ -148,6 +148,8 @@ def _against(mine: np.ndarray, first: np.ndarray, paired: bool) -> dict[str, Any
     found: dict[str, Any] = dict.fromkeys(
         ("ratio", "ratio_ci95_chunks", "p", "p_adjusted", "chunks_needed", "verdict")
     )
+    if not (np.isfinite(mine).all() and np.isfinite(first).all()):
+        return found | {"verdict": "not finite"}
     if paired and len(mine) and first.mean() > 0:
         found["ratio"] = float(mine.mean() / first.mean())
     if not first.any() and np.count_nonzero(mine) >= MIN_CHUNKS:
@@ -212,7 +214,7 @@ def compare_text(data: dict[str, Any]) -> str:
                     entry["cell"] if i == 0 or entry["cell"] != cell["of_runs"][0]["cell"] else "",
                     str(entry["run"]),
                     str(entry["n_chunks"]),
-                    "" if kld is None else f"{kld:.3e}",
+                    "" if kld is None else f"{kld:.3e}" if math.isfinite(kld) else "not finite",
                     _interval(entry["mean_kld_ci95_chunks"], ".2e"),
                     "" if ratio is None else f"{ratio:.4g}",
                     _interval(entry.get("ratio_ci95_chunks"), ".4g"),

@@ -14,6 +14,7 @@ from fq_kernels.rules import FakeQuant, Norm, RowStat
 
 from . import realisations
 from .errors import FqError
+from .finite import not_finite_text
 from .inference import MIN_CHUNKS, Ordering, ratio_test
 from .show import chunks_text, few_chunks_text, interval_text, table
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
@@ -36,6 +37,9 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     ``additivity`` is the mean KL of all its sites together over the sum of the single ones, its
     interval that of `inference.ratio_test`. All over the same chunks. A cell with realisations has what
     they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have any.
+
+    ``not_finite_tokens`` of a cell counts the scored tokens whose logits are not finite, and
+    ``not_finite`` has the first chunk of these, of the text; its mean KL is NaN, and it has no rank.
     """
     chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
     result = about | {
@@ -54,6 +58,13 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group}
         entry |= {"rules": list(cell.rules), "of": cell.of}
         entry["comparison"] = summarise([one.paired for one in left])
+        lost = [int((~np.isfinite(one.paired.kld)).sum()) for one in left]
+        entry["not_finite_tokens"] = sum(lost)
+        entry["not_finite"] = None
+        if any(lost):
+            # runs of version 0.1.0 have the text's chunks in order
+            of_text = about.get("chunk_indices") or range(about["n_chunks_asked"])
+            entry["not_finite"] = {"chunk": next(of_text[c] for c, n in zip(chunks, lost, strict=True) if n)}
         if cell.kind == CONTROL:
             entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
         entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
@@ -73,6 +84,14 @@ def _realisations(entries: Sequence[dict[str, Any]]) -> None:
             entry["realisations"] = realisations.summary(ln_ratios)
             found.append(entry["realisations"])
     realisations.adjust(found)
+
+
+def add_nodes(data: dict[str, Any], not_finite: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """`figures` with what a run that has the model knows of the cells, by index, that are not finite."""
+    for i, entry in enumerate(data["cells"]):
+        if entry["not_finite"] and i in not_finite:
+            entry["not_finite"] = dict(not_finite[i])
+    return data
 
 
 def stored_figures(store: Results, number: int) -> dict[str, Any]:
@@ -106,9 +125,10 @@ def _sites(norms: Sequence[Sequence[Any]], cell: Cell, counts: Sequence[np.ndarr
 def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [entry for entry in entries if entry["group"] == name]
     single = [entry for entry in mine if entry["kind"] == "single"]
-    order = Ordering([chunk_klds(entry) for entry in single])
+    finite = [entry for entry in single if not entry["not_finite_tokens"]]
+    order = Ordering([chunk_klds(entry) for entry in finite])
     if order.known:
-        for i, entry in enumerate(single):
+        for i, entry in enumerate(finite):
             entry["rank"] = list(order.rank(i))
     total = math.fsum(entry["comparison"]["mean_kld"] for entry in single)
     group: dict[str, Any] = {"name": name, "sum_of_single_klds": total}
@@ -120,7 +140,8 @@ def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     for entry in mine:
         if entry["kind"] == "together":
             group["kld_together"] = entry["comparison"]["mean_kld"]
-            group["additivity"] = group["kld_together"] / total if total else None
+            ratio = group["kld_together"] / total if total else math.nan
+            group["additivity"] = ratio if math.isfinite(ratio) else None
             test = ratio_test(chunk_klds(entry), np.sum([chunk_klds(e) for e in single], axis=0))
             group["additivity_ci95_chunks"] = None if test is None else test.interval
     return group
@@ -167,6 +188,12 @@ def sweep_text(data: dict[str, Any]) -> str:
             f"ln(PPL ratio): mean of {several[0]['n']} realisations of each rounding, with its 95 % interval",
             f"over chunks and realisations; * a change that is resolved (Holm over {len(several)} cells)",
         ]
+    lost = [entry for entry in data["cells"] if entry["not_finite_tokens"]]
+    if lost:
+        lines.append("")
+    for entry in lost:
+        n = f"{entry['not_finite_tokens']} of {data['n_scored']} tokens"
+        lines.append(f"{not_finite_text(entry['name'], entry['not_finite'])}; {n}")
     if data["n_chunks"] < MIN_CHUNKS:
         return "\n".join([*lines, "", f"below {MIN_CHUNKS} chunks there are no intervals and no ranks"])
     lines += [
@@ -198,19 +225,21 @@ def _group_table(entries: list[dict[str, Any]]) -> str:
     rows = [["rank", "rounded", "mean KL", "95 % over chunks", "largest chunk"]]
     rows[0] += ["ln(PPL ratio)", "same top, %", "SQNR, dB"]
     singles = [e for e in entries if e["kind"] == "single"]
-    singles.sort(key=lambda e: -e["comparison"]["mean_kld"])
+    # those that are not finite last
+    singles.sort(key=lambda e: (e["not_finite_tokens"] > 0, -e["comparison"]["mean_kld"]))
     for entry in [*singles, *(e for e in entries if e["kind"] != "single")]:
         c, sites = entry["comparison"], entry["sites"]
-        interval = c["mean_kld_ci95_chunks"]
+        finite = not entry["not_finite_tokens"]
+        interval = c["mean_kld_ci95_chunks"] if finite else None
         sqnr = sites[0]["sqnr_db"] if len(sites) == 1 else None
         rows.append(
             [
                 _rank_text(entry["rank"]) if "rank" in entry else "",
                 "all together" if entry["kind"] == "together" else entry["name"].partition("=")[0],
-                f"{c['mean_kld']:.3e}",
+                f"{c['mean_kld']:.3e}" if finite else "not finite",
                 "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
-                "" if (times := c["largest_chunk"]["times_mean"]) is None else f"{times:.1f} x",
-                _ln_ratio_text(entry),
+                f"{times:.1f} x" if (times := c["largest_chunk"]["times_mean"]) and finite else "",
+                _ln_ratio_text(entry) if finite else "",
                 f"{100 * c['same_top']:.3f}",
                 "" if sqnr is None else f"{sqnr:.1f}",
             ]

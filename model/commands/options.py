@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..trace import Trace
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
+NOT_FINITE = 1  # exit status: logits that are NaN or infinite
 ALIASES = ", ".join(store.ALIASES)
 
 

@@ -7,12 +7,14 @@ import sys
 import time
 
 from .. import show
-from ..errors import FqError
+from ..errors import FqError, NotFiniteError
+from ..finite import not_finite_text
 from ..perplexity import Perplexity
 from ..runner import Model
 from .files import read_text, write_json
 from .options import (
     INTERRUPTED,
+    NOT_FINITE,
     add_evaluation,
     add_model,
     add_realisations,
@@ -91,11 +93,20 @@ def main(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         interrupted = False
+        failed: NotFiniteError | None = None
+        told: set[int] = set()
         try:
             for _ in show.progress(measurement):
-                pass
+                for i, where in measurement.not_finite.items():
+                    if i not in told:
+                        show.note(not_finite_text(measurement.streams[i].name, where))
+                        told.add(i)
         except KeyboardInterrupt:
             interrupted = True
+        except NotFiniteError as e:
+            failed = e
+            if not measurement.done:
+                raise
     seconds = time.perf_counter() - start
     if interrupted:
         print(
@@ -113,4 +124,6 @@ def main(args: argparse.Namespace) -> int:
     print(show.perplexity_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
         write_json(data, args.json)
-    return INTERRUPTED if interrupted else 0
+    if failed:
+        raise failed
+    return INTERRUPTED if interrupted else NOT_FINITE if told else 0

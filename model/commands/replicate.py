@@ -6,12 +6,14 @@ import argparse
 import sys
 
 from .. import store
+from ..errors import NotFiniteError
+from ..finite import not_finite_text
 from ..replicate import Replication, Settings
 from ..replicate_text import replication_text
 from ..runner import Model
 from ..show import steps
 from .files import SAMPLE_TEXT, check_outputs, read_text, write, write_json
-from .options import ALIASES, INTERRUPTED, add_offline, executor_of, find_model, inputs_of
+from .options import ALIASES, INTERRUPTED, NOT_FINITE, add_offline, executor_of, find_model, inputs_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +58,15 @@ def main(args: argparse.Namespace) -> int:
             models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, steps
         )
         interrupted = False
+        failed: NotFiniteError | None = None
         try:
             for what in replication:
                 print(f"fq: {what}", file=sys.stderr)
         except KeyboardInterrupt:
             interrupted = True
             print("fq: interrupted: this is a partial result", file=sys.stderr)
+        except NotFiniteError as e:
+            failed = e
     data = {"command": args.command_line} | replication.result()
     page = replication_text(data)
     if args.output not in (None, "-"):
@@ -70,4 +75,14 @@ def main(args: argparse.Namespace) -> int:
         print(page, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
         write_json(data, args.json)
-    return INTERRUPTED if interrupted else 0
+    if failed:
+        raise failed
+    lost = False
+    for model in data["models"]:
+        for mode in ("report", "right"):
+            where = model.get("perplexity", {}).get(mode, {}).get("not_finite")
+            if where:
+                who = f"{model['model']['name']}, {mode} mode"
+                print(f"fq: {not_finite_text(who, where)}", file=sys.stderr)
+                lost = True
+    return INTERRUPTED if interrupted else NOT_FINITE if lost else 0

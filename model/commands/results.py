@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FqError
+from ..finite import not_finite_text
 from ..results import Results
 from ..show import ascii_safe, comparison_text, table
 from ..sweep_compare import Side, compare_cells, compare_runs, compare_text
@@ -125,7 +126,11 @@ def _compare(store: Results, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def _cells_text(cells: list[dict[str, Any]]) -> str:
-    return "\n\n".join(f"{cell['name']}\n\n{comparison_text(cell['comparison'])}" for cell in cells)
+    texts = []
+    for cell in cells:
+        lost = not_finite_text(cell["name"], cell["not_finite"]) if cell["not_finite"] else cell["name"]
+        texts.append(f"{lost}\n\n{comparison_text(cell['comparison'])}")
+    return "\n\n".join(texts)
 
 
 def _list_text(runs: Any) -> str:

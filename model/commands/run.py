@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import show
-from ..errors import FqError
+from ..errors import FqError, NotFiniteError
 from ..generation import Sampler, Timings, generate
 from ..runner import Context, Model
 from .files import write_json
@@ -91,6 +91,7 @@ def main(args: argparse.Namespace) -> int:
         generated: list[int] = []
         pieces: list[str] = []
         interrupted = False
+        failed: NotFiniteError | None = None
         decoder = tokenizer.stream_decoder()
         tokens = generate(
             context, ids, args.predict, sampler, stop=stop, batch=args.batch_size, timings=timings
@@ -106,6 +107,8 @@ def main(args: argparse.Namespace) -> int:
                 out.flush()
         except KeyboardInterrupt:
             interrupted = True
+        except NotFiniteError as e:
+            failed = e
         pieces.append(decoder.finish())
         out.write(pieces[-1] + "\n")
         out.flush()
@@ -121,11 +124,13 @@ def main(args: argparse.Namespace) -> int:
             "prompt_tokens": ids,
             "generated_tokens": generated,
             "text": "".join(pieces),
-            "partial": interrupted,
+            "partial": interrupted or failed is not None,
             "timings": asdict(timings),
             "numerics": numerics(executor, args.activations),
         }
         if fake_quant:
             data["fake_quant"] = fake_quant.as_dict()
         write_json(data, args.json)
+    if failed:
+        raise failed
     return INTERRUPTED if interrupted else 0

@@ -14,16 +14,18 @@ from dataclasses import replace
 import numpy as np
 
 from .. import machine
-from ..errors import FqError
+from ..errors import FqError, NotFiniteError
+from ..finite import not_finite_text
 from ..noise import with_noise
 from ..results import Results, Run, sha256_of
 from ..runner import Model
-from ..show import Log
+from ..show import Log, note
 from ..sweep import DEFAULT_SITES, Cell, Sweep, cells_of
-from ..sweep_figures import stored_figures, sweep_text
+from ..sweep_figures import add_nodes, stored_figures, sweep_text
 from .files import check_outputs, read_text, write_json
 from .options import (
     INTERRUPTED,
+    NOT_FINITE,
     add_evaluation,
     add_model,
     add_realisations,
@@ -175,6 +177,7 @@ def main(args: argparse.Namespace) -> int:
             machine.describe(),
         )
         interrupted = False
+        failed: NotFiniteError | None = None
         with Results(args.store) as store:
             number, now, was = store.begin(about, _more(args, about) if args.resume else None)
             if was is not None:
@@ -183,11 +186,20 @@ def main(args: argparse.Namespace) -> int:
             if args.resume:
                 print(_going_on(store, number, run, was), file=sys.stderr)
             try:
+                run.find_lost()
+                told = list(run.not_finite)
+                for cell in told:
+                    note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
                 for cell, chunk in _progress(run):
                     store.save(number, cell, chunk, run.finished[cell, chunk])
+                    if cell in run.not_finite and cell not in told:
+                        note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
+                        told.append(cell)
             except KeyboardInterrupt:
                 interrupted = True
-            data = stored_figures(store, number)
+            except NotFiniteError as e:
+                failed = e
+            data = add_nodes(stored_figures(store, number), run.not_finite)
     if interrupted:
         print(
             f"fq: interrupted after {data['n_chunks']} of {run.text.n} chunks: this is a partial result; "
@@ -200,7 +212,12 @@ def main(args: argparse.Namespace) -> int:
     print(sweep_text(data), file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
         write_json(data, args.json)
-    return INTERRUPTED if interrupted else 0
+    if failed:
+        raise failed
+    if interrupted:
+        return INTERRUPTED
+    # those of a run that was gone on with, too
+    return NOT_FINITE if any(entry["not_finite_tokens"] for entry in data["cells"]) else 0
 
 
 def _more(args: argparse.Namespace, about: Run) -> Run:
