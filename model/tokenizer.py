@@ -70,6 +70,24 @@ _END_TEXTS = (
 )  # fmt: skip
 
 
+# Of `tokenizer.*`: what is read here, and what is of other kinds of vocabulary or of a classifier's head.
+_KEYS = {
+    *(f"ggml.{name}_token_id" for name in (
+        "bos", "eos", "eot", "eom", "unknown", "padding", "fim_pre", "fim_suf", "fim_mid", "fim_pad",
+        "fim_rep", "fim_sep", "prefix", "suffix", "middle", "seperator", "separator", "cls", "mask")),
+    *(f"ggml.{name}" for name in (
+        "model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_eos_token",
+        "add_space_prefix", "token_type_count", "add_sep_token", "remove_extra_whitespaces",
+        "precompiled_charsmap", "normalizer.lowercase", "normalizer.strip_accents")),
+    "chat_template", "huggingface.json", "rwkv.world",
+}  # fmt: skip
+
+
+def is_known_key(key: str) -> bool:
+    """Whether a key `tokenizer.*` is one whose meaning is known here."""
+    return key.removeprefix("tokenizer.") in _KEYS
+
+
 class TokenizerError(FqError):
     """A vocabulary, a chat template, a text or a token id that cannot be used. Names the metadata key."""
 

@@ -189,6 +189,26 @@ def test_inspect(tiny_path):
     assert data["sites"][:2] == ["attn_norm[0].raw", "attn_norm[0].weighted"] and len(data["sites"]) == 10
 
 
+def test_inspect_names_what_fq_does_not_know_or_cannot_run(tmp_path):
+    strange, other = tmp_path / "strange.gguf", tmp_path / "other.gguf"
+    write_llama_gguf(strange, tiny_shape(n_embd=64, n_ff=32, n_vocab=512), mix="F32")
+    data = strange.read_bytes()
+    strange.write_bytes(data.replace(b"llama.vocab_size", b"llama.vocal_size"))
+    out, _ = fq("inspect", strange)
+    assert "keys that fq does not know:\n  llama.vocal_size\n" in out and "norm sites: attn_norm[0-1]" in out
+    shown = json.loads(fq("inspect", "--json", strange)[0])
+    assert (shown["unknown_keys"], shown["fault"]) == (["llama.vocal_size"], None)
+    keys = [
+        gguf_builder.pair("general.architecture", gguf_builder.STRING, gguf_builder.string("other")),
+        gguf_builder.pair("tokenizer.\x1bkey", gguf_builder.BOOL, b"\0"),
+    ]
+    other.write_bytes(gguf_builder.gguf(keys, data=b""))
+    out, _ = fq("inspect", other)
+    assert "fq does not know:\n  tokenizer.\\x1bkey\n" in out and "fq cannot run it: " in out
+    assert "\x1b" not in out
+    assert "architecture 'other' is not supported" in json.loads(fq("inspect", "--json", other)[0])["fault"]
+
+
 def test_inspect_shows_no_control_characters_of_an_untrusted_file(tmp_path):
     path = tmp_path / "hostile.gguf"
     write_llama_gguf(path, tiny_shape(n_embd=64, n_ff=32, n_vocab=512), mix="F32")

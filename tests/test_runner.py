@@ -22,7 +22,7 @@ from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 from model.errors import FqError
 from model.ggml_types import GGML_TYPES
 from model.graph import N_OUTPUTS, N_TOKENS, Graph, Op
-from model.hparams import HParams, ModelError
+from model.hparams import HParams, ModelError, unknown_keys
 from model.llama import build_llama
 from model.runner import ATTENTION_ROWS, Context, Model, _pages
 from model.synthetic import tiny_shape, write_llama_gguf
@@ -876,7 +876,11 @@ EPS, BASE = "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"
         ({"llama.block_count": 2**31 - 1}, "llama.block_count is 2147483647"),
         ({"llama.block_count": 2.0}, "llama.block_count must be int, not float"),
         ({"llama.block_count": True}, "llama.block_count must be int, not bool"),
-        ({"llama.attention.head_count": [4, 4]}, "llama.attention.head_count must be int"),
+        ({"llama.attention.head_count": [4, 4, 4]}, "head_count must be int, or 2 of them, one per layer"),
+        ({"llama.attention.head_count": [4.0, 4.0]}, "head_count must be int, or 2 of them"),
+        ({"llama.attention.head_count_kv": [2, 4]}, r"head_count_kv differs between layers .\[2, 4\]."),
+        ({"llama.feed_forward_length": [96, 64]}, "feed_forward_length differs between layers"),
+        ({"llama.feed_forward_length": [0, 0]}, "feed_forward_length is 0"),
         ({"llama.attention.head_count": 5}, "5 heads do not share 2 key/value heads"),
         ({"llama.attention.head_count": 5, "llama.attention.head_count_kv": 5},
          "embedding length 64 is not a multiple of 5 heads"),
@@ -912,6 +916,68 @@ def test_bad_metadata(write: Write, tmp_path: Path, meta: dict[str, Any], messag
         Model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Each asks for another graph; llama.cpp's result with causal = False differs by a mean KL of 0.1.
+OTHER_GRAPHS = {
+    "attention.causal": [False, 1],
+    "attention.sliding_window": [64, -1],
+    "attention.clamp_kqv": [8.0],
+    "attention.max_alibi_bias": [8.0],
+    "attention.scale": [0.5],
+    "attention.temperature_scale": [0.1],
+    "attention.kv_lora_rank": [16],
+    "attention.shared_kv_layers": [1],
+    "attn_logit_softcapping": [50.0],
+    "final_logit_softcapping": [30.0, NAN],
+    "logit_scale": [0.5],
+    "residual_scale": [0.25],
+    "embedding_scale": [12.0],
+    "hidden_activation": ["gelu"],
+    "use_parallel_residual": [True],
+    "tensor_data_layout": ["another"],
+    "nextn_predict_layers": [1],
+    "expert_used_count": [2, [0, 2]],
+    "rope.dimension_sections": [[4, 4, 0, 0]],
+    "rope.scaling.attn_factor": [1.5],
+    "rope.scaling.alpha": [2.0],
+    "rope.scaling.yarn_ext_factor": [1.0],
+    "rope.scaling.yarn_log_multiplier": [0.1],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in OTHER_GRAPHS.items() for value in values]
+)
+def test_metadata_that_asks_for_another_graph(write: Write, tmp_path: Path, key: str, value: Any) -> None:
+    path = rewrite(write(), tmp_path / "m.gguf", meta={f"llama.{key}": value})
+    with pytest.raises(ModelError) as caught:
+        Model(path)
+    message = str(caught.value)
+    assert f"llama.{key} is {value!r}"[:70] in message and str(path) in message and "\n" not in message
+
+
+def test_metadata_that_changes_nothing(write: Write, tmp_path: Path) -> None:
+    """Its values are those of the same file without it, or it is about something else than logits."""
+    meta = {
+        "attention.causal": True, "attention.sliding_window": 4096, "attention.clamp_kqv": 0.0,
+        "attention.layer_norm_epsilon": 1e-5, "attention.head_count": [4, 4],
+        "attention.head_count_kv": [2, 2], "feed_forward_length": [96, 96], "logit_scale": 1.0,
+        "use_parallel_residual": False,
+        "tensor_data_layout": "Meta AI original pth", "expert_count": 0, "expert_used_count": [0, 0],
+        "rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 64,
+        "rope.scaling.finetuned": False, "rope.freq_base_swa": 1e4, "pooling_type": 1, "no_such_key": 7,
+    }  # fmt: skip
+    plain = write(n_head=4)
+    path = rewrite(plain, tmp_path / "m.gguf", meta={f"llama.{key}": value for key, value in meta.items()})
+    assert Model(path).hparams == Model(plain).hparams
+    assert unknown_keys(Model(path).file.metadata) == ["llama.no_such_key"]
+
+
+def test_unknown_keys() -> None:
+    metadata = {"general.architecture": "llama", "general.new": 1, "llama.new": 2, "llama.block_count": 2,
+                "tokenizer.ggml.model": "llama", "tokenizer.ggml.new": 1}  # fmt: skip
+    assert unknown_keys(metadata) == ["llama.new", "tokenizer.ggml.new"]
 
 
 def test_a_file_joined_from_parts_is_whole(write: Write, tmp_path: Path) -> None:

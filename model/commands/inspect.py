@@ -10,9 +10,13 @@ import numpy as np
 
 from fq_kernels.rules import describe_norms
 
+from ..errors import FqError
+from ..gguf_file import GGUFFile
+from ..hparams import unknown_keys
 from ..runner import Model
 from ..show import ascii_safe, table
-from .options import add_described_model, describe_model
+from .files import write_json
+from .options import add_described_model, find_model
 
 MAX_VALUE_CHARS = 96
 
@@ -20,29 +24,41 @@ add_options = add_described_model
 
 
 def main(args: argparse.Namespace) -> int:
-    return describe_model(args, _data, _text)
+    path = find_model(args.model, args.offline)
+    with GGUFFile(path) as file:
+        try:
+            model, fault = Model(path), None
+        except FqError as error:  # what it says of itself can be read all the same
+            model, fault = None, str(error)
+        data = _data(file, model) | {"fault": fault}
+    if args.json:
+        write_json(data, "-")
+    else:
+        print(_text(data))
+    return 0
 
 
-def _data(model: Model) -> dict[str, Any]:
-    by_type = Tally(info.type.name for info in model.file.tensors.values())
+def _data(file: GGUFFile, model: Model | None) -> dict[str, Any]:
+    by_type = Tally(info.type.name for info in file.tensors.values())
     n_bytes: Tally[str] = Tally()
-    for info in model.file.tensors.values():
+    for info in file.tensors.values():
         n_bytes[info.type.name] += info.n_bytes
     return {
-        "model": model.path,
-        "bytes": model.file.size,
-        "gguf_version": model.file.version,
-        "metadata": {key: _plain(value) for key, value in model.file.metadata.items()},
-        "parameters": sum(info.n_elements for info in model.file.tensors.values()),
+        "model": file.path,
+        "bytes": file.size,
+        "gguf_version": file.version,
+        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "unknown_keys": unknown_keys(file.metadata),
+        "parameters": sum(info.n_elements for info in file.tensors.values()),
         "tensor_types": [
             {"type": name, "tensors": count, "bytes": n_bytes[name]} for name, count in by_type.most_common()
         ],
         "tensors": [
             {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.n_bytes}
-            for t in model.file.tensors.values()
+            for t in file.tensors.values()
         ],
-        "norms": describe_norms(model.norms),
-        "sites": [str(site) for node in model.graph.nodes for site in node.sites],
+        "norms": describe_norms(model.norms) if model else None,
+        "sites": [str(site) for node in model.graph.nodes for site in node.sites] if model else [],
     }
 
 
@@ -76,6 +92,12 @@ def _text(data: dict[str, Any]) -> str:
             {1, 2},
         ),
         "",
-        f"norm sites: {data['norms']}",
     ]
+    if data["unknown_keys"]:
+        unknown = (f"  {ascii_safe(key)}" for key in data["unknown_keys"])
+        lines += ["keys that fq does not know:", *unknown, ""]
+    if data["fault"]:
+        lines.append(f"fq cannot run it: {ascii_safe(data['fault'])}")
+    else:
+        lines.append(f"norm sites: {data['norms']}")
     return "\n".join(lines)
