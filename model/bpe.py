@@ -6,26 +6,72 @@ tokens alone the library gives the same ids, and making it takes a small part of
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 SPACE = "\u2581"  # SPM's visible space
+WINDOW = 1 << 14  # characters of a long word that are merged at once
 
 
 class Merger(NamedTuple):
     """Text to ids. A character that is no token has an id past the vocabulary, which `stand_ins` replaces:
-    it may be half of a token, and keeps its neighbours apart if it is not."""
+    it may be half of a token, and keeps its neighbours apart if it is not.
+
+    bpe cuts its text into words, one_word does not. longest: of the tokens, in characters.
+    """
 
     bpe: Any
+    one_word: Any
     stand_ins: dict[int, list[int]]
+    longest: int
 
-    def ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> Sequence[int]:
         # The batch call is the one that skips character offsets: twice as fast.
-        found: list[int] = self.bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self._real(self.bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def word_ids(self, word: str, limit: int | None = None) -> Sequence[int]:
+        """Ids of one word of any length, at least the first `limit`, merged window by window.
+
+        A sequence of tokens is what a text is merged to if and only if each two neighbours are what the two
+        together are merged to: merges on the two sides of a place where nothing has merged yet take no
+        notice of each other, and the first that reaches across does so in the two alone as well. So two
+        sequences that share a token can be joined at it. A window begins at a token of the one before, and
+        must begin with that same token; where its end reaches back that far, windows are made longer.
+        """
+        # A quarter is always left for the last window, which must not be a token as a whole.
+        size = max(WINDOW, 4 * (self.longest + 1))
+        while (found := self._joined(word, size, limit)) is None:
+            size *= 2
+        return self._real(found)
+
+    def _joined(self, word: str, size: int, limit: int | None) -> array[int] | None:
+        joined = array("i")
+        start, first = 0, None
+        while True:
+            encoding = self.one_word.encode(word[start : start + size], add_special_tokens=False)
+            ids, offsets = encoding.ids, encoding.offsets
+            if first is not None and ids[:1] != [first]:
+                return None
+            if start + size >= len(word) or (limit is not None and len(joined) >= limit):
+                joined.extend(ids)
+                return joined
+            next_token = bisect_right(offsets, (size - size // 4, 0)) - 1
+            # tokens that are parts of one character have its offsets
+            while next_token > 0 and offsets[next_token - 1][1] > offsets[next_token][0]:
+                next_token -= 1
+            if next_token <= 0:
+                return None
+            joined.extend(ids[:next_token])
+            first = ids[next_token]
+            start += offsets[next_token][0]
+
+    def _real(self, found: Sequence[int]) -> Sequence[int]:
         if self.stand_ins:
-            found = [j for i in found for j in self.stand_ins.get(i, (i,))]
+            found = array("i", (j for i in found for j in self.stand_ins.get(i, (i,))))
         return found
 
 
@@ -72,7 +118,8 @@ def byte_level_merger(
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Sequence([*splits, byte_level])
-    return Merger(_bpe(vocab, list(pairs), words, ignore_merges=ignore_merges), stand_ins)
+    bpe = _bpe(vocab, list(pairs), words, ignore_merges=ignore_merges)
+    return Merger(bpe, _of_model(bpe.model, byte_level), stand_ins, _longest(vocab))
 
 
 def spm_merger(
@@ -104,12 +151,17 @@ def spm_merger(
     by_word = not any(SPACE in t.lstrip(SPACE) for t in ranked)
     split = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*"), "isolated") if by_word else None
     unk = unk if unk in vocab else None
-    return Merger(_bpe(vocab, merges, split, unk_token=unk, byte_fallback=True), stand_ins)
+    bpe = _bpe(vocab, merges, split, unk_token=unk, byte_fallback=True)
+    return Merger(bpe, bpe, stand_ins, _longest(vocab))  # as words do not merge, cutting changes nothing
+
+
+def _longest(vocab: Iterable[str]) -> int:
+    return max(map(len, vocab), default=0)
 
 
 def _inside(text: str, vocab: dict[str, int]) -> dict[str, int]:
     """The tokens that are substrings of the text, ids ascending."""
-    n, longest = len(text), max(map(len, vocab), default=0)
+    n, longest = len(text), _longest(vocab)
     substrings = {text[i:j] for i in range(n) for j in range(i + 1, min(i + longest, n) + 1)}
     return dict(sorted(((t, vocab[t]) for t in substrings & vocab.keys()), key=lambda item: item[1]))
 
@@ -135,7 +187,13 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre_tokenizer: An
     """A `tokenizers.Tokenizer` of the kind BPE."""
     import tokenizers
 
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, **options))
+    return _of_model(tokenizers.models.BPE(vocab, merges, **options), pre_tokenizer)
+
+
+def _of_model(model: Any, pre_tokenizer: Any) -> Any:
+    import tokenizers
+
+    bpe = tokenizers.Tokenizer(model)
     if pre_tokenizer is not None:
         bpe.pre_tokenizer = pre_tokenizer
     return bpe

@@ -20,6 +20,7 @@ import numpy as np
 
 from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, spm_merger
 from .errors import FqError
+from .segments import byte_level_segments, spm_segments
 
 _BYTE_OF = byte_level_alphabet()
 # Values of tokenizer.ggml.token_type.
@@ -210,7 +211,7 @@ class Tokenizer:
         if not _is_utf8("".join(self._tokens)):
             self._vocab = {t: i for t, i in self._ids.items() if _is_utf8(t)}
         self._longest = max(map(len, self._tokens))
-        pre = None if spm else _pre_tokenizer(keys)
+        self._pre = pre = None if spm else _pre_tokenizer(keys)
         self._new_merger = self._spm(keys) if pre is None else self._byte_level(keys, pre)
         self._merger: Merger | None = None  # for all texts, made when it is needed
         self._n_short_texts = 0
@@ -284,46 +285,41 @@ class Tokenizer:
                 ids.append(part)
                 continue
             assert merger is not None
-            for segment in self._segments(part):
-                if limit is not None and len(ids) >= limit:
+            for segment, is_word in self._segments(part):
+                left = None if limit is None else limit - len(ids)
+                if left is not None and left <= 0:
                     break
-                ids += merger.ids(segment)
+                found = merger.word_ids(segment, left) if is_word else merger.ids(segment)
+                # the same int each time: one of its own for each token takes four times the list's memory
+                ids += map(self._ints.__getitem__, found) if len(part) > _SEGMENT else found
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
-        return ids[:limit]
+        return ids if limit is None else ids[:limit]
 
     def _merger_for(self, texts: list[str]) -> Merger:
         if self._merger is None:
-            # as it is merged: byte-level BPE has a character for each byte
-            n = sum(len(_utf8(t) if self.kind == "gpt2" else t) for t in texts) + len(texts)
-            if n * min(n, self._longest) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
-                self._n_short_texts += 1
-                return self._new_merger("\n".join(texts))
+            if sum(map(len, texts)) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
+                # as it is merged: byte-level BPE has a character for each byte
+                n = sum(len(_utf8(t) if self.kind == "gpt2" else t) for t in texts) + len(texts)
+                if n * min(n, self._longest) <= _SHORT_TEXT:
+                    self._n_short_texts += 1
+                    return self._new_merger("\n".join(texts))
             self._merger = self._new_merger(None)
         return self._merger
 
-    def _segments(self, text: str) -> Iterator[str]:
-        """The text cut where no token can reach across: the library takes some 200 bytes of memory per byte
-        of text, and does not listen to Ctrl-C."""
-        start = 0
-        while len(text) - start > _SEGMENT and self._word_break:
-            found = self._word_break.search(text, start + _SEGMENT)
-            if found is None:
-                break
-            yield text[start : found.start()]
-            start = found.start()
-        yield text[start:]
+    def _segments(self, text: str) -> Iterator[tuple[str, bool]]:
+        if self._pre is None:
+            return spm_segments(text, len(text) > _SEGMENT and self._by_word, _SEGMENT)
+        return byte_level_segments(text, self._pre.patterns, _SEGMENT)
 
     @cached_property
-    def _word_break(self) -> re.Pattern[str] | None:
-        """Between a letter and the space before a letter. Every pre-tokenizer here cuts there; SPM has none,
-        but merges across it only if the vocabulary has a token with such a place inside."""
-        if self.kind == "gpt2":
-            return re.compile("(?<=[a-z])(?= [a-z])")
+    def _by_word(self) -> bool:
         inner = re.compile(f"[^{SPACE}]{SPACE}")
-        if any(inner.search(token) for token in self._tokens):
-            return None
-        return re.compile(f"(?<=[a-z])(?={SPACE}[a-z])")
+        return not any(inner.search(token) for token in self._tokens)
+
+    @cached_property
+    def _ints(self) -> list[int]:
+        return list(range(self.n_vocab))
 
     def _parts(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at the tokens that are matched whole: stretches of text, and their ids."""

@@ -9,6 +9,7 @@ import contextlib
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,10 +290,8 @@ def test_ignore_merges_takes_a_whole_word():
 
 
 def test_spm_tokens_that_span_words():
-    metadata = spm_metadata()
+    metadata = spanning_metadata()
     tokens = metadata["tokenizer.ggml.tokens"]
-    tokens[tokens.index("aaa")] = "a\u2581"
-    tokens[tokens.index("xyz")] = "a\u2581b"
     spanning = Tokenizer.from_metadata(metadata)
     assert [tokens[i] for i in spanning.encode("a b", add_special=False)] == ["\u2581", "a\u2581b"]
     # so a text must not be cut between its words
@@ -301,16 +300,97 @@ def test_spm_tokens_that_span_words():
         assert [tokens[i] for i in spanning.encode("a b", add_special=False)] == ["\u2581", "a\u2581b"]
 
 
-@given(st.text(alphabet="helowrd  '1\n\u00e9", max_size=60))
-def test_long_texts_are_cut_where_no_token_reaches_across(text):
+def spanning_metadata() -> dict[str, object]:
+    """As spm_metadata, with tokens that span words."""
+    metadata = spm_metadata()
+    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens[tokens.index("aaa")] = "a\u2581"
+    tokens[tokens.index("xyz")] = "a\u2581b"
+    return metadata
+
+
+ALPHABETS = [
+    "helowrd  '1\n\u00e9", "ab x", "xyz\u2581", "абвгд  ,.\n", "的一是了不，。", "0123456789,.-\n",
+    "  \n\r\t\x0b\x1c\u2028\u3000a", "'s'll're .\n\n", "१२३٣٤৪\ua7cf\U0001df25\u0903",
+    "😀👩‍👧é🏳️‍🌈", "def f(x):\n\t return x_1 + '#", "$hello+12.123",
+]  # fmt: skip
+# runs of one character too, which st.text hardly ever makes
+LONG = st.sampled_from(ALPHABETS).flatmap(
+    lambda alphabet: st.lists(
+        st.tuples(st.sampled_from(alphabet), st.sampled_from([1, 1, 1, 2, 3, 30])), max_size=60
+    ).map(lambda runs: "".join(char * n for char, n in runs))
+)
+
+
+@given(LONG | st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "replace")), st.data())
+def test_long_texts_have_the_ids_of_the_whole(text, data):
+    """However short the segments and the windows are."""
+    limit = data.draw(st.integers(0, 2 * len(text)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.tokenizer._SEGMENT", 1 << 40)
-        whole = [t.encode(text) for t in (SPM, BPE)]
-        patch.setattr("model.tokenizer._SEGMENT", 1)
-        assert [t.encode(text) for t in (SPM, BPE)] == whole
-        for limit in (0, 1, 7, 1000):
-            assert [t.encode(text, limit=limit) for t in (SPM, BPE)] == [ids[:limit] for ids in whole]
-    assert len(list(SPM._segments("\u2581aa\u2581bb" * 50_000))) > 1
+        patch.setattr("model.tokenizer._N_SHORT_TEXTS", 0)
+        for tokenizer in CUTTING:
+            patch.setattr("model.tokenizer._SEGMENT", 1 << 40)
+            whole = tokenizer.encode(text)
+            patch.setattr("model.bpe.WINDOW", 1)
+            for size in (1, 3, 17):
+                patch.setattr("model.tokenizer._SEGMENT", size)
+                assert tokenizer.encode(text) == whole
+                assert tokenizer.encode(text, limit=limit) == whole[:limit]
+
+
+CUTTING = [
+    Tokenizer.from_metadata(metadata) for metadata in (
+        *(bpe_metadata(pre=pre) for pre in ("default", "gpt-2", "smollm", "llama-bpe", "qwen2")),
+        spm_metadata(), without_bytes(), spanning_metadata(),
+    )
+]  # fmt: skip
+
+
+def test_a_window_whose_end_reaches_back_to_its_beginning():
+    """A chain of pairs, each of which goes before the one on its left: the last character decides how all
+    others pair, so that no window but the whole is right."""
+    chars = [chr(0x4E00 + i) for i in range(400)]
+    tokens = ["<unk>", "<s>", "</s>", *chars, *(a + b for a, b in pairwise(chars))]
+    types = np.array([UNKNOWN, CONTROL, CONTROL, *[NORMAL] * (len(tokens) - 3)], np.int32)
+    scores = np.arange(len(tokens), dtype=np.float32)  # the rightmost pair is the best
+    chain = Tokenizer.from_metadata(
+        spm_metadata(tokens=tokens, scores=scores, token_type=types, add_space_prefix=False)
+    )
+    for n in (399, 400):
+        expected = [tokens.index(c) for c in chars[: n % 2]]
+        expected += [tokens.index(chars[i] + chars[i + 1]) for i in range(n % 2, n, 2)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("model.bpe.WINDOW", 16)
+            patch.setattr("model.tokenizer._SEGMENT", 8)
+            assert chain.encode("".join(chars[:n]), add_special=False) == expected
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from test_tokenizer import BPE, SPM
+n, kind, part = 500_000 // len(sys.argv[2].encode()), sys.argv[1], sys.argv[2]
+tokenizer = BPE if kind == "gpt2" else SPM
+text = part * n
+tokenizer.encode("hello " * 20_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids = tokenizer.encode(text)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 // len(text.encode()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("gpt2", "и не на "), ("gpt2", "12.5,-7\n"), ("gpt2", "的一是"), ("gpt2", "a"),
+        ("llama", "и не на "), ("llama", "a"),
+    ],
+    ids=["words", "csv", "chinese", "one word", "spm words", "spm word"],
+)  # fmt: skip
+def test_memory_per_byte_of_text(kind, part):
+    program = MEMORY.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", program, kind, part], capture_output=True, text=True)
+    assert int(done.stdout) < 60, done.stderr
 
 
 def test_spm_without_byte_tokens_uses_the_unknown_token():
