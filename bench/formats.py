@@ -113,9 +113,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             [
                 name,
                 _figure(row["bits_per_value"], "g"),
-                "0" if zero else f"{c['mean_kld']:.3e} ± {c['kld_se']:.1e}",
+                "0" if zero else f"{c['mean_kld']:.3e}",
                 "" if zero or ci is None else f"{ci[0]:.2e} to {ci[1]:.2e}",
-                "0" if zero else f"{c['ln_ppl_ratio']:+.2e} ± {c['ln_ppl_ratio_se']:.0e}",
+                "0" if zero else f"{c['ln_ppl_ratio']:+.2e}",
                 f"{100 * c['same_top']:.2f}",
                 _figure(row["sqnr_db"], ".1f"),
                 _figure(row["out_of_range"], "d"),
@@ -130,7 +130,7 @@ def markdown(data: dict[str, Any]) -> str:
         f"model: {os.path.basename(data['model'])}",
         f"text: {data['text']}, {data['n_tokens']} tokens",
         show.chunks_text(data),
-        f"PPL of the baseline: {data['ppl_base']:.4f} ± {data['ppl_base_se']:.4f}",
+        f"PPL of the baseline: {data['ppl_base']:.4f}",
         f"numerics: {data['numerics']}",
         *(f"{text}: {'holds' if holds else 'DOES NOT HOLD'}" for text, holds in data["checks"]),
     ]

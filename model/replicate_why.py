@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from .inference import ENOUGH_CHUNKS
 from .replicate import N_DECODED, N_HELLO, N_PROMPT, N_TIMED, REPORT
 
 WIDTH = 110
-ENOUGH_CHUNKS = 8  # from which on an interval over chunks can be believed
 
 
 def prose(text: str, first: str = "", rest: str = "") -> str:
@@ -164,17 +164,20 @@ def perplexity(found: dict[str, Any]) -> str:
             equal the baseline's exactly."""
         )
     right = found["right"]["comparison"]
-    ratio, kld = right["ln_ppl_ratio_ci95_chunks"], right["mean_kld_ci95_chunks"]
-    if ratio is not None:
-        resolved = "not resolved: the interval holds 0" if ratio[0] <= 0 <= ratio[1] else "resolved"
-        lines.append(f"In the right mode the change of the perplexity is {resolved}.")
-        if right["mean_kld"] > 0:
-            width = (kld[1] - kld[0]) / 2 / right["mean_kld"]
-            lines.append(f"The KL divergence is known to about {percent(width, 0)}.")
-        if found["n_chunks"] < ENOUGH_CHUNKS:
-            lines.append(
-                f"With fewer than {ENOUGH_CHUNKS} chunks both intervals are narrower than they should be."
-            )
+    if right["ln_ppl_ratio"]:
+        lines.append(
+            """Of the perplexity's change there is one rounding's figure: whether another, by dither or in another
+            order of summation, would share its sign takes --realisations to say."""
+        )
+    interval = right["mean_kld_ci95_chunks"]
+    if interval is not None and right["mean_kld"] > 0:
+        low, high = (end / right["mean_kld"] - 1 for end in interval)
+        lines.append(
+            f"""The 95 % interval of the right mode's mean KL divergence goes from {percent(-low, 0)} below the figure to
+            {percent(high, 0)} above it."""
+        )
+    if found["n_chunks"] < ENOUGH_CHUNKS:
+        lines.append(f"These are fewer than {ENOUGH_CHUNKS} chunks: intervals are wide, or there are none.")
     return " ".join(lines)
 
 
