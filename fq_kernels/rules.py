@@ -350,6 +350,12 @@ class Counter:
 RowCallback = Callable[[Site, float, float], None]
 
 
+def rules_text(rules: Sequence[object]) -> str:
+    """The first rules, for a repr."""
+    texts = [str(rule) for rule in rules[:3]]
+    return ", ".join(texts + ["…"] * (len(rules) > 3)) or "none"
+
+
 class FakeQuant:
     """The rules of one stream and its counters, one per site.
 
@@ -381,6 +387,10 @@ class FakeQuant:
             if not any(rule.matches(site) for pair in self._sites.values() for site in pair):
                 raise ValueError(f"{rule} matches no site; there are {describe_norms(self.norms)}")
         self.reset()
+
+    def __repr__(self) -> str:
+        rounded = sum(counter.rows_quantised for counter in self.counters.values())
+        return f"<FakeQuant {rules_text(self.rules)}: {len(self.matched)} sites, {rounded} rows rounded>"
 
     def reset(self) -> None:
         """Zero the counters; first-call starts anew."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .hparams import HParams, ModelError
     from .perplexity import Perplexity
+    from .results import Results, Run
     from .runner import Context, Model
     from .store import find, pull
     from .streams import Stream, Streams
@@ -49,6 +50,8 @@ _HOMES = {
     "HParams": "model.hparams",
     "ModelError": "model.hparams",
     "Perplexity": "model.perplexity",
+    "Results": "model.results",
+    "Run": "model.results",
     "Context": "model.runner",
     "Model": "model.runner",
     "find": "model.store",
@@ -76,7 +79,9 @@ __all__ = [
     "Norm",
     "NotFiniteError",
     "Perplexity",
+    "Results",
     "Rule",
+    "Run",
     "Sampler",
     "Site",
     "Stream",

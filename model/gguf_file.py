@@ -264,6 +264,10 @@ class GGUFFile:
         self.alignment = _alignment(cursor, self._metadata.pairs)
         self.tensors: dict[str, TensorInfo] = _read_tensors(cursor, n_tensors, self.alignment)
 
+    def __repr__(self) -> str:
+        name = os.path.basename(self.path)
+        return f"<GGUFFile {name}: version {self.version}, {len(self.tensors)} tensors, {self.size} bytes>"
+
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata

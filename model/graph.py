@@ -49,6 +49,10 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        layers = {node.layer for node in self.nodes if node.layer is not None}
+        return f"<Graph: {len(self.nodes)} nodes, {len(layers)} layers, {len(self.norms)} norms>"
+
     def add(
         self,
         name: str,

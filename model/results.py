@@ -92,6 +92,13 @@ class Run:
     versions: dict[str, Any]
     machine: dict[str, Any]
 
+    def __repr__(self) -> str:
+        s = self.settings
+        return (
+            f"<Run of {os.path.basename(s['model'])}: {len(self.cells)} cells, {s['n_chunks_asked']} chunks "
+            f"of {s['n_ctx']}>"
+        )
+
     @property
     def identity(self) -> str:
         """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each."""
@@ -195,6 +202,9 @@ class Results:
                     ) from None
             # nobody can be writing it: they would have a log there
             self._open(f"{name}&immutable=1", uri=True, writes=False)
+
+    def __repr__(self) -> str:
+        return f"<Results {self.path}>"
 
     def __enter__(self) -> Results:
         return self

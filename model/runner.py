@@ -24,7 +24,7 @@ from fq_kernels import (
     rope,
     swiglu,
 )
-from fq_kernels.rules import FakeQuant, Norm, Rules
+from fq_kernels.rules import FakeQuant, Norm, Rules, rules_text
 
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
 from .errors import FqError
@@ -70,6 +70,13 @@ class Model:
         except BaseException:
             self.file.close()
             raise
+
+    def __repr__(self) -> str:
+        hp = self.hparams
+        return (
+            f"<Model {os.path.basename(self.path)}: llama, {hp.n_layer} layers, n_embd {hp.n_embd}, "
+            f"{hp.n_vocab} tokens>"
+        )
 
     @property
     def path(self) -> str:
@@ -133,6 +140,12 @@ class Context:
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
         # the last rounded input of a product: the node it came from, the format, the values
         self._input: tuple[int, str, Rounded] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Context of {os.path.basename(self.model.path)}: {self.n_past} of {self.n_ctx} tokens, "
+            f"{self.executor}, {self.activations} activations, rules {rules_text(self.rules.rules)}>"
+        )
 
     def _rules(self, rules: FakeQuant | Rules) -> FakeQuant:
         if not isinstance(rules, FakeQuant):

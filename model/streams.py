@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 import operator
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -180,6 +181,13 @@ class Streams:
         self._no_rules = FakeQuant(model.norms)
         self._chunks: list[_Chunk] = []
         self.not_finite: dict[int, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(stream.name for stream in self._all)
+        return (
+            f"<{type(self).__name__} of {os.path.basename(self.model.path)}: {self.done} of {self.n_chunks} "
+            f"chunks of {self.n_ctx}; {names}>"
+        )
 
     @property
     def done(self) -> int:

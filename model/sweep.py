@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -169,6 +170,13 @@ class Sweep:
         self._per_group = self._cells_that_fit(memory_limit)
         self._fork = Fork(model, n_ctx, executor, batch, activations)
         self._reference = Reference(executor)
+
+    def __repr__(self) -> str:
+        name, of = os.path.basename(self.model.path), len(self.cells) * self.text.n
+        return (
+            f"<Sweep of {name}: {len(self.cells)} cells, {self.text.n} chunks of {self.text.n_ctx}; "
+            f"{len(self.finished)} of {of} ended>"
+        )
 
     def _memory(self) -> tuple[int, int]:
         """Bytes that a sweep takes at most whatever the cells, and for each cell at a time: its residual."""

@@ -223,6 +223,9 @@ class Tokenizer:
             if wanted and token is None:
                 raise TokenizerError(f"tokenizer.ggml.add_{word}_token is set without a {word}_token_id")
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self.kind}: {self.n_vocab} tokens, BOS {self.bos_id}, EOS {self.eos_id}>"
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build from GGUF metadata: string arrays as list[str] (bytes that are not UTF-8 as surrogate
