@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # for tens of milliseconds from numpy's import on, on the processors that ours need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _open_closed_streams()
+    warnings.formatwarning = _warning
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -116,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("out of memory; a smaller --ctx-size or --batch-size needs less")
     except OSError as e:
         return _fail(f"{e.filename or 'system'}: {e.strerror or e}")
+
+
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"fq: warning: {' '.join(str(message).split())}\n"
 
 
 def _open_closed_streams() -> None:

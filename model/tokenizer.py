@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -61,14 +62,31 @@ _PRE_TOKENIZERS = {
     "qwen2": _Pre((_LLAMA3.replace("{1,3}", ""),)),
 }
 
-# Files often name one end token only; llama.cpp knows the others by their text, whatever their type.
+# Files often name one end only, or give it the type of plain text; llama.cpp knows these by their text.
 _END_TEXTS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>",
-    "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-    # fill-in-the-middle tokens that close a file or a repository
-    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
-    "<REPO>", "<reponame>", "<|file_sep|>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
+# Fill-in-the-middle tokens by the name of their key, looked for by their text where no key names one. (Of
+# several llama.cpp takes the first in its hash table.) The last three end a file or a repository.
+_FILL_IN_TEXTS = {
+    "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
+                "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"),
+    "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>",
+                "\u2581<SUF>", "<|code_suffix|>", "<|suffix|>"),
+    "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>",
+                "\u2581<MID>", "<|code_middle|>", "<|middle|>"),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}  # fmt: skip
+_OLDER_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+_FILE_ENDS = ("fim_pad", "fim_rep", "fim_sep")
+# Tokens of a reply's structure, which are shown.
+_SHOWN_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+_C_SPACE = " \t\n\v\f\r"
 
 
 # Of `tokenizer.*`: what is read here, and what is of other kinds of vocabulary or of a classifier's head.
@@ -117,11 +135,18 @@ class _Keys:
 
     def token_id(self, key: str, n_vocab: int, default: int | None = None) -> int | None:
         value = self._get(key, (int, np.integer), "a token id")
-        if value is None:
-            return default if default is not None and default < n_vocab else None
-        if not 0 <= value < n_vocab:
-            raise TokenizerError(f"tokenizer.{key} is {value}, outside the vocabulary of {n_vocab} tokens")
-        return int(value)
+        if value is not None and value < 0:
+            raise TokenizerError(f"tokenizer.{key} is {value}, which is no token id")
+        if value is not None and value < n_vocab:
+            return int(value)
+        fallback = default if default is not None and default < n_vocab else None
+        if value is not None:
+            warnings.warn(
+                f"tokenizer.{key} is {value}, outside the vocabulary of {n_vocab} tokens: taken as "
+                + ("not given" if fallback is None else str(fallback)),
+                stacklevel=2,
+            )
+        return fallback
 
     def strings(self, key: str) -> list[str]:
         value: list[str] | None = self._get(key, (list,), "an array of strings")
@@ -181,19 +206,17 @@ class Tokenizer:
             i = next(i for i, t in enumerate(self._tokens) if self._ids[t] != i)
             raise TokenizerError(f"tokenizer.ggml.tokens: token {i} ({self._tokens[i]!r:.60}) occurs twice")
 
+        # What is missing, or out of range, is llama.cpp's default for SPM. For BPE that is 11, Falcon's end
+        # of text: a plain character elsewhere, at which a reply would end, so there it is none.
         self.bos_id = keys.token_id("ggml.bos_token_id", n, 1 if spm else None)
         self.eos_id = keys.token_id("ggml.eos_token_id", n, 2 if spm else None)
         self.unk_id = keys.token_id("ggml.unknown_token_id", n, 0 if spm else None)
         self.chat_template = keys.text("chat_template")
         self.add_space_prefix = spm and keys.flag("ggml.add_space_prefix", True)
 
-        ends = {self._ids[t] for t in _END_TEXTS if t in self._ids}
-        named = {keys.token_id(key, n) for key in ("ggml.eot_token_id", "ggml.eom_token_id")} | {self.eos_id}
-        self.eog_ids = frozenset(ends | {i for i in named if i is not None})
-
         types = keys.numbers("ggml.token_type", "iu", n)
         types = np.full(n, _NORMAL) if types is None else types.astype(np.int64)
-        types[list(ends)] = _CONTROL
+        self.eog_ids = self._known_by_text(keys, types)
         for i in np.flatnonzero(types == _BYTE).tolist():
             if not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", self._tokens[i]):
                 raise TokenizerError(
@@ -205,6 +228,13 @@ class Tokenizer:
         # Longest first (in bytes), as llama.cpp looks for them in a text.
         whole = np.flatnonzero(special | (types == _USER_DEFINED)).tolist()
         self._whole = sorted(whole, key=lambda i: -len(_utf8(self._tokens[i])))
+
+        # llama.cpp knows Phi-3 by its name: there these tokens take the space after them.
+        name = metadata.get("general.name")
+        phi3 = isinstance(name, str) and re.search("phi-?3", name.lower())
+        not_these = {"<unk>", "<s>", "<|endoftext|>"}
+        strips = {i for i in whole if self._tokens[i] not in not_these} if phi3 else set()
+        self._strips_right = frozenset(strips)
 
         # The library takes no lone surrogates, and a token that is not UTF-8 matches no text: leave it out.
         self._vocab = self._ids
@@ -231,6 +261,41 @@ class Tokenizer:
         """Build from GGUF metadata: string arrays as list[str] (bytes that are not UTF-8 as surrogate
         escapes), number arrays as numpy arrays. Raises TokenizerError naming the key at fault."""
         return cls(metadata)
+
+    def _known_by_text(self, keys: _Keys, types: np.ndarray) -> frozenset[int]:
+        """Gives the tokens that llama.cpp knows by their text the types (n_vocab,) that it gives them, and
+        returns the ids that end a generation."""
+
+        def ids_of(texts: Iterable[str]) -> set[int]:
+            return {self._ids[text] for text in texts if text in self._ids}
+
+        ends = {keys.token_id(f"ggml.{name}_token_id", self.n_vocab) for name in ("eot", "eom")} | {
+            self.eos_id
+        }
+        for name, texts in _FILL_IN_TEXTS.items():
+            names = [_OLDER_KEYS[name], name] if name in _OLDER_KEYS else [name]
+            values = [keys.token_id(f"ggml.{n}_token_id", self.n_vocab) for n in names]
+            named = {i for i in values if i is not None}
+            found = named or ids_of(texts)
+            if not named:
+                types[list(found)] = _CONTROL
+            if name in _FILE_ENDS:
+                ends |= found
+        known = ids_of(_END_TEXTS)
+        types[list(known)] = _CONTROL
+        types[list(ids_of(_SHOWN_TEXTS))] = _USER_DEFINED
+        ends |= known
+        # Families in which these are no ends.
+        end_texts = {self._tokens[i] for i in ends if i is not None}
+        plain = {}
+        if end_texts & {"<|call|>", "<|calls|>"} and end_texts & {"<|return|>", "<|flush|>"}:
+            plain["<|end|>"] = _USER_DEFINED
+        if end_texts & {"<|tool_response>", "<|plamo:eos|>"}:
+            plain["</s>"] = _NORMAL
+        for text in plain.keys() & end_texts:
+            types[self._ids[text]] = plain[text]
+            ends.remove(self._ids[text])
+        return frozenset(i for i in ends if i is not None)
 
     def _byte_level(self, keys: _Keys, pre: _Pre) -> Callable[[str | None], Merger]:
         vocab, merges = self._vocab, keys.strings("ggml.merges")
@@ -338,6 +403,8 @@ class Tokenizer:
                     continue
                 for k, piece in enumerate(part.split(token)):
                     cut += [i] * (k > 0)
+                    if k and i in self._strips_right:
+                        piece = piece.lstrip(_C_SPACE)
                     cut += [piece] * (piece != "")
             parts = cut
         return parts

@@ -262,6 +262,86 @@ def test_a_token_known_as_an_end_is_special_whatever_its_type():
     assert tokenizer.decode([259, 276]) == "hello"
 
 
+def with_texts(*texts: str, **changes: object) -> Tokenizer:
+    """The BPE vocabulary and more tokens, which are NORMAL."""
+    metadata = bpe_metadata()
+    tokens = [*metadata["tokenizer.ggml.tokens"], *texts]
+    types = [*metadata["tokenizer.ggml.token_type"], *[NORMAL] * len(texts)]
+    return Tokenizer.from_metadata(
+        bpe_metadata(tokens=tokens, token_type=np.array(types, np.int32), **changes)
+    )
+
+
+@pytest.mark.parametrize("end", ["<|return|>", "<turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~["])
+def test_ends_by_their_text(end):
+    tokenizer = with_texts(end)
+    assert tokenizer.eog_ids == BPE.eog_ids | {278}
+    assert tokenizer.encode(f"hello{end}", parse_special=True) == [259, 278]
+    assert 278 not in tokenizer.encode(end)
+    assert tokenizer.decode([259, 278]) == "hello"
+
+
+def test_fill_in_tokens_by_their_text():
+    texts = [
+        "<|fim_prefix|>",
+        "<fim-suffix>",
+        "<\uff5cfim\u2581end\uff5c>",
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+    ]
+    tokenizer = with_texts(*texts)
+    assert tokenizer.encode("".join(texts), parse_special=True) == [*range(278, 284)]
+    assert not {*range(278, 284)} & {*tokenizer.encode("".join(texts))}
+    assert tokenizer.eog_ids == BPE.eog_ids | {281, 282, 283}
+    # a token that a key names is it, and its type stays; by text none is looked for
+    named = with_texts(*texts, fim_pad_token_id=1, prefix_token_id=2)
+    assert named.eog_ids == BPE.eog_ids | {1, 282, 283}
+    assert named.encode("<|fim_pad|>", parse_special=True) == BPE.encode("<|fim_pad|>")
+    assert named.encode("<|fim_prefix|>", parse_special=True) == BPE.encode("<|fim_prefix|>")
+    assert named.decode([1, 2]) == BPE.decode([1, 2]) != ""
+
+
+def test_families_in_which_a_text_is_no_end():
+    harmony = with_texts("<|end|>", "<|return|>", "<|call|>", "<|channel|>")
+    assert harmony.eog_ids == BPE.eog_ids | {279, 280}
+    assert harmony.encode("<|end|><|channel|>") == [278, 281]  # user defined: parsed anywhere, and shown
+    assert harmony.decode([278, 281]) == "<|end|><|channel|>"
+    assert with_texts("<|end|>", "<|calls|>", "<|flush|>").eog_ids == BPE.eog_ids | {279, 280}
+    assert with_texts("<|end|>", "<|call|>").eog_ids == BPE.eog_ids | {278, 279}
+    gemma = with_texts("</s>", "<|tool_response>")
+    assert gemma.eog_ids == BPE.eog_ids | {279}
+    assert gemma.decode([278]) == "</s>"
+
+
+def test_tokens_of_phi_3_take_the_space_after_them():
+    for name, plain in (("Phi-3 mini", False), ("phi3", False), ("Phi-2", True)):
+        tokenizer = Tokenizer.from_metadata(bpe_metadata() | {"general.name": name})
+        spaced = tokenizer.encode("<|im_end|> \nhello<|endoftext|> world", parse_special=True)
+        assert spaced == ([276, 220, 198] if plain else [276]) + [259, 274, 264]
+
+
+OUT_OF_RANGE = [
+    ("bos_token_id", 293, (1, 2, 0)),
+    ("eos_token_id", 2**32 - 1, (1, 2, 0)),
+    ("unknown_token_id", 293, (1, 2, 0)),
+    ("eot_token_id", 293, (1, 2, 0)),
+    ("fim_pad_token_id", 999, (1, 2, 0)),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "ids"), OUT_OF_RANGE)
+def test_ids_out_of_range_fall_back(key, value, ids):
+    with pytest.warns(
+        UserWarning, match=rf"tokenizer\.ggml\.{key} is {value}, outside the vocabulary of 293"
+    ):
+        spm = Tokenizer.from_metadata(spm_metadata(**{key: value}))
+    assert (spm.bos_id, spm.eos_id, spm.unk_id) == ids and spm.eog_ids == SPM.eog_ids
+    with pytest.warns(UserWarning, match="taken as not given"):
+        bpe = Tokenizer.from_metadata(bpe_metadata(eos_token_id=2**20))
+    assert (bpe.eos_id, bpe.eog_ids) == (None, BPE.eog_ids)
+
+
 def test_defaults_when_the_metadata_says_nothing():
     bare = spm_metadata()
     for key in ("bos_token_id", "eos_token_id", "unknown_token_id"):
@@ -555,15 +635,12 @@ SPM_FAULTS = [
     ("token_type", np.ones(292, np.int32)),
     ("token_type", np.ones(293, np.float32)),
     ("token_type", np.full(293, BYTE, np.int32)),
-    ("bos_token_id", 293),
     ("bos_token_id", -1),
     ("bos_token_id", "1"),
     ("bos_token_id", True),
     ("bos_token_id", 1.0),
-    ("eos_token_id", 2**32 - 1),
-    ("unknown_token_id", 293),
-    ("eot_token_id", 293),
-    ("eom_token_id", 293),
+    ("fim_pad_token_id", -1),
+    ("eot_token_id", "1"),
     ("add_bos_token", 1),
     ("add_eos_token", "yes"),
     ("add_space_prefix", 0.5),
