@@ -65,8 +65,8 @@ _PRE_TOKENIZERS = {
 # Files often name one end only, or give it the type of plain text; llama.cpp knows these by their text.
 _END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
 # Fill-in-the-middle tokens by the name of their key, looked for by their text where no key names one. (Of
@@ -450,34 +450,32 @@ class Tokenizer:
         return StreamDecoder(self, skip_special=skip_special)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt for a conversation, [{"role": ..., "content": ...}, ...], to be encoded with
-        `add_special=False, parse_special=True`. The template is the file's, so it runs in a sandbox;
-        whatever goes wrong in it is a TokenizerError."""
+        `add_special=False, parse_special=True`. The template is the file's, so a process with limits renders
+        it (chat.py); whatever goes wrong there is a TokenizerError."""
         if self.chat_template is None:
             raise TokenizerError("tokenizer.chat_template is missing: the model has no chat template")
+        from .chat import render
+
+        names: dict[str, Any] = {
+            "messages": [dict(message) for message in messages],
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "documents": None if documents is None else [dict(document) for document in documents],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        for word, token in (("bos", self.bos_id), ("eos", self.eos_id), ("unk", self.unk_id)):
+            names[f"{word}_token"] = "" if token is None else self._tokens[token]
         try:
-            import json
-
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-            environment = ImmutableSandboxedEnvironment(
-                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-            )
-            environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-                value, ensure_ascii=False, indent=indent
-            )
-            environment.globals["raise_exception"] = _raise_exception
-            return environment.from_string(self.chat_template).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token="" if self.bos_id is None else self._tokens[self.bos_id],
-                eos_token="" if self.eos_id is None else self._tokens[self.eos_id],
-            )
-        except Exception as error:  # a hostile template can raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise TokenizerError(f"tokenizer.chat_template failed: {reason}") from error
+            return render(self.chat_template, names)
+        except FqError as error:
+            raise TokenizerError(f"tokenizer.chat_template failed: {error}") from None
 
 
 def _pre_tokenizer(keys: _Keys) -> _Pre:
@@ -485,10 +483,6 @@ def _pre_tokenizer(keys: _Keys) -> _Pre:
     if name not in _PRE_TOKENIZERS:
         raise TokenizerError(f"tokenizer.ggml.pre {name!r:.60} is not a known pre-tokenizer")
     return _PRE_TOKENIZERS[name]
-
-
-def _raise_exception(message: object) -> None:
-    raise TokenizerError(str(message))
 
 
 def _utf8(text: str) -> bytes:
