@@ -173,8 +173,8 @@ def perplexity(found: dict[str, Any]) -> str:
     if interval is not None and right["mean_kld"] > 0:
         low, high = (end / right["mean_kld"] - 1 for end in interval)
         lines.append(
-            f"""The 95 % interval of the right mode's mean KL divergence goes from {percent(-low, 0)} below the
-            figure to {percent(high, 0)} above it."""
+            f"""The 95 % interval of the right mode's mean KL divergence goes from {percent(-low, 0)} below
+            the figure to {percent(high, 0)} above it."""
         )
     if found["n_chunks"] < ENOUGH_CHUNKS:
         lines.append(f"These are fewer than {ENOUGH_CHUNKS} chunks: intervals are wide, or there are none.")
