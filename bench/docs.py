@@ -27,6 +27,7 @@ from .kept import keep, kept
 ROOT = Path(__file__).parents[1]
 # What the options -f and --llama-python stand for in the commands, as they are shown.
 TEXT, LLAMA_PYTHON = "wiki.test.raw", "llama/bin/python"
+SEEDS = f"-f {TEXT} --chunks 8 --fake-quant ffn_norm=bf16:stochastic"
 CHROMIUM = (
     "chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-color-profile=srgb "
     "--window-size=1280,1965 --screenshot=docs/example-report.png docs/example-report.html"
@@ -39,10 +40,12 @@ class Block:
 
     name: str
     document: str
-    commands: tuple[str, ...]  # what the last one prints is kept
+    commands: tuple[str, ...]  # what they print is kept
     minutes: int  # on two processors, about
     plain: bool = False  # not Markdown
     until: str | None = None  # what begins the first line that is left out
+    only: str | None = None  # a pattern of the beginnings of the lines that are kept
+    last: bool = False  # what the last command prints is kept alone
     judges: bool = False  # the last one's exit status is 1 where a figure is not as asked for
 
     def needs(self, word: str) -> bool:
@@ -74,6 +77,7 @@ BLOCKS = (
             CHROMIUM,
         ),
         minutes=15,
+        last=True,
     ),
     Block("kernels", "bench/README.md", ("python -m bench.report",), minutes=10),
     Block(
@@ -91,6 +95,21 @@ BLOCKS = (
         minutes=10,
         judges=True,
     ),
+    Block(
+        "seeds",
+        "docs/statistics.md",
+        (
+            *(f"fq perplexity {SEEDS} --seed {seed}" for seed in range(5)),
+            f"fq perplexity {SEEDS} --realisations 5",
+        ),
+        minutes=3,
+        plain=True,
+        only=r"mean ln\(PPL ratio\)|  of \d|  change of",
+    ),
+    Block(
+        "realisations", "docs/statistics.md", ("python -m bench.realisations -f wiki.test.raw",), minutes=5
+    ),
+    Block("coverage", "docs/statistics.md", ("python -m bench.coverage",), minutes=15, judges=True),
     Block("replication", "docs/replication.md", ("fq replicate --tinyllama-shape",), minutes=10),
 )
 
@@ -168,6 +187,7 @@ def output(block: Block, text: Path | None = None, python: str | None = None) ->
         Path(folder, "docs").symlink_to(ROOT / "docs")
         if text:
             Path(folder, TEXT).symlink_to(text.resolve())
+        printed = []
         for command in block.commands:
             argv = [python if word == LLAMA_PYTHON and python else word for word in shlex.split(command)]
             if argv[0] in ("fq", "python"):
@@ -178,11 +198,14 @@ def output(block: Block, text: Path | None = None, python: str | None = None) ->
             judged = block.judges and command is block.commands[-1] and run.stdout and run.returncode == 1
             if run.returncode and not judged:
                 raise ValueError(f"{shlex.join(argv)}: exit status {run.returncode}")
-    lines = run.stdout.strip("\n").split("\n")
+            printed.append(run.stdout.strip("\n"))
+    body = "\n".join(printed[-1:] if block.last else printed)
     if block.until is not None:
-        (end,) = (i for i, line in enumerate(lines) if line.startswith(block.until))
-        lines = lines[:end]
-    body = "\n".join(lines).strip("\n")
+        body = body.partition(f"\n{block.until}")[0].rstrip("\n")
+    if block.only is not None:
+        body = "\n".join(line for line in body.split("\n") if re.match(block.only, line))
+    if not body and not block.last:
+        raise ValueError(f"{block.name}: its commands gave nothing that is kept")
     return f"```text\n{body}\n```" if block.plain else body
 
 

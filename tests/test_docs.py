@@ -50,10 +50,10 @@ def test_the_marks_are_the_blocks():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 @pytest.mark.parametrize("change", ["figure", "commit", "processor", "command", "no line"])
-def test_what_is_changed_by_hand_is_found(tmp_path, block, change):
-    for document in DOCUMENTS:
-        (tmp_path / document).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / document, tmp_path / document)
+def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, block, change):
+    monkeypatch.setattr(docs, "BLOCKS", (block,))
+    (tmp_path / block.document).parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / block.document, tmp_path / block.document)
     old = kept(ROOT / block.document, block.name)
     body, _, line = old.rpartition("\n")
     if change == "figure":
@@ -184,7 +184,12 @@ def test_what_is_kept_of_an_output():
     assert docs.output(python("print('\\n| a |\\n')")) == "| a |"
     block = python("print('PPL 1\\n\\nrule: r\\nrow')", plain=True, until="rule: ")
     assert docs.output(block) == "```text\nPPL 1\n```"
-    assert docs.output(Block("b", "a.md", ("fq formats", "fq --version"), minutes=0)).startswith("fq ")
+    several = ("python -c 'print(1)'", "fq --version")
+    assert docs.output(Block("b", "a.md", several, minutes=0)).startswith("1\nfq ")
+    assert docs.output(Block("b", "a.md", several, minutes=0, last=True)).startswith("fq ")
+    assert docs.output(Block("b", "a.md", several, minutes=0, only="f")).startswith("fq ")
+    with pytest.raises(ValueError, match="b: its commands gave nothing that is kept"):
+        docs.output(Block("b", "a.md", several, minutes=0, only="x"))
 
 
 def test_the_commands_see_the_text_and_no_folder_of_this_machine(tmp_path):
@@ -247,7 +252,9 @@ def test_figures_of_a_changed_tree_do_not_stay(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_made_is_left_out_or_refused(capsys):
-    assert [b.name for b in docs.chosen(docs.parse([]))] == ["sample", "kernels", "where", "replication"]
+    assert [b.name for b in docs.chosen(docs.parse([]))] == [
+        *("sample", "kernels", "where", "coverage", "replication")
+    ]
     assert "bench.docs: peers is left out: needs -f TEXT\n" in capsys.readouterr().err
     assert [b.name for b in docs.chosen(docs.parse(["-f", "x", "--llama-python", "y"]))] == list(BY_NAME)
     with pytest.raises(ValueError, match="formats needs -f TEXT"):
