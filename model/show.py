@@ -250,13 +250,14 @@ def _ln_ratio_interval(data: dict[str, Any]) -> str:
 def _realisations_text(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
+    each = " ".join(f"{ln_ratio:+.1e}" for ln_ratio in found["ln_ppl_ratio_of_each"])
     lines = [f"  of {found['n']} realisations     {found['ln_ppl_ratio']:+.3e}"]
     if found["ln_ppl_ratio_ci95"]:
         low, high = found["ln_ppl_ratio_ci95"]
         verdict = "resolved" if found["resolved"] else "not resolved"
         lines[0] += f"   95 % over chunks and realisations: {low:+.3g} to {high:+.3g}"
         lines.append(f"  change of perplexity  {verdict} (p = {found['p']:.2g})")
-    return lines
+    return [*lines, f"  each                  {each}"]
 
 
 def chunks_text(data: dict[str, Any]) -> str:

@@ -108,12 +108,12 @@ def test_a_noise_control_has_none(tiny, tokens, executor):
 
 
 def test_the_command(tiny_path):
-    out, _ = fq(
-        "perplexity", "-m", tiny_path, "-c", 16, "--chunks", 4, "--fake-quant", RULE, "--realisations", 2,
-        "--json", "-",
-    )  # fmt: skip
+    run = "perplexity", "-m", tiny_path, "-c", 16, "--chunks", 4, "--fake-quant", RULE, "--realisations", 2
+    out, _ = fq(*run, "--json", "-")
     data = json.loads(out)
     assert data["realisations"]["n"] == 2 and data["realisations"]["resolved"] in (True, False)
+    each = " ".join(f"{x:+.1e}" for x in data["realisations"]["ln_ppl_ratio_of_each"])
+    assert f"\n  each                  {each}\n" in fq(*run)[0] and each.count("e") == 2
     for command in ("perplexity", "sweep"):
         assert (
             "--realisations must be at least 1"
