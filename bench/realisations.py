@@ -3,8 +3,12 @@
 A rounding is a step function: where the sums before it are added in another order, by another batch
 or instruction set, single roundings fall on the other side, and after some layers the errors are
 others. Each such run is a realisation of the same rounding; so is each seed of its dither. For every
-chunk the table has the standard deviation of ln(PPL ratio) over the realisations of each sort. A third
-sort moves what is rounded by a unit in float32's last place: any summation order, as it were.
+chunk the first table has the standard deviation of ln(PPL ratio) over the realisations of each sort. A
+third sort moves what is rounded by a unit in float32's last place: any summation order, as it were.
+
+The second table says how far two realisations of a sort have the same rounding errors: the correlation of
+rounded minus unrounded over all elements of one chunk. Were every site's errors to count alike, and
+those of dithers to have none in common, the standard deviation would be sqrt(1 - correlation) of dithers'.
 """
 
 from __future__ import annotations
@@ -15,22 +19,28 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fq_kernels import Executor, force_isa, get_format, isa, register_format
+from fq_kernels import Executor, force_isa, get_format, isa, register_format, rms_norm_f32
 from fq_kernels.dither import uniform
 from fq_kernels.formats import unregister_format
-from fq_kernels.rules import FakeQuant, Rule
+from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 from model import FqError, Model, Stream, Streams, find
 
 Ratios = npt.NDArray[np.float64]  # (realisations, chunks): ln(PPL ratio)
 
+Errors = dict[Norm, npt.NDArray[np.float32]]  # of the first chunk's rows at each site
+
 # (instruction set, tokens per evaluation); None: the best there is, all tokens of a chunk. With
-# scalar kernels numpy's BLAS multiplies, where the best ones may not need it.
-ORDERS = ((None, None), (None, 8), (None, 7), ("scalar", None), ("scalar", 16))
+# scalar kernels numpy's BLAS multiplies, where the best ones may not need it. 1 to 7 tokens are one order.
+ORDERS = ((None, None), (None, 7), ("scalar", None), ("scalar", 16), ("scalar", 8))
+KEPT = 3  # realisations of a sort whose errors are kept
+SHOWN = 6  # sites in the table
 Z = 1.96
 
 
@@ -63,15 +73,62 @@ def moved(spec: str, n: int) -> Iterator[list[str]]:
             unregister_format(name)
 
 
+class Recorder(FakeQuant):
+    """A rule that keeps the errors of its sites in the first ``rows`` rows."""
+
+    def __init__(self, norms: Sequence[Norm], rule: str, rows: int) -> None:
+        super().__init__(norms, rule)
+        self._rows, self._kept = rows, dict[Norm, list[npt.NDArray[np.float32]]]()
+
+    def rms_norm(
+        self,
+        norm: Norm,
+        x: np.ndarray,
+        *,
+        eps: float,
+        weight: np.ndarray,
+        out: np.ndarray,
+        executor: Any = None,
+    ) -> np.ndarray:
+        (rule,) = self.rules
+        site = self.counters[Site(norm, rule.point)]
+        if site.format is not None and site.rows_seen < self._rows:
+            factor = weight if rule.point == "weighted" else None
+            plain = rms_norm_f32(x, eps=eps, weight=factor)
+            rounded = rms_norm_f32(
+                x, eps=eps, weight=factor, quant=site.format, point=rule.point, first_row=site.rows_seen
+            )
+            self._kept.setdefault(norm, []).append(rounded - plain)
+        return super().rms_norm(norm, x, eps=eps, weight=weight, out=out, executor=executor)
+
+    @property
+    def errors(self) -> Errors:
+        return {norm: np.concatenate(parts) for norm, parts in self._kept.items()}
+
+
+class Found(NamedTuple):
+    """Of one sort: what its realisations gave, and the errors of some of them."""
+
+    ratios: Ratios
+    errors: list[Errors]
+
+
 def ratios(
-    model: Model, tokens: npt.NDArray[np.int64], rules: Sequence[str], args: argparse.Namespace, batch: int
-) -> Ratios:
-    """Of each rule and chunk."""
+    model: Model,
+    tokens: npt.NDArray[np.int64],
+    rules: Sequence[str],
+    args: argparse.Namespace,
+    batch: int,
+    kept: Sequence[int],
+) -> Found:
+    """Of each rule and chunk; the errors of the rules numbered in ``kept``."""
+    rows = args.ctx_size - 1  # the last token of a chunk is not evaluated
+    sides = [Recorder(model.norms, rule, rows if i in kept else 0) for i, rule in enumerate(rules)]
     with Executor(args.threads) as executor:
         run = Streams(
             model,
             tokens,
-            [Stream(rule, FakeQuant(model.norms, rule)) for rule in rules],
+            [Stream(rule, side) for rule, side in zip(rules, sides, strict=True)],
             n_ctx=args.ctx_size,
             chunks=args.chunks,
             batch=batch,
@@ -80,26 +137,50 @@ def ratios(
         for chunk in run:
             print(f"chunk {chunk + 1} of {run.n_chunks}, {len(rules)} rules", file=sys.stderr, flush=True)
         each = [run.paired_of(i) for i in range(len(rules))]
-    return np.array([[(pair.nll - pair.nll_base).mean() for pair in pairs] for pairs in each])
+    values = np.array([[(pair.nll - pair.nll_base).mean() for pair in pairs] for pairs in each])
+    return Found(values, [sides[i].errors for i in kept])
 
 
-def sorts(model: Model, tokens: npt.NDArray[np.int64], args: argparse.Namespace) -> dict[str, Ratios]:
-    """{sort of realisation: its ratios}; those that came out the same to the last bit count once."""
+def sorts(model: Model, tokens: npt.NDArray[np.int64], args: argparse.Namespace) -> dict[str, Found]:
+    """{sort of realisation: what was found}; orders that gave the same bits are one."""
     rule = Rule.parse(args.rule)
+    if rule.mode != "every":
+        raise FqError(f"--rule must round every row, not {rule}")
     sites, spec = str(rule).split("=", 1)
-    many = args.ctx_size
-    dithered = [f"{sites}={spec}{',' if ':' in spec else ':'}dither,seed={k}" for k in range(args.seeds)]
-    found = {"dithers": ratios(model, tokens, dithered, args, many)}
-    with moved(spec, args.seeds) as names:
-        found["one unit in the last place"] = ratios(
-            model, tokens, [f"{sites}={name}" for name in names], args, many
+    many, n = args.ctx_size, args.seeds
+    kept = min(KEPT, n)
+    dithered = [f"{sites}={spec}{',' if ':' in spec else ':'}dither,seed={k}" for k in range(n)]
+    with moved(spec, n) as names:
+        both = ratios(
+            model,
+            tokens,
+            [*dithered, *(f"{sites}={name}" for name in names)],
+            args,
+            many,
+            [*range(kept), *range(n, n + kept)],
         )
-    rows = []
+    orders = Found(np.empty((0, both.ratios.shape[1])), [])
     for name, batch in ORDERS:
         with _forced(name):
-            rows.append(ratios(model, tokens, [str(rule)], args, batch or many)[0])
-    found["batches and instruction sets"] = np.unique(rows, axis=0)
-    return found
+            one = ratios(model, tokens, [str(rule)], args, batch or many, [0])
+        if not (orders.ratios == one.ratios).all(axis=1).any():
+            orders = Found(np.concatenate([orders.ratios, one.ratios]), orders.errors + one.errors)
+    return {
+        "dithers": Found(both.ratios[:n], both.errors[:kept]),
+        "one unit in the last place": Found(both.ratios[n:], both.errors[kept:]),
+        "batches and instruction sets": orders,
+    }
+
+
+def correlations(errors: Sequence[Errors]) -> dict[Norm, float]:
+    """Of each site, the mean over all pairs of realisations."""
+
+    def one(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+        x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+        return float(x @ y / math.sqrt((x @ x) * (y @ y)))
+
+    pairs = list(combinations(errors, 2))
+    return {norm: float(np.mean([one(a[norm], b[norm]) for a, b in pairs])) for norm in errors[0]}
 
 
 def pooled(values: Ratios) -> tuple[float, float]:
@@ -115,34 +196,53 @@ def against(values: Ratios, dithers: Ratios) -> tuple[float, float, float]:
     return ratio, ratio / width, ratio * width
 
 
-def markdown(found: dict[str, Ratios]) -> str:
-    dithers = found["dithers"]
-    chunks = range(dithers.shape[1])
-    head = [
-        "realisations of",
-        "n",
-        *(f"chunk {i + 1}" for i in chunks),
-        "pooled",
-        "over that of dithers",
-        "mean",
-    ]
-    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
-    for name, values in found.items():
-        if len(values) < 2:
-            lines.append([name, str(len(values)), *[""] * (len(head) - 2)])
-            continue
-        ratio, low, high = against(values, dithers)
-        lines.append(
-            [
-                name,
-                str(len(values)),
+def _markdown(head: list[str], lines: Sequence[list[str]]) -> str:
+    rows = [head, ["---", *["--:"] * (len(head) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row + [''] * (len(head) - len(row)))} |" for row in rows)
+
+
+def _against_text(name: str, found: dict[str, Found]) -> str:
+    if name == "dithers":
+        return "1"
+    ratio, low, high = against(found[name].ratios, found["dithers"].ratios)
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+
+
+def deviations(found: dict[str, Found]) -> str:
+    """The standard deviation of ln(PPL ratio) in each chunk."""
+    chunks = range(found["dithers"].ratios.shape[1])
+    head = ["realisations of", "n", *(f"chunk {i + 1}" for i in chunks)]
+    lines = []
+    for name, (values, _) in found.items():
+        lines.append([name, str(len(values))])
+        if len(values) > 1:
+            lines[-1] += [
                 *(f"{s:.1e}" for s in values.std(axis=0, ddof=1)),
                 f"{math.sqrt(pooled(values)[0]):.1e}",
-                "1" if values is dithers else f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+                _against_text(name, found),
                 f"{values.mean():+.1e}",
             ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown([*head, "pooled", "over that of dithers", "mean"], lines)
+
+
+def in_common(found: dict[str, Found]) -> str:
+    """The correlation of the rounding errors of two realisations, beside what it lets expect."""
+    norms = list(found["dithers"].errors[0])
+    shown = [norms[i] for i in np.unique(np.linspace(0, len(norms) - 1, SHOWN).round().astype(int))]
+    head = ["two realisations of", "pairs", *map(str, shown), f"mean of all {len(norms)}"]
+    lines = []
+    for name, (_, errors) in found.items():
+        lines.append([name, str(math.comb(len(errors), 2))])
+        if len(errors) > 1:
+            each = correlations(errors)
+            mean = float(np.mean(list(each.values())))
+            lines[-1] += [
+                *(f"{each[norm]:.3f}" for norm in shown),
+                f"{mean:.3f}",
+                f"{math.sqrt(max(1 - mean, 0)):.2f}",
+                _against_text(name, found),
+            ]
+    return _markdown([*head, "√(1 − mean)", "measured, over dithers"], lines)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -150,8 +250,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", default="smollm2", help="GGUF file or alias (default: %(default)s)")
     parser.add_argument("-f", "--file", type=Path, required=True, help="text, UTF-8")
     parser.add_argument("-c", "--ctx-size", type=int, default=128, metavar="N", help="tokens per chunk")
-    parser.add_argument("--chunks", type=int, default=4, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=8, metavar="K", help="dithers (default: %(default)s)")
+    parser.add_argument("--chunks", type=int, default=8, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=12, metavar="K", help="dithers (default: %(default)s)")
     parser.add_argument("--rule", default="ffn_norm=bf16", help="(default: %(default)s)")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     return parser.parse_args(argv)
@@ -168,7 +268,11 @@ def main(argv: list[str] | None = None) -> int:
     except (FqError, ValueError, OSError) as e:
         print(f"bench.realisations: {e}", file=sys.stderr)
         return 2
-    print(markdown(found))
+    print(
+        f"`{args.rule}`, {args.ctx_size} tokens per chunk. Standard deviation of a chunk's ln(PPL ratio):\n\n"
+        f"{deviations(found)}\n\n"
+        f"Correlation of the rounding errors of two realisations, chunk 1:\n\n{in_common(found)}"
+    )
     return 0
 
 
