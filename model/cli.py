@@ -137,10 +137,6 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
-def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
-    return f"fq: warning: {' '.join(str(message).split())}\n"
-
-
 def _fail(message: str, status: int = BAD_INPUT) -> int:
     from .show import ascii_safe  # a message may quote a file
 
