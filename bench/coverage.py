@@ -144,9 +144,8 @@ def _of_draw(v: Values, chunks: list[int], seed: int) -> Iterator[tuple[str, boo
     assert of_seeds is not None
     truth = float(v.ln_ppl_ratio[:, len(RULES) :].mean())
     yield "ln ratio of five seeds: ffn_norm[29].raw=bf16:stochastic", _within(of_seeds.interval, truth)
-    cells = np.hstack([kld, seeds]).T
-    order, truths = Ordering(cells), v.mean_kld.mean(axis=0)
     rules = len(RULES)  # behind them the seeds, of which each order is false
+    order, truths = Ordering(np.hstack([kld[:, :rules], seeds]).T), v.mean_kld.mean(axis=0)
     wrong = [
         order.apart(i, j) and (j >= rules <= i or order.costs_more(i, j) != (truths[i] > truths[j]))
         for i, j in order.pairs
@@ -237,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="make the kept values anew: an hour or two")
     parser.add_argument("-f", "--file", type=Path, help="text for --measure: wiki.test.raw")
     parser.add_argument("--draws", type=int, default=10_000, metavar="N", help="seeds (default: %(default)s)")
-    parser.add_argument("-t", "--threads", type=int, default=machine.processors(), metavar="N")
+    parser.add_argument("-t", "--threads", type=int, default=machine.default_threads(), metavar="N")
     args = parser.parse_args(argv)
     try:
         if args.measure:
