@@ -34,7 +34,7 @@ from model import FqError, Model, Stream, Streams, find
 
 Ratios = npt.NDArray[np.float64]  # (realisations, chunks): ln(PPL ratio)
 
-Errors = dict[Norm, npt.NDArray[np.float32]]  # of the first chunk's rows at each site
+Errors = dict[Norm, npt.NDArray[np.float32]]  # of the first chunk, (rows, n_embd) at each site
 
 # (instruction set, tokens per evaluation); None: the best there is, all tokens of a chunk. With
 # scalar kernels numpy's BLAS multiplies, where the best ones may not need it. 1 to 7 tokens are one order.
@@ -74,11 +74,11 @@ def moved(spec: str, n: int) -> Iterator[list[str]]:
 
 
 class Recorder(FakeQuant):
-    """A rule that keeps the errors of its sites in the first ``rows`` rows."""
+    """A rule that keeps the errors of its sites while it is ``recording``."""
 
-    def __init__(self, norms: Sequence[Norm], rule: str, rows: int) -> None:
+    def __init__(self, norms: Sequence[Norm], rule: str, *, recording: bool) -> None:
         super().__init__(norms, rule)
-        self._rows, self._kept = rows, dict[Norm, list[npt.NDArray[np.float32]]]()
+        self.recording, self._kept = recording, dict[Norm, list[npt.NDArray[np.float32]]]()
 
     def rms_norm(
         self,
@@ -92,7 +92,7 @@ class Recorder(FakeQuant):
     ) -> np.ndarray:
         (rule,) = self.rules
         site = self.counters[Site(norm, rule.point)]
-        if site.format is not None and site.rows_seen < self._rows:
+        if site.format is not None and self.recording:
             factor = weight if rule.point == "weighted" else None
             plain = rms_norm_f32(x, eps=eps, weight=factor)
             rounded = rms_norm_f32(
@@ -122,8 +122,7 @@ def ratios(
     kept: Sequence[int],
 ) -> Found:
     """Of each rule and chunk; the errors of the rules numbered in ``kept``."""
-    rows = args.ctx_size - 1  # the last token of a chunk is not evaluated
-    sides = [Recorder(model.norms, rule, rows if i in kept else 0) for i, rule in enumerate(rules)]
+    sides = [Recorder(model.norms, rule, recording=i in kept) for i, rule in enumerate(rules)]
     with Executor(args.threads) as executor:
         run = Streams(
             model,
@@ -136,6 +135,8 @@ def ratios(
         )
         for chunk in run:
             print(f"chunk {chunk + 1} of {run.n_chunks}, {len(rules)} rules", file=sys.stderr, flush=True)
+            for side in sides:
+                side.recording = False  # the first chunk's are enough
         each = [run.paired_of(i) for i in range(len(rules))]
     values = np.array([[(pair.nll - pair.nll_base).mean() for pair in pairs] for pairs in each])
     return Found(values, [sides[i].errors for i in kept])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -37,15 +39,17 @@ def test_what_is_moved_by_a_unit_falls_otherwise_at_ties_alone():
 
 
 def test_errors_are_those_that_the_rule_makes(tiny):
-    """In the rows asked for, at the rule's point, and none of the model's figures is touched."""
+    """At the rule's point, while it records, and none of the model's figures is touched."""
     norm, n = tiny.norms[1], tiny.hparams.n_embd
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 6, n)).astype(np.float32)
     weight = weight[0]
     for point in ("raw", "weighted"):
         rule = f"{norm}.{point}=bf16"
-        recorder, plain = realisations.Recorder(tiny.norms, rule, 6), FakeQuant(tiny.norms, rule)
+        recorder = realisations.Recorder(tiny.norms, rule, recording=True)
+        plain = FakeQuant(tiny.norms, rule)
         for begin, end in ((0, 4), (4, 6), (0, 6)):
+            recorder.recording = end - begin < 6
             out, own = np.empty((2, end - begin, n), np.float32)
             for rules, y in ((recorder, out), (plain, own)):
                 rules.rms_norm(norm, x[begin:end], eps=1e-5, weight=weight, out=y)
@@ -53,6 +57,17 @@ def test_errors_are_those_that_the_rule_makes(tiny):
         y = rms_norm_f32(x, eps=1e-5, weight=weight if point == "weighted" else None)
         assert list(recorder.errors) == [norm]
         assert np.array_equal(recorder.errors[norm], get_format("bf16").quantise(y).values - y)
+
+
+@pytest.mark.parametrize("batch", [7, 32])
+def test_errors_are_of_the_first_chunk(batch, tiny):
+    """However many of its rows reach the last norms, where only those that are scored are computed."""
+    args = argparse.Namespace(ctx_size=32, chunks=4, threads=1)
+    tokens = np.arange(200) % 50 + 3
+    found = realisations.ratios(tiny, tokens, ["*=bf16", "*=int8"], args, batch, [1])
+    (errors,) = found.errors
+    assert found.ratios.shape == (2, 4)
+    assert [len(e) for e in errors.values()] == [31] * (len(tiny.norms) - 2) + [15] * 2
 
 
 def test_correlations_are_of_all_pairs():
