@@ -205,16 +205,17 @@ def test_the_command_extends(sweep, tmp_path, evaluated, capsys):
     extend(
         *("--resume", "--noise", "--chunks", "5"),
         said=[
-            "going on with run 1: 28 of 50 chunks of cells are there (10 cells, 5 chunks)",
-            "run 1 is extended by 3 cells (ffn_norm[*].raw=noise_bf16) and 1 chunk",
+            "going on with run 1: 28 of 65 chunks of cells are there (13 cells, 5 chunks)",
+            "run 1 is extended by 6 cells (ffn_norm[*].raw=noise_bf16, ffn_norm[*].raw=signs_bf16) "
+            "and 1 chunk",
         ],
-        counts=[3] * 4 + [10],
+        counts=[6] * 4 + [13],
     )
     # the noise is known, though this command names none
     extend(
         *("--resume", "--sites", "output_norm", "--chunks", "3"),
         said=[
-            "going on with run 1: 50 of 55 chunks of cells are there (11 cells, 5 chunks)",
+            "going on with run 1: 65 of 70 chunks of cells are there (14 cells, 5 chunks)",
             "run 1 is extended by 1 cell (output_norm.raw=bf16)",
         ],
         counts=[1] * 5,

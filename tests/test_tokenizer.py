@@ -785,11 +785,11 @@ def test_hostile_chat_templates(template):
 
 
 def test_chat_templates_are_limited():
-    """In memory and in processor time, which a busy machine does not stretch."""
+    """In memory and in time, the processor's or the clock's, whichever ends first."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     forever = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with pytest.raises(TokenizerError, match="more than 2 s of processor time"):
+    with pytest.raises(TokenizerError, match=r"more than (2 s of processor time|4\.5 s)"):
         with_template(forever).apply_chat_template(HELLO)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
