@@ -71,7 +71,8 @@ BLOCKS = (
         "example report",
         "README.md",
         (
-            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --format bf16 --format fp8_e4m3fn --noise -t 2",
+            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --format bf16 --format fp8_e4m3fn "
+            "--format noise_bf16 --format signs_bf16",
             "fq report -o docs/example-report.html",
             CHROMIUM,
         ),
