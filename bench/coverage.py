@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         f"token:\n\n{table(agreement)}\n\n"
         f"Every run of neighbouring chunks instead:\n\n{table({n: neighbours(v, n) for n in SIZES})}"
     )
-    bad = failures(found | {})
+    bad = failures(found) + failures(agreement)
     for line in bad:
         print(f"\nNOT as asked for: {line}")
     return 1 if bad else 0

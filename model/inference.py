@@ -25,6 +25,7 @@ Interval = tuple[float, float]
 
 MIN_CHUNKS = 4  # below it nothing is said of how sure a figure is
 ENOUGH_CHUNKS = 8  # below it with a warning
+MIN_REALISATIONS = 3  # two scatter too freely to say how much
 LEVEL = 0.05
 MOST_CHUNKS = 10**6  # that are ever said to be needed
 
@@ -192,7 +193,7 @@ def agreement_interval(agreeing: Sequence[int] | np.ndarray, tokens: int) -> Int
     if n < MIN_CHUNKS:
         return None
     share = float(np.sum(agreeing)) / total
-    variance = _se(np.asarray(agreeing) / tokens) ** 2
+    variance = (_se(np.asarray(agreeing)) / tokens) ** 2
     effective = total * (t_quantile(LEVEL, total - 1) / t_quantile(LEVEL, n - 1)) ** 2
     if variance > 0:
         effective *= share * (1 - share) / total / variance
@@ -218,11 +219,13 @@ def realisations_test(values: np.ndarray) -> MeanTest | None:
     """The mean of values (realisations, chunks), both of them drawn at random.
 
     Var(mean) = (MS_chunks + MS_realisations - MS_both) / (realisations * chunks), where MS_both is the
-    residual of the two-way table; a negative component counts as 0. None below MIN_CHUNKS, below two
-    realisations, or where a value is not finite.
+    residual of the two-way table; a negative component counts as 0. None below MIN_CHUNKS chunks that
+    differ at all, below MIN_REALISATIONS, or where a value is not finite.
     """
     k, n = values.shape
-    if n < MIN_CHUNKS or k < 2 or not np.isfinite(values).all():
+    if k < MIN_REALISATIONS or not np.isfinite(values).all():
+        return None
+    if np.count_nonzero(values.any(axis=0)) < MIN_CHUNKS:
         return None
     mean = float(np.mean(values))
     of_chunk, of_realisation = values.mean(axis=0) - mean, values.mean(axis=1) - mean

@@ -79,8 +79,8 @@ class Chunks:
             raise FqError(f"the order of chunks must be {' or '.join(ORDERS)}, not {order!r}")
         if order == "random":
             seed = operator.index(seed or 0)
-            if seed < 0:
-                raise FqError(f"the seed of the chunks' order must be >= 0, not {seed}")
+            if not 0 <= seed < 1 << 64:
+                raise FqError("the seed of the chunks' order must be from 0 to 2**64 - 1")
         elif seed is not None:
             raise FqError(f"a seed of the chunks' order is for random order, not for {order}")
         self.model, self.tokens, self.n_ctx = model, ids, n_ctx

@@ -152,14 +152,19 @@ def _against(mine: np.ndarray, first: np.ndarray, paired: bool) -> dict[str, Any
         return found | {"verdict": "not finite"}
     if paired and len(mine) and first.mean() > 0:
         found["ratio"] = float(mine.mean() / first.mean())
-    if not first.any() and np.count_nonzero(mine) >= MIN_CHUNKS:
-        found["p"] = 0.0  # nothing is below any rounding at all
-        found["t"] = math.inf
+    if _none_beside(first, mine) or _none_beside(mine, first):
+        # no chance decides between nothing at all and something in each chunk
+        found |= {"p": 0.0, "t": math.inf if mine.any() else -math.inf}
     elif test := (ratio_test if paired else welch_test)(mine, first):
         found |= {"p": test.p, "t": test.t, "n": test.n}
         if paired:
             found["ratio_ci95_chunks"] = test.interval
     return found
+
+
+def _none_beside(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether one is exactly 0 in as many chunks as make the other known."""
+    return len(one) >= MIN_CHUNKS and not one.any() and int(np.count_nonzero(other)) >= MIN_CHUNKS
 
 
 def _adjust(cells: Sequence[dict[str, Any]]) -> None:
@@ -171,10 +176,13 @@ def _adjust(cells: Sequence[dict[str, Any]]) -> None:
         entry["verdict"] = "not resolved" if p >= LEVEL else "larger" if entry["t"] > 0 else "smaller"
         if p >= LEVEL:
             entry["chunks_needed"] = chunks_needed(entry["t"], entry["n"], len(asked))
-    for entry in shown:
-        entry["verdict"] = entry["verdict"] or "too few chunks"
-        entry.pop("t", None)
-        entry.pop("n", None)
+    for cell in cells:
+        first, *others = cell["of_runs"]
+        for entry in others:
+            few = min(first["n_chunks"], entry["n_chunks"]) < MIN_CHUNKS
+            entry["verdict"] = entry["verdict"] or ("too few chunks" if few else "0 in nearly all chunks")
+            entry.pop("t", None)
+            entry.pop("n", None)
 
 
 def compare_text(data: dict[str, Any]) -> str:
@@ -187,7 +195,7 @@ def compare_text(data: dict[str, Any]) -> str:
         )
     for run in data["runs"][1:]:
         why = run["not_paired"]
-        how = f"not paired with run {first}: {why}. There are their intervals alone, and no ratio"
+        how = f"not paired with run {first}: {why}. There are their intervals and Welch's test, and no ratio"
         lines.append(f"run {run['run']} is " + (how if why else f"paired with run {first}, chunk by chunk"))
         if run["unlike"]:
             lines.append(f"their baselines differ, too, in {run['unlike']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,24 +39,32 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     interval that of `inference.ratio_test`. All over the same chunks. A cell with realisations has what
     they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have any.
 
+    Cells that an extension has yet to bring up to the others are left out and named in ``behind``.
+
     ``not_finite_tokens`` of a cell counts the scored tokens whose logits are not finite, and
     ``not_finite`` has the first chunk of these, of the text; its mean KL is NaN, and it has no rank.
     """
-    chunks = [c for c in range(about["n_chunks_asked"]) if all((i, c) in finished for i in range(len(cells)))]
+    ended = [[c for c in range(about["n_chunks_asked"]) if (i, c) in finished] for i in range(len(cells))]
+    # a run goes chunk by chunk, so that its own cells are never more than one apart
+    there = [i for i, own in enumerate(ended) if len(own) >= len(max(ended, key=len)) - 1]
+    chunks = sorted(set.intersection(*(set(ended[i]) for i in there)))
+    behind = [cell.name for i, cell in enumerate(cells) if i not in there]
     result = about | {
         "n_chunks": len(chunks),
-        "partial": len(chunks) < about["n_chunks_asked"],
+        "partial": len(chunks) < about["n_chunks_asked"] or bool(behind),
+        "behind": behind,
         "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"]),
     }
     if not chunks:
         return result | {"cells": [], "groups": []}
-    nll_base = np.concatenate([finished[0, c].paired.nll_base for c in chunks])
+    baseline = [finished[there[0], c].paired.nll_base for c in chunks]
+    nll_base = np.concatenate(baseline)
     result["ppl_base"], result["ppl_base_se"] = ppl_se(nll_base)
-    result["ppl_base_ci95_chunks"] = ppl_interval([finished[0, c].paired.nll_base for c in chunks])
+    result["ppl_base_ci95_chunks"] = ppl_interval(baseline)
     entries: list[dict[str, Any]] = []
-    for i, cell in enumerate(cells):
-        left = [finished[i, c] for c in chunks]
-        entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group}
+    for i in there:
+        cell, left = cells[i], [finished[i, c] for c in chunks]
+        entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group, "cell": i}
         entry |= {"rules": list(cell.rules), "of": cell.of}
         entry["comparison"] = summarise([one.paired for one in left])
         lost = [int((~np.isfinite(one.paired.kld)).sum()) for one in left]
@@ -70,27 +79,37 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         entry["sites"] = _sites(about["norms"], cell, [one.counts for one in left])
         entries.append(entry)
     _realisations(entries)
-    groups = [_group(name, entries) for name in dict.fromkeys(c.group for c in cells if c.group)]
+    groups = [_group(name, entries) for name in dict.fromkeys(e["group"] for e in entries if e["group"])]
     return result | {"cells": entries, "groups": groups}
 
 
 def _realisations(entries: Sequence[dict[str, Any]]) -> None:
-    """Give each cell that has them what its realisations say of the perplexity."""
-    found = []
+    """Give each cell that has them what its realisations say of the perplexity.
+
+    They are known by their rules: of two groups that share a site each has the cell, and its realisations.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    by_rules = {tuple(entry["rules"]): entry for entry in entries if entry["of"]}
     for entry in entries:
-        others = [other for other in entries if other["of"] and other["of"] == entry["name"]]
-        if others:
-            ln_ratios = [one["comparison"]["chunks"]["ln_ppl_ratio"] for one in (entry, *others)]
-            entry["realisations"] = realisations.summary(ln_ratios)
-            found.append(entry["realisations"])
-    realisations.adjust(found)
+        if entry["of"] or not any(other["of"] == entry["name"] for other in by_rules.values()):
+            continue
+        rules, several = tuple(entry["rules"]), [entry]
+        for number in count(1):
+            other = by_rules.get(tuple(str(realisations.fallen_anew(text, number)) for text in rules))
+            if other is None:
+                break
+            several.append(other)
+        if len(several) > 1:
+            ln_ratios = [one["comparison"]["chunks"]["ln_ppl_ratio"] for one in several]
+            entry["realisations"] = found.setdefault(rules, realisations.summary(ln_ratios))
+    realisations.adjust(list(found.values()))
 
 
 def add_nodes(data: dict[str, Any], not_finite: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """`figures` with what a run that has the model knows of the cells, by index, that are not finite."""
-    for i, entry in enumerate(data["cells"]):
-        if entry["not_finite"] and i in not_finite:
-            entry["not_finite"] = dict(not_finite[i])
+    for entry in data["cells"]:
+        if entry["not_finite"] and entry["cell"] in not_finite:
+            entry["not_finite"] = dict(not_finite[entry["cell"]])
     return data
 
 
@@ -161,6 +180,10 @@ def sweep_text(data: dict[str, Any]) -> str:
         f"model  {os.path.basename(data['model'])}",
         f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
+    if data["behind"]:
+        lines.append(
+            f"{len(data['behind'])} cells are behind the others and left out: --resume goes on with them"
+        )
     if not data["n_chunks"]:
         return "\n".join([*lines, "no chunk has ended in every cell: there are no figures"])
     lines.append(f"PPL baseline  {data['ppl_base']:.4f}" + interval_text(data["ppl_base_ci95_chunks"], ".4f"))
@@ -182,11 +205,13 @@ def sweep_text(data: dict[str, Any]) -> str:
                 + interval_text(group["additivity_ci95_chunks"], ".3f")
             )
         lines += _pairs_text(group["pairs"])
-    if several := [e["realisations"] for e in data["cells"] if "realisations" in e]:
+    several = [e["realisations"] for e in data["cells"] if "realisations" in e]
+    if any(found["ln_ppl_ratio_ci95"] for found in several):
+        numbers = sorted({found["n"] for found in several})
         lines += [
             "",
-            f"ln(PPL ratio): mean of {several[0]['n']} realisations of each rounding, with its 95 % interval",
-            f"over chunks and realisations; * a change that is resolved (Holm over {len(several)} cells)",
+            f"ln(PPL ratio): mean of {' or '.join(map(str, numbers))} realisations of each rounding, 95 %",
+            "interval over chunks and realisations; * a change that is resolved (Holm over all cells shown)",
         ]
     lost = [entry for entry in data["cells"] if entry["not_finite_tokens"]]
     if lost:

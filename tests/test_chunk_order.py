@@ -76,7 +76,7 @@ def test_a_chunk_is_the_texts(tiny, tokens):
     [
         ({"order": "last"}, "order of chunks must be random or first, not 'last'"),
         ({"order": "first", "seed": 0}, "is for random order, not for first"),
-        ({"seed": -1}, "seed of the chunks' order must be >= 0, not -1"),
+        ({"seed": -1}, "seed of the chunks' order must be from 0 to 2"),
     ],
 )
 def test_what_is_no_order(tiny, tokens, options, said):
@@ -168,7 +168,7 @@ def test_sweep_and_results(tiny_path, tmp_path):
             ["--chunk-order", "first", "--chunk-seed", 3],
             "a seed of the chunks' order is for random order, not for first",
         ),
-        (["--chunk-seed", -1], "seed of the chunks' order must be >= 0, not -1"),
+        (["--chunk-seed", -1], "seed of the chunks' order must be from 0 to 2"),
     ],
 )
 @pytest.mark.parametrize("command", ["perplexity", "sweep"])

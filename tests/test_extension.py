@@ -16,6 +16,7 @@ from model.cli import main
 from model.fork import Fork
 from model.results import Results
 from model.sweep import Cell
+from model.sweep_figures import sweep_text
 from model.synthetic import SAMPLE_TEXT
 
 N_CTX, CHUNKS, MORE = 32, 2, 5
@@ -70,7 +71,13 @@ def test_by_chunks_and_by_cells(tiny, tokens, executor, evaluated, order):
     evaluated.clear()
     wider = Sweep(tiny, tokens, all_of_them, chunks=MORE, **options)
     wider.finished.update(longer.finished)
-    assert wider.result()["n_chunks"] == 0  # of the new cells none has ended
+    # of the new cells none has ended: the others keep their figures
+    behind, had = wider.result(), longer.result()
+    assert behind["partial"] and behind["behind"] == [cell.name for cell in all_of_them[len(few) :]]
+    assert (
+        behind["n_chunks"] == MORE and behind["cells"] == had["cells"] and behind["groups"] == had["groups"]
+    )
+    assert f"{len(all_of_them) - len(few)} cells are behind" in sweep_text(behind | {"text": "t"})
     done(wider)
     assert evaluated == [len(all_of_them) - len(few)] * MORE
     same(wider, whole)

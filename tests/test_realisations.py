@@ -76,9 +76,9 @@ def test_a_sweep_has_them_beside_each_cell(tiny, tokens, executor):
 
 
 def test_seeds_that_contradict_each_other_say_nothing_together():
-    """Two realisations, each as sure of a change as can be, and of opposite ones."""
+    """Realisations each as sure of a change as can be, and of opposite ones."""
     up = [1e-3 + 1e-6 * i for i in range(8)]
-    one, both = summary([up, up]), summary([up, [-x for x in up]])
+    one, both = summary([up] * 4), summary([up, [-x for x in up]] * 2)
     adjust([one, both])
     assert one["resolved"] and not both["resolved"]
     low, high = both["ln_ppl_ratio_ci95"]
@@ -108,12 +108,12 @@ def test_a_noise_control_has_none(tiny, tokens, executor):
 
 
 def test_the_command(tiny_path):
-    run = "perplexity", "-m", tiny_path, "-c", 16, "--chunks", 4, "--fake-quant", RULE, "--realisations", 2
+    run = "perplexity", "-m", tiny_path, "-c", 16, "--chunks", 4, "--fake-quant", RULE, "--realisations", 3
     out, _ = fq(*run, "--json", "-")
     data = json.loads(out)
-    assert data["realisations"]["n"] == 2 and data["realisations"]["resolved"] in (True, False)
+    assert data["realisations"]["n"] == 3 and data["realisations"]["resolved"] in (True, False)
     each = " ".join(f"{x:+.1e}" for x in data["realisations"]["ln_ppl_ratio_of_each"])
-    assert f"\n  each                  {each}\n" in fq(*run)[0] and each.count("e") == 2
+    assert f"\n  each                  {each}\n" in fq(*run)[0] and each.count("e") == 3
     for command in ("perplexity", "sweep"):
         assert (
             "--realisations must be at least 1"
@@ -121,3 +121,32 @@ def test_the_command(tiny_path):
         )
     err = fq("perplexity", "-m", tiny_path, "--realisations", 2, status=2)[1]
     assert "realisations are of a rule" in err
+
+
+def test_sites_that_overlap_share_their_realisations(tiny, tokens, executor):
+    """A cell of two groups has each of its realisations once."""
+    cells = cells_of(tiny, ["ffn_norm[*].raw", "ffn_norm[0].raw"], ["int4"], realisations=3)
+    run = Sweep(tiny, tokens, cells, n_ctx=16, chunks=4, executor=executor)
+    for _ in run:
+        pass
+    found = [c["realisations"] for c in run.result()["cells"] if c["name"] == "ffn_norm[0].raw=int4"]
+    assert len(found) == 2 and found[0] == found[1]
+    assert found[0]["n"] == 3 == len(set(found[0]["ln_ppl_ratio_of_each"]))
+
+
+def test_where_one_chunk_differs_realisations_tell_nothing():
+    once = [[x, *[0.0] * 7] for x in (1e-3, 2e-3, -1e-3)]
+    assert summary(once)["p"] is None
+
+
+def test_two_realisations_scatter_too_freely():
+    rng = np.random.default_rng(1)
+    assert summary(rng.standard_normal((2, 8)))["p"] is None
+    assert summary(rng.standard_normal((3, 8)))["p"] is not None
+
+
+def test_a_run_that_is_gone_on_with_must_be_told_what_falls_anew(tiny_path, tmp_path):
+    sweep = ["sweep", "-m", tiny_path, "-c", 16, "--store", tmp_path / "s.sqlite"]
+    fq(*sweep, "--chunks", 1)
+    _, err = fq(*sweep, "--resume", "--realisations", 3, status=2)
+    assert "--resume --realisations: name the --sites or the --format" in err

@@ -132,7 +132,10 @@ def test_other_chunks_are_not_paired(changes, said):
         assert entry["ratio"] is entry["ratio_ci95_chunks"] is None and not entry["paired"]
         assert entry["verdict"] == verdict and entry["mean_kld_ci95_chunks"]
     text = compare_text(data)
-    assert f"run 2 is not paired with run 1: {said}. There are their intervals alone, and no ratio" in text
+    assert (
+        f"run 2 is not paired with run 1: {said}. There are their intervals and Welch's test, and no ratio"
+        in text
+    )
 
 
 def test_pairs_are_of_the_chunks_that_all_of_them_have():
@@ -165,6 +168,9 @@ def test_pairs_are_of_the_texts_chunks_whatever_their_order():
 
 
 def test_no_chunk_in_common_and_one():
+    # of the first none has ended, and all are 0 of the one that has
+    none = compare_runs([side(1, [0 * HARD] * 3, chunks=()), side(2, [HARD] * 3, text_sha256="c" * 64)])
+    assert of(none, A.name)[1]["verdict"] == "too few chunks"
     for chunks, n, verdict in (((), 0, "too few chunks"), ((3,), 1, "too few chunks")):
         data = compare_runs([base(), side(2, [HARD, 2e-6 * HARD, HARD], chunks=chunks)])
         entry = of(data, A.name)[1]
@@ -175,10 +181,22 @@ def test_no_chunk_in_common_and_one():
 
 def test_equal_and_zero():
     zero, one = [0 * HARD] * 3, [HARD] * 3
-    for first, second, verdict in ((one, one, "equal"), (zero, zero, "equal"), (zero, one, "larger")):
+    for first, second, verdict in (
+        (one, one, "equal"),
+        (zero, zero, "equal"),
+        (zero, one, "larger"),
+        (one, zero, "smaller"),
+    ):
         entry = of(compare_runs([side(1, first), side(2, second)]), A.name)[1]
         assert entry["verdict"] == verdict
-        assert entry["ratio"] == (1 if first is second is one else None)
+        assert entry["ratio"] == (None if first is zero else second is one)
+
+
+def test_what_differs_in_one_chunk_alone_is_not_told():
+    once = np.zeros_like(HARD)
+    once[2] = HARD[2]
+    entry = of(compare_runs([side(1, [once] * 3), side(2, [2 * once] * 3)]), A.name)[1]
+    assert (entry["verdict"], entry["p"]) == ("0 in nearly all chunks", None)
 
 
 def test_cells_are_found_by_name():

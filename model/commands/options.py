@@ -60,8 +60,8 @@ def add_realisations(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="make each rounding fall K times, by other seeds or by dither: without, nothing is said of "
-        "whether the perplexity changes (default %(default)s)",
+        help="make each rounding fall K times, by the next seeds or by dithers 1 to K - 1: below 3 nothing "
+        "is said of whether the perplexity changes (default %(default)s)",
     )
 
 

@@ -97,7 +97,8 @@ def _number(text: str) -> int:
 
 def _cell_name(wanted: str, names: Sequence[str], run: int) -> str:
     """The name of a cell, else the only one that contains it."""
-    found = [wanted] if wanted in names else [name for name in names if wanted in name]
+    # other realisations of a cell have its name and a number: they are named whole
+    found = [wanted] if wanted in names else [n for n in names if wanted in n and " #" not in n]
     if len(found) == 1:
         return found[0]
     if not names:

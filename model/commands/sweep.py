@@ -225,6 +225,8 @@ def _more(args: argparse.Namespace, about: Run) -> Run:
     settings = about.settings
     if args.chunks is None:
         settings = settings | {"n_chunks_asked": 0, "chunk_indices": []}
+    if args.realisations > 1 and not (args.sites or args.format):
+        raise FqError("--resume --realisations: name the --sites or the --format that are to fall anew")
     named = args.sites or args.format or args.noise or args.cumulative
     return replace(about, cells=about.cells if named else (), settings=settings)
 
