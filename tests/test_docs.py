@@ -104,7 +104,7 @@ def measured():
     for row in rows:
         what = row[1] if row[1] == "deployed path" else every + row[1]
         if value := NUMBER.search(row[head.index("mean KL")]):
-            found.append(((what, wiki, only(r"chunks of 512: (\d+)", body)), value[0], about))
+            found.append(((what, wiki, only(r"(\d+) chunks of 512", body)), value[0], about))
 
     body, about = docs.read(BY_NAME["replication"])
     body = body.partition("\n## 7. Perplexity\n")[2].partition("\n### tinyllama-shape")[0]
