@@ -110,7 +110,7 @@ def test_parquet():
     table = parquet.read_table(io.BytesIO(parquet_bytes(DATA)))
     assert table.column_names == COLUMNS
     texts = ("name", "kind", "group", "norm_kind", "point", "format", "options", "model", "chunk_order")
-    numbers = ("rank", "rank_worst", "layer", "n_ctx", "n_chunks")
+    numbers = ("rank", "rank_worst", "layer", "n_ctx", "n_chunks", "realisations_n")
     kinds = dict.fromkeys(texts, "string") | dict.fromkeys(numbers, "int64") | {"chunk_seed": "uint64"}
     assert {field.name: str(field.type) for field in table.schema} == {
         name: kinds.get(name, "double") for name in COLUMNS
