@@ -2,6 +2,7 @@
 
 import os
 import platform
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -71,6 +72,14 @@ SANITIZE_FLAGS = [
 if SANITIZE:
     COMMON_FLAGS += SANITIZE_FLAGS
 
+# FQ_SIMDE=1: a build for .ci/simde, in which AVX-512's bodies are translated to AVX2 by SIMDe.
+SIMDE = bool(os.environ.get("FQ_SIMDE"))
+SIMDE_FLAGS = [
+    "-DFQ_SIMDE",
+    *("-mavx2", "-mfma", "-mf16c"),  # a fused multiply-add is one rounding, in this build too
+    "-O1",  # compiled in a quarter of the time
+]
+
 # One table: instruction set -> flags for kernels_<set>.c. Which one runs is decided at run
 # time, so that one build serves every machine.
 SCALAR_FLAGS = ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"]
@@ -84,6 +93,8 @@ KERNELS = {
     },
     "aarch64": {"scalar": SCALAR_FLAGS, "neon": []},
 }
+if SIMDE:
+    KERNELS["x86_64"]["avx512"] = SIMDE_FLAGS
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
 
@@ -96,37 +107,15 @@ class BuildKernels(build_ext):
             ext.extra_objects += self.compiler.compile(
                 [f"{SRC}/kernels_{isa}.c"],
                 output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
                 extra_postargs=COMMON_FLAGS + flags,
                 depends=ext.depends,
             )
         super().build_extension(ext)
 
 
-HEADERS = [
-    "common.h",
-    "certified_sum.h",
-    "rounding.h",
-    "rms_norm.h",
-    "dequant.h",
-    "exp_ops.h",
-    "attention.h",
-    "dispatch.h",
-    "executor.h",
-]
-BODIES = [
-    "kernels.inc",
-    "rms_norm.inc",
-    "rms_norm_avx512.inc",
-    "rounding_avx512.inc",
-    "dequant.inc",
-    "dequant_avx512.inc",
-    "llama_ops.inc",
-    "matvec_avx512.inc",
-    "exp_ops.inc",
-    "mul_mat_avx512.inc",
-    "attention.inc",
-    "attention_avx512.inc",
-]
+# A change in any of them compiles every set anew.
+INCLUDED = sorted(str(path) for kind in ("h", "inc") for path in Path(SRC).rglob(f"*.{kind}"))
 
 setup(
     ext_modules=cythonize(
@@ -135,13 +124,13 @@ setup(
                 "fq_kernels._kernels",
                 ["fq_kernels/_kernels.pyx", f"{SRC}/dispatch.c", f"{SRC}/executor.c"],
                 include_dirs=[SRC],
-                depends=[f"{SRC}/{name}" for name in HEADERS + BODIES],
-                extra_compile_args=COMMON_FLAGS,
+                depends=INCLUDED,
+                extra_compile_args=COMMON_FLAGS + ["-DFQ_SIMDE"] * SIMDE,
                 extra_link_args=["-pthread", *(SANITIZE_FLAGS if SANITIZE else [])],
             )
         ],
         language_level=3,
     ),
     cmdclass={"build_ext": BuildKernels},
-    options={"build": {"build_base": f"build/{SANITIZE}"}} if SANITIZE else {},
+    options={"build": {"build_base": f"build/{SANITIZE or 'simde'}"}} if SANITIZE or SIMDE else {},
 )

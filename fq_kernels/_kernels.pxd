@@ -15,20 +15,10 @@ cdef extern from "common.h" nogil:
     void fq_fpenv_leave(fq_fpenv)
 
 
-cdef extern from "rms_norm.h" nogil:
+cdef extern from "rounding/contract.h" nogil:
     enum:
         FQ_STAT_OUT_OF_RANGE
         FQ_STAT_COUNT
-    ctypedef struct fq_rms_norm_args:
-        fq_rows x, out
-        int64_t n
-        double eps
-        const float *weight
-        int quant, quant_weighted
-        uint64_t seed, first_row
-        int64_t quant_begin, quant_end
-        int stream
-        double *stats
     ctypedef struct fq_round_args:
         fq_rows x, out
         int64_t n
@@ -43,17 +33,32 @@ cdef extern from "rms_norm.h" nogil:
         double *stats
 
 
-cdef extern from "dequant.h" nogil:
+cdef extern from "norm/contract.h" nogil:
+    ctypedef struct fq_rms_norm_args:
+        fq_rows x, out
+        int64_t n
+        double eps
+        const float *weight
+        int quant, quant_weighted
+        uint64_t seed, first_row
+        int64_t quant_begin, quant_end
+        int stream
+        double *stats
+
+
+cdef extern from "unpack/contract.h" nogil:
     enum:
         FQ_TYPE_COUNT
-        FQ_MATVEC_MAX_TOKENS
-        FQ_MUL_MAT_ROWS
-        FQ_MUL_MAT_PANELS
     ctypedef void (*fq_dequant_fn)(const uint8_t *, float *, int64_t)
     ctypedef struct fq_dequant_args:
         fq_dequant_fn fn
         fq_rows packed, out
         int64_t n
+
+
+cdef extern from "matvec/contract.h" nogil:
+    enum:
+        FQ_MATVEC_MAX_TOKENS
     ctypedef struct fq_matvec_args:
         int type
         fq_dequant_fn fn
@@ -63,6 +68,12 @@ cdef extern from "dequant.h" nogil:
         int64_t x_stride
         float *out
         int64_t out_stride, n_tokens, k
+
+
+cdef extern from "mul_mat/contract.h" nogil:
+    enum:
+        FQ_MUL_MAT_ROWS
+        FQ_MUL_MAT_PANELS
     ctypedef struct fq_mul_mat_args:
         fq_dequant_fn fn
         const uint8_t *packed
@@ -71,6 +82,9 @@ cdef extern from "dequant.h" nogil:
         int64_t x_stride
         float *out
         int64_t out_stride, n_tokens, k
+
+
+cdef extern from "rope/contract.h" nogil:
     ctypedef struct fq_rope_args:
         float *x
         int64_t token_stride, n_head, head_dim, n_rot
@@ -78,7 +92,7 @@ cdef extern from "dequant.h" nogil:
         const float *sin
 
 
-cdef extern from "exp_ops.h" nogil:
+cdef extern from "exp/contract.h" nogil:
     ctypedef struct fq_swiglu_args:
         float *gate
         const float *up
@@ -98,7 +112,7 @@ cdef extern from "exp_ops.h" nogil:
         double *out
 
 
-cdef extern from "attention.h" nogil:
+cdef extern from "attention/contract.h" nogil:
     int FQ_ATTEND_MAX_DIM
     ctypedef struct fq_attention_args:
         const float *q

@@ -1,5 +1,5 @@
 # cython: language_level=3, embedsignature=True, freethreading_compatible=True
-"""Validation, the GIL, and the call into C. The contracts are in src/*.h.
+"""Validation, the GIL, and the call into C. The contracts are in src/*/contract.h.
 
 One module of several files, in the order in which they build on each other: C's dispatch table and
 executor are in it once, and a program loads it once.

@@ -153,7 +153,7 @@ def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
 
 def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, executor=None,
                  quant_rows=None, first_row=0, row_stats=None, result_quant=None):
-    """Root-mean-square norm of each row, bit for bit what ggml computes (src/rms_norm.h).
+    """Root-mean-square norm of each row, bit for bit what ggml computes (src/norm/contract.h).
 
     x          (..., n) float32, last axis contiguous, outer axes of any stride
     eps        added to the mean square; >= 0
@@ -317,7 +317,7 @@ def _bf16(rounding, seed):
 
 
 def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=None):
-    """float32 -> bf16 -> float32, by ggml's rule or a named variant (src/rounding.h).
+    """float32 -> bf16 -> float32, by ggml's rule or a named variant (src/rounding/contract.h).
 
     x (..., n) float32, last axis contiguous; ``out=x`` works in place. rounding is one of
     nearest-even, nearest-even-ftz, truncate, nearest-away, stochastic (which uses seed).

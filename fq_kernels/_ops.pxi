@@ -45,7 +45,7 @@ def rope(x, cos, sin, *, executor=None):
 
 
 def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
-    """Causal attention of n_tokens after n_past others of one sequence (src/attention.h).
+    """Causal attention of n_tokens after n_past others of one sequence (src/attention/contract.h).
 
     q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), k_cache and v_cache
     (n_head_kv, n_ctx, d): all float32 C-contiguous, n_head a multiple of n_head_kv. k and v are
@@ -116,7 +116,7 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
 
 
 def swiglu(gate, up, *, executor=None):
-    """gate = gate / (1 + exp(-gate)) * up, in place (src/exp_ops.h).
+    """gate = gate / (1 + exp(-gate)) * up, in place (src/exp/contract.h).
 
     gate and up float32 of one shape, C-contiguous. Returns gate. Raises TypeError or
     ValueError naming the argument.
@@ -142,7 +142,7 @@ def swiglu(gate, up, *, executor=None):
 
 
 def causal_exp(x, n_first):
-    """The exponentials of a causal softmax, in place (src/exp_ops.h).
+    """The exponentials of a causal softmax, in place (src/exp/contract.h).
 
     x (heads, rows, n) float32 C-contiguous. Row i keeps n_first + i elements, which become
     exp(element - their maximum); the others become 0. Returns the sums, float32 (heads, rows).
@@ -173,7 +173,7 @@ def log_sum_exp(x, *, executor=None):
     """m and ln(sum(exp(x - m))) of each row of x, float64 (rows, 2), where m is its maximum.
 
     Added up they are ln(sum(exp(x))), but where m is huge the second would be lost. x is
-    (rows, n) float32, its last axis contiguous (src/exp_ops.h). Raises TypeError or ValueError
+    (rows, n) float32, its last axis contiguous (src/exp/contract.h). Raises TypeError or ValueError
     naming the argument.
     """
     cdef fq_log_sum_exp_args a
@@ -202,7 +202,7 @@ def kl_divergence(x, log_p, p, *, executor=None):
 
     x (rows, n) float32, its last axis contiguous; log_p and p (rows, n) float64 C-contiguous.
     Returns float64 (rows, 3): m and ln(sum) of log_sum_exp(x), then the divergence, from terms
-    none of which is below 0 (src/exp_ops.h). Each row of p must add up to 1.
+    none of which is below 0 (src/exp/contract.h). Each row of p must add up to 1.
     Raises TypeError or ValueError naming the argument.
     """
     cdef fq_kl_divergence_args a

@@ -30,7 +30,7 @@ cdef int64_t _row_length(_Array packed, int ggml_type) except -1:
 
 
 def dequantize(packed, int ggml_type, *, out=None, executor=None):
-    """Packed rows to float32, bit-equal to gguf-py's reference (src/dequant.h).
+    """Packed rows to float32, bit-equal to gguf-py's reference (src/unpack/contract.h).
 
     packed (..., row_bytes) uint8, last axis contiguous; ggml_type is ggml's number for the
     tensor type, one of PACKED_TYPES. out, if given, is float32 (..., n) with the same outer

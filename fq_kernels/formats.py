@@ -24,7 +24,7 @@ from .noise import PREFIXES, noise_family
 NEAREST_EVEN = "nearest-even"
 DITHER = "dither"
 
-# (name, rounding) -> number of the C rule; order shared with src/rounding.h.
+# (name, rounding) -> number of the C rule; order shared with src/rounding/contract.h.
 _KERNEL_RULES = {
     ("bf16", NEAREST_EVEN): 1,
     ("bf16", "nearest-even-ftz"): 2,

@@ -39,7 +39,7 @@ EVERY_KIND = "*"
 
 
 class RowStat(IntEnum):
-    """Columns of the kernels' ``row_stats``; order shared with src/rms_norm.h."""
+    """Columns of the kernels' ``row_stats``; order shared with src/rounding/contract.h."""
 
     MAX_ABS_ERROR = 0
     SUM_ABS_ERROR = 1

@@ -2,6 +2,9 @@
 
 extern const fq_kernel_table fq_table_scalar;
 #if defined(__x86_64__)
+#ifdef FQ_SIMDE
+#define fq_table_avx512 fq_table_avx512_simde /* tells by its name that it is no AVX-512 */
+#endif
 extern const fq_kernel_table fq_table_sse2, fq_table_avx2, fq_table_avx512;
 static const fq_kernel_table *const tables[] = {&fq_table_scalar, &fq_table_sse2, &fq_table_avx2,
                                                 &fq_table_avx512};
@@ -27,8 +30,12 @@ int fq_table_supported(int i) {
         return __builtin_cpu_supports("avx2") != 0;
     }
     if (i == 3) {
+#ifdef FQ_SIMDE
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
     }
 #endif
     return 1;

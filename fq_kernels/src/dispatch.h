@@ -2,10 +2,14 @@
 #ifndef FQ_DISPATCH_H
 #define FQ_DISPATCH_H
 
-#include "attention.h"
-#include "dequant.h"
-#include "exp_ops.h"
-#include "rms_norm.h"
+#include "attention/contract.h"
+#include "exp/contract.h"
+#include "matvec/contract.h"
+#include "mul_mat/contract.h"
+#include "norm/contract.h"
+#include "rope/contract.h"
+#include "rounding/contract.h"
+#include "unpack/contract.h"
 
 typedef struct {
     const char *name;

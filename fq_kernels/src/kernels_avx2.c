@@ -1,2 +1,5 @@
 #define FQ_ISA avx2
-#include "kernels.inc"
+#include "isa.h"
+
+#include "norm/lanes.inc"
+#include "portable.inc"

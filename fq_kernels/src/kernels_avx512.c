@@ -1,2 +1,30 @@
+/* AVX-512 F, BW, DQ and VL; with FQ_SIMDE translated to AVX2, for tests on processors without it. */
+#ifdef FQ_SIMDE
+#define FQ_ISA avx512_simde
+#include "isa.h"
+#include "simde.h"
+#else
 #define FQ_ISA avx512
-#include "kernels.inc"
+#include "isa.h"
+#include <immintrin.h>
+#endif
+
+#include "rounding/avx512.inc"
+#include "rounding/portable.inc"
+#include "norm/finish_row.inc"
+#include "norm/avx512.inc"
+#include "unpack/rows.inc"
+#include "unpack/avx512.inc"
+#include "matvec/avx512.inc"
+#include "matvec/portable.inc"
+#include "mul_mat/avx512.inc"
+#include "rope/portable.inc"
+#include "exp/portable.inc"
+#include "attention/few_avx512.inc"
+#include "attention/portable.inc"
+#include "attention/many_avx512.inc"
+
+#define FQ_MUL_MAT FQ_NAME(mul_mat)
+#define FQ_ATTEND_MANY FQ_NAME(attend_many)
+
+#include "table.inc"

@@ -1,4 +1,6 @@
 /* The truth that every other instruction set must equal byte for byte. */
 #define FQ_ISA scalar
-#define FQ_SCALAR
-#include "kernels.inc"
+#include "isa.h"
+
+#include "norm/in_order.inc"
+#include "portable.inc"

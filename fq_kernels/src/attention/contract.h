@@ -25,6 +25,8 @@ typedef struct {
  * added pairwise; values are added four by four. The bits depend on neither the instruction set
  * nor the number of tokens. */
 
+#define FQ_DOT_LANES 16
+
 /* attend_many. Ranges count n_head_kv * fq_attend_blocks; the first blocks have the most to do.
  *
  * Contract: fused multiply-adds in float32 in the order of the elements, and of the keys by

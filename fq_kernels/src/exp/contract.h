@@ -4,8 +4,8 @@
  * within 2 ulp in float32 and within 1e-14 of the value in float64. Its argument is limited to
  * -87 (float64: -700) and 88, since slow subnormals would change no sum that has a 1 in it.
  * Sums have 64 parts, by index modulo 64, added pairwise at the end. */
-#ifndef FQ_EXP_OPS_H
-#define FQ_EXP_OPS_H
+#ifndef FQ_EXP_H
+#define FQ_EXP_H
 
 #include "common.h"
 

@@ -81,4 +81,42 @@ static inline float fq_f16_to_float(uint32_t h) {
     return fq_float(sign | bits);
 }
 
+/* Per rounded row, in double; elements where value or result is not finite are left out
+ * of the sums and counted instead. Order is shared with fq_kernels/rules.py. */
+enum {
+    FQ_STAT_MAX_ABS_ERROR = 0,
+    FQ_STAT_SUM_ABS_ERROR = 1,
+    FQ_STAT_SUM_ERROR = 2,
+    FQ_STAT_SUM_SQ_ERROR = 3,
+    FQ_STAT_SUM_SQ_VALUE = 4,
+    FQ_STAT_CHANGED = 5,
+    FQ_STAT_NOT_FINITE = 6,
+    FQ_STAT_FIRST_ERROR = 7, /* |result - value| of the row's first element */
+    FQ_STAT_LAST_ERROR = 8,
+    FQ_STAT_SUMMED_IN_ORDER = 9, /* 1 where the sum in lanes did not decide the mean; every row */
+    FQ_STAT_OUT_OF_RANGE = 10,   /* finite values whose result is not */
+    FQ_STAT_COUNT
+};
+
+/* Element-wise: the round trip x -> format -> float, float -> bf16 codes and back.
+ * The stochastic rule counts elements by (first_row + row) * n + i. The fields from
+ * first_row on are for the round trip; rows that are not rounded are copied. */
+typedef struct {
+    fq_rows x, out;
+    int64_t n;
+    int quant; /* fq_quant_kind */
+    uint64_t seed;
+    uint64_t first_row; /* what stochastic rounding counts row 0 as */
+    int64_t quant_begin, quant_end; /* rows that are rounded */
+    int stream;    /* out is apart from x and will not stay in the cache: it may be written past it */
+    double *stats; /* (rows, FQ_STAT_COUNT), zeroed by the caller, or NULL */
+} fq_round_args;
+
+/* Counts what a rounding done elsewhere did: rows of values and of results. */
+typedef struct {
+    fq_rows value, result;
+    int64_t n;
+    double *stats;
+} fq_count_args;
+
 #endif

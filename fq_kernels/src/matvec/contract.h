@@ -1,0 +1,25 @@
+/* out[t, r] = sum over k of x[t, k] * packed[r, k], for few tokens: each packed row comes
+ * from memory once.
+ *
+ * Contract: products and sums in float32, 64 partial sums by k modulo 64, added pairwise
+ * at the end; so the bits depend on neither the instruction set nor the thread count nor
+ * the number of tokens. */
+#ifndef FQ_MATVEC_H
+#define FQ_MATVEC_H
+
+#include "unpack/contract.h"
+
+#define FQ_MATVEC_MAX_TOKENS 7 /* from 8 on mul_mat is faster, and so is BLAS */
+typedef struct {
+    int type;
+    fq_dequant_fn fn; /* the type's */
+    const uint8_t *packed;
+    int64_t row_bytes;
+    const float *x;
+    int64_t x_stride; /* floats between tokens */
+    float *out;
+    int64_t out_stride;
+    int64_t n_tokens, k;
+} fq_matvec_args;
+
+#endif

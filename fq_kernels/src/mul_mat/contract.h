@@ -1,0 +1,26 @@
+/* out[t, r] = sum over k of x[t, k] * packed[r, k], for any number of tokens. Ranges count
+ * panels of FQ_MUL_MAT_ROWS packed rows, the last of which may be shorter; up to
+ * FQ_MUL_MAT_PANELS in a range share reads of x.
+ *
+ * Contract: fused multiply-adds in float32 in the order of k, a sum for every 256 of them,
+ * these sums added in order; so the bits depend on neither the thread count nor the number of
+ * tokens. Not every table has it: only where it beats BLAS. */
+#ifndef FQ_MUL_MAT_H
+#define FQ_MUL_MAT_H
+
+#include "unpack/contract.h"
+
+#define FQ_MUL_MAT_ROWS 32
+#define FQ_MUL_MAT_PANELS 6
+typedef struct {
+    fq_dequant_fn fn;
+    const uint8_t *packed;
+    int64_t row_bytes, n_rows;
+    const float *x;
+    int64_t x_stride; /* floats between tokens */
+    float *out;
+    int64_t out_stride;
+    int64_t n_tokens, k; /* k > 0 */
+} fq_mul_mat_args;
+
+#endif
