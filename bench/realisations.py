@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fq_kernels import Executor, force_isa, get_format, isa, register_format, rms_norm_f32
-from fq_kernels.dither import uniform
 from fq_kernels.formats import unregister_format
+from fq_kernels.formats.dither import uniform
 from fq_kernels.rules import FakeQuant, Norm, Rule, Site
 from model import FqError, Model, Stream, Streams, find
 

@@ -1,10 +1,10 @@
-"""The noise controls that stand beside a format in a sweep; fq_kernels/noise.py makes them."""
+"""The noise controls that stand beside a format in a sweep; fq_kernels/formats/noise.py makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fq_kernels.noise import GAUSSIAN, PREFIXES, SIGNS
+from fq_kernels.formats.noise import GAUSSIAN, PREFIXES, SIGNS
 
 from .errors import FqError
 

@@ -17,7 +17,7 @@ from fq_kernels import (
     rms_norm_f32,
     round_trip,
 )
-from fq_kernels.dither import uniform
+from fq_kernels.formats.dither import uniform
 from fq_kernels.rules import FakeQuant, Norm
 
 SEEDS = 12
@@ -147,7 +147,7 @@ def test_the_seed_and_the_row_decide(spec, x, monkeypatch):
     once = fmt.quantise(x).values
     assert_same_bits(get_format(fmt).quantise(np.asfortranarray(x)).values, once)
     assert (fmt.with_seed(4).quantise(x).values != once).mean() > 0.5
-    monkeypatch.setattr(formats, "_PIECE", 1025)
+    monkeypatch.setattr(formats.format, "_PIECE", 1025)
     assert_same_bits(fmt.quantise(x).values, once)
     if not fmt.whole_tensor:
         order = np.random.default_rng(0).permutation(len(x))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -181,6 +183,19 @@ def test_formats_are_values():
     assert fmt != fmt.with_seed(4) and fmt.seed == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         fmt.seed = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("spec", ["bf16:stochastic,seed=3", "int8:group=32", "noise_q8_0:dither,seed=2"])
+def test_copies_and_pickles(spec):
+    fmt = get_format(spec)
+    x = np.linspace(-3, 3, 128, dtype=np.float32).reshape(2, 64)
+    values = fmt.quantise(x).values
+    pickled = pickle.loads(pickle.dumps(fmt))
+    for again in (pickled, copy.copy(fmt), copy.deepcopy(fmt), dataclasses.replace(fmt)):
+        assert again == fmt and hash(again) == hash(fmt)
+        assert (str(again), repr(again), again.kernel_rule) == (spec, repr(fmt), fmt.kernel_rule)
+        assert again.quantise(x).values.tobytes() == values.tobytes()
+    assert list(dataclasses.asdict(fmt)) == ["name", "rounding", "seed", "options"]
 
 
 @pytest.mark.parametrize("name", KERNEL_FORMATS)
@@ -372,6 +387,26 @@ def test_a_format_that_is_gone_says_so():
     for use in (lambda: get_format("mine"), lambda: get_format(fmt), lambda: fmt.quantise(ONES)):
         with pytest.raises(ValueError, match="unknown format 'mine"):
             use()
+
+
+def test_a_format_that_is_gone_and_another_of_its_name():
+    x = np.array([[0.6, 1.2]], np.float32)
+    fmt = register_format("mine", np.floor)
+    signs = get_format("signs_mine")
+    for each in (fmt, signs):
+        assert copy.deepcopy(each) == each
+        assert copy.deepcopy(each).quantise(x).values.tobytes() == each.quantise(x).values.tobytes()
+    assert round_trip(x, "mine").tolist() == [[0, 1]]
+    unregister_format("mine")
+    for use in (lambda: fmt.quantise(x), lambda: round_trip(x, "mine"), lambda: signs.quantise(x)):
+        with pytest.raises(ValueError, match="unknown format '(signs_)?mine"):
+            use()
+    register_format("mine", np.ceil)
+    try:
+        assert fmt.quantise(x).values.tolist() == round_trip(x, "mine").tolist() == [[1, 2]]
+        np.testing.assert_allclose(np.abs(signs.quantise(x).values - x), [[0.4, 0.8]], rtol=1e-5)
+    finally:
+        unregister_format("mine")
 
 
 def test_the_documented_example():

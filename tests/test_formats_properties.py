@@ -158,7 +158,7 @@ def test_pieces_do_not_matter(spec, monkeypatch):
     rng = np.random.default_rng(0)
     x = np.array([make_row(kind, 70, rng) for kind in (*FINITE, "nan", "infinite")], F32)
     expected = get_format(spec).quantise(x)
-    monkeypatch.setattr(formats, "_PIECE", 141)
+    monkeypatch.setattr(formats.format, "_PIECE", 141)
     got = get_format(spec).quantise(x)
     assert_same_bits(got.values, expected.values)
     assert np.array_equal(got.clipped, expected.clipped)

@@ -13,7 +13,7 @@ from test_cli import fq
 
 from fq_kernels import Executor, get_format, register_format, round_trip
 from fq_kernels.formats import unregister_format
-from fq_kernels.noise import PREFIXES
+from fq_kernels.formats.noise import PREFIXES
 from model.report.data import groups_of
 
 SOME = ["bf16", "int4", "bf16:truncate", "int8:group=32", "nvfp4:row", "bf16:dither,seed=3"]

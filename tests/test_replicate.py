@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fq_kernels.rules
 from fq_kernels import round_trip
-from fq_kernels.rules import Norm
+from fq_kernels.rules import FakeQuant, Norm, fake_quant
 from model import Context, FqError, Model
 from model import replicate as experiments
 from model import replicate_why as why
@@ -177,7 +176,7 @@ def test_quantisation(result):
 @pytest.mark.parametrize("mode, hit", [("report", "attn_norm"), ("meant", "ffn_norm"), ("right", "ffn_norm")])
 def test_a_mode_rounds_the_rows_it_names(tiny, executor, tokens, monkeypatch, mode, hit):
     """What leaves each norm is bf16's, before the weight, in the rows of the mode, and in no others."""
-    kernel = fq_kernels.rules.rms_norm_f32
+    kernel = fake_quant.rms_norm_f32
     rounded = {}
 
     def looked_at(norm):
@@ -195,13 +194,13 @@ def test_a_mode_rounds_the_rows_it_names(tiny, executor, tokens, monkeypatch, mo
 
         return call
 
-    inner = fq_kernels.rules.FakeQuant.rms_norm
+    inner = FakeQuant.rms_norm
 
     def rms_norm(self, norm, x, **args):
-        monkeypatch.setattr(fq_kernels.rules, "rms_norm_f32", looked_at(norm))
+        monkeypatch.setattr(fake_quant, "rms_norm_f32", looked_at(norm))
         return inner(self, norm, x, **args)
 
-    monkeypatch.setattr(fq_kernels.rules.FakeQuant, "rms_norm", rms_norm)
+    monkeypatch.setattr(FakeQuant, "rms_norm", rms_norm)
     experiments._evaluate(tiny, tokens[:N_PROMPT], N_DECODED, executor, [experiments.rule(mode, None)])
     prompt, decoded = [(N_PROMPT, row) for row in range(N_PROMPT)], [(1, 0)]
     if mode == "right":
@@ -224,14 +223,14 @@ def test_differences(result, tiny, executor, tokens):
     assert "begin with the same token" in page
     # that row once more: the raw attention norm of BOS in layer 1, its first element
     seen = []
-    kernel = fq_kernels.rules.rms_norm_f32
+    kernel = fake_quant.rms_norm_f32
 
     def keep(x, **args):
         seen.append(kernel(x, eps=args["eps"])[0, 0])
         return kernel(x, **args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fq_kernels.rules, "rms_norm_f32", keep)
+        patch.setattr(fake_quant, "rms_norm_f32", keep)
         Context(tiny, 8, executor).eval(tokens[:1])
     raw = np.float32(seen[2])  # after layer 0's two
     error = abs(float(round_trip(raw.reshape(1, 1), "bf16")[0, 0]) - float(raw))

@@ -19,7 +19,7 @@
 
 #include "common.h"
 
-/* Order is shared with fq_kernels/formats.py. */
+/* Order is shared with fq_kernels/formats/sixteen_bits.py. */
 typedef enum {
     FQ_QUANT_NONE = 0,
     FQ_QUANT_BF16_NEAREST_EVEN = 1,
@@ -82,7 +82,7 @@ static inline float fq_f16_to_float(uint32_t h) {
 }
 
 /* Per rounded row, in double; elements where value or result is not finite are left out
- * of the sums and counted instead. Order is shared with fq_kernels/rules.py. */
+ * of the sums and counted instead. Order is shared with fq_kernels/rules/counter.py. */
 enum {
     FQ_STAT_MAX_ABS_ERROR = 0,
     FQ_STAT_SUM_ABS_ERROR = 1,

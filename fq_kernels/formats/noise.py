@@ -11,15 +11,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import Floats, Rounded
 from .dither import random_bits
-from .format_family import Family, Floats, Rounded
-
-if TYPE_CHECKING:
-    from .formats import Format
+from .format import Family, Format
 
 GAUSSIAN, SIGNS = "noise_", "signs_"
 
@@ -71,6 +68,7 @@ def noise_family(name: str, families: dict[str, Family]) -> Family | None:
         of,
         name=name,
         quantise=quantise,
+        kernel_rules={},
         bits=32,
         largest=None,
         smallest_normal=None,

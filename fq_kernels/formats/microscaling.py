@@ -6,10 +6,9 @@ NVFP4 (2025), appendix on quantisation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from .arrays import Floats, Rounded, Spacing
 from .blocks import (
     SMALLEST_NORMAL,
     below_largest,
@@ -21,11 +20,8 @@ from .blocks import (
     reduce_blocks,
     spacing_out_of_blocks,
 )
-from .format_family import Family, Floats, Rounded, Spacing
+from .format import Family, Format
 from .narrow_floats import E2M1, E2M3, E3M2, E4M3FN, E5M2, NarrowFloat
-
-if TYPE_CHECKING:
-    from .formats import Format
 
 
 class Int8Element:

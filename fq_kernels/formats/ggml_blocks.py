@@ -9,10 +9,10 @@ is what x86 makes of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import Floats, Rounded, Spacing
 from .blocks import (
     below_largest,
     between_extremes,
@@ -25,10 +25,7 @@ from .blocks import (
     signed_largest,
     spacing_out_of_blocks,
 )
-from .format_family import Family, Floats, Rounded, Spacing
-
-if TYPE_CHECKING:
-    from .formats import Format
+from .format import Family, Format
 
 HALF = np.float32(0.5)
 # The largest float32 below a half: trunc(|x| + this) is roundf(|x|) for every |x| < 2**22;

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .format_family import Family, Floats, Mask, Rounded, Spacing
-
-if TYPE_CHECKING:
-    from .formats import Format
+from .arrays import Floats, Mask, Rounded, Spacing
+from .format import Family, Format
 
 
 def float_step(x: Floats, m: int, emin: int) -> Floats:

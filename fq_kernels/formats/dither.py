@@ -9,36 +9,33 @@ row gets the same wherever, in whatever company and on whatever thread it comes.
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from .format_family import Floats, Mask, Rounded
-
-if TYPE_CHECKING:
-    from .formats import Format
+from .arrays import Floats, Mask, Rounded, Spacing
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def dithered(x: Floats, fmt: Format) -> Rounded:
-    """x (rows, n) rounded with dither from fmt's seed.
+def dithered(
+    x: Floats, quantise: Callable[[Floats], Rounded], spacing: Callable[[Floats], Spacing], seed: int
+) -> Rounded:
+    """x (rows, n) rounded by ``quantise`` with dither from ``seed``.
 
     An element that is cut to the range, itself or its neighbour, is rounded without dither.
     """
-    family, plain = fmt.family, fmt.without_dither
-    assert family.spacing is not None
-    rounded, cut = family.quantise(x, plain)
-    step, low, high = family.spacing(x, plain)
+    rounded, cut = quantise(x)
+    step, low, high = spacing(x)
     wide = x.astype(np.float64)
-    y = wide + (uniform(x, fmt.seed) - 0.5) * step
+    y = wide + (uniform(x, seed) - 0.5) * step
     if low is not None and high is not None:
         # on an even grid a whole step changes no error
         y = np.where(y > high, y - step, np.where(y < low, y + step, y))
         y = np.where((y >= low) & (y <= high), y, wide)
     neighbour = y.astype(np.float32)
-    values, cut_too = family.quantise(neighbour, plain)
+    values, cut_too = quantise(neighbour)
     out = (wide + (values.astype(np.float64) - neighbour)).astype(np.float32)
     clipped: Mask | None = None
     for mask in (cut, cut_too):

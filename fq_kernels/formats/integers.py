@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from .arrays import Floats, Rounded, Spacing
 from .blocks import (
     SMALLEST_NORMAL,
     below_largest,
@@ -17,10 +16,7 @@ from .blocks import (
     reduce_blocks,
     spacing_out_of_blocks,
 )
-from .format_family import Family, Floats, Rounded, Spacing
-
-if TYPE_CHECKING:
-    from .formats import Format
+from .format import Family, Format
 
 LARGEST = np.finfo(np.float32).max
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .format_family import Floats, Mask, Spacing
+from .arrays import Floats, Mask, Spacing
 
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 

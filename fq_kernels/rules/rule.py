@@ -1,0 +1,193 @@
+"""A rule picks sites, and says what they are rounded to.
+
+It is written ``SITES=FORMAT[:option,...]``:
+
+    ffn_norm[5]=bf16                          the raw output of layer 5's FFN norm
+    ffn_norm[0-10,15].weighted=bf16:truncate  a format with its options; after the weight
+    *[*].raw=f16                              every norm, output_norm too
+    output_norm=bf16                          no layers: all of them; no point: raw
+    norm[*]=bf16:first-call                   the original experiment's mode
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ..formats import Format, get_format
+from .sites import EVERY_KIND, KINDS, NORM_N, NORM_N_KINDS, POINTS, Site
+
+MODES = ("every", "first-call")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Sites -> format.
+
+    format a Format or its name
+    kind   one of KINDS; "*" (or "all") for every norm; "norm" for llama.cpp's ``norm-N``, the
+           raw outputs of both norms of a layer
+    layer  a layer number, a range, or several of both; None or -1 for all layers (and for
+           output_norm, which has none). Kept as ranges in order, or None
+    point  "raw" or "weighted"
+    mode   "every" rounds every row; "first-call" rounds the first row that reaches each site
+           after a reset and no other. With kind "norm" it is the first row that reaches the
+           name: the original experiment's mode, which rounds row 0 of the attention norm
+
+    Two rules that say the same are equal, and ``Rule.parse(str(rule)) == rule``.
+    Raises ValueError or TypeError naming the field.
+    """
+
+    format: Format
+    kind: str = "ffn_norm"
+    layer: int | range | Iterable[int | range] | None = None
+    point: str = "raw"
+    mode: str = "every"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", get_format(self.format))
+        for name, value, allowed in (
+            ("kind", self.kind, (*KINDS, NORM_N, EVERY_KIND, "all")),
+            ("point", self.point, POINTS),
+            ("mode", self.mode, MODES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if self.kind == "all":
+            object.__setattr__(self, "kind", EVERY_KIND)
+        if self.kind == NORM_N and self.point != "raw":
+            raise ValueError("point must be raw for kind norm, llama.cpp's name of the raw outputs")
+        object.__setattr__(self, "layer", _as_ranges(self.layer))
+
+    @classmethod
+    def parse(cls, text: str, *, seed: int = 0) -> Rule:
+        """The rule that ``text`` writes; see the head of this module.
+
+        seed  of stochastic rounding, where the text names none
+
+        Raises ValueError quoting the text and naming what is wrong with it.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a rule is a string such as 'ffn_norm[5]=bf16', not {type(text).__name__}")
+        try:
+            return cls._parse(text, seed)
+        except ValueError as e:
+            raise ValueError(f"rule {text!r}: {e}") from None
+
+    @classmethod
+    def _parse(cls, text: str, seed: int) -> Rule:
+        sites, equals, spec = text.partition("=")
+        if not equals:
+            raise ValueError("there is no =FORMAT")
+        match = _SITES.fullmatch(sites)
+        if not match:
+            raise ValueError(f"{sites.strip()!r} is not written KIND[LAYERS].POINT")
+        kind, layers, point = match.groups()
+        name, _, rest = spec.partition(":")
+        options = [option.strip() for option in rest.split(",")]
+        modes = [option for option in options if option.lower() in MODES]
+        if len(modes) > 1:
+            raise ValueError(f"two modes: {', '.join(modes)}")
+        options = [option for option in options if option and option not in modes]
+        return cls(
+            get_format(f"{name.strip()}:{','.join(options)}" if options else name, seed=seed),
+            kind,
+            None if layers is None else _parse_layers(layers),
+            "raw" if point is None else point,
+            modes[0].lower() if modes else "every",
+        )
+
+    @property
+    def layers(self) -> tuple[range, ...] | None:
+        """``layer`` as it is kept: disjoint ranges in order; None for all."""
+        return cast("tuple[range, ...] | None", self.layer)
+
+    def matches(self, site: Site) -> bool:
+        kind, layer = site.norm
+        return (
+            self.point == site.point
+            and (self.kind in (kind, EVERY_KIND) or (self.kind == NORM_N and kind in NORM_N_KINDS))
+            and (self.layers is None or any(layer in layers for layers in self.layers))
+        )
+
+    def __str__(self) -> str:
+        if self.layers is None:
+            layers = "" if self.kind == "output_norm" else "[*]"
+        else:
+            layers = f"[{','.join(map(_range_text, self.layers))}]"
+        spec = str(self.format)
+        if self.mode != "every":
+            spec += f"{',' if ':' in spec else ':'}{self.mode}"
+        return f"{self.kind}{layers}.{self.point}={spec}"
+
+
+_SITES = re.compile(r"\s*([^][.\s]*)(?:\[([^][]*)\])?(?:\.([^][.\s]*))?\s*")
+_LAYERS = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?")
+
+
+def _parse_layers(text: str) -> list[range] | None:
+    """``0-10,15``, both ends included, or ``*``: None."""
+    if text.strip() == "*":
+        return None
+    ranges = []
+    for piece in text.split(","):
+        match = _LAYERS.fullmatch(piece)
+        if not match:
+            raise ValueError(f"layers must be * or numbers and ranges such as 0-10,15, not {piece.strip()!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"layers {piece.strip()} run backwards")
+        ranges.append(range(first, last + 1))
+    return ranges
+
+
+def _as_ranges(layer: Any) -> tuple[range, ...] | None:
+    """Disjoint ranges of step 1 in order, none next to another; None for all layers."""
+    if layer is None:
+        return None
+    several = not isinstance(layer, str) and isinstance(layer, Iterable) and not isinstance(layer, range)
+    ranges: list[range] = []
+    try:
+        for item in layer if several else [layer]:
+            if isinstance(item, range) and item.step == 1:
+                ranges.append(item)
+            else:
+                numbers = item if isinstance(item, range) else [operator.index(item)]
+                ranges += [range(i, i + 1) for i in numbers]
+    except TypeError:
+        raise TypeError(f"layer must be a layer number, a range or several, not {layer!r}") from None
+    if not several and ranges == [range(-1, 0)]:
+        return None
+    merged: list[range] = []
+    for r in sorted((r for r in ranges if r), key=lambda r: r.start):
+        if r.start < 0:
+            raise ValueError(f"layer must be a layer number, or -1 for all layers, not {r.start}")
+        if merged and r.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, r.stop))
+        else:
+            merged.append(r)
+    if not merged:
+        raise ValueError("layer names no layer")
+    return tuple(merged)
+
+
+def _range_text(r: range) -> str:
+    return f"{r.start}" if r.stop - r.start == 1 else f"{r.start}-{r.stop - 1}"
+
+
+Rules = str | Rule | Iterable[str | Rule]
+
+
+def as_rules(rules: Rules) -> tuple[Rule, ...]:
+    """A rule, its text, or several of either. Raises ValueError or TypeError naming the bad one."""
+    several = rules if isinstance(rules, Iterable) and not isinstance(rules, str) else [rules]
+    return tuple(rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in several)
+
+
+def rules_text(rules: Sequence[object]) -> str:
+    """The first rules, for a repr."""
+    texts = [str(rule) for rule in rules[:3]]
+    return ", ".join(texts + ["…"] * (len(rules) > 3)) or "none"
