@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import fq_kernels
-from model.machine import cache_sizes
+from fq.machine import cache_sizes
 
 from .harness import Contestant, own_processors
 

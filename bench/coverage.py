@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fq_kernels import Executor
-from model import FqError, Model, Sweep, find, machine
-from model.inference import (
+from fq import FqError, Model, Sweep, find, machine
+from fq.measure.cells import Cell
+from fq.measure.chunks import chunk_order, n_scored_per_chunk
+from fq.measure.inference import (
     LEVEL,
     Interval,
     Ordering,
@@ -30,8 +31,7 @@ from model.inference import (
     ratio_test,
     realisations_test,
 )
-from model.streams import chunk_order, n_scored_per_chunk
-from model.sweep import Cell
+from fq_kernels import Executor
 
 KEPT = Path(__file__).with_name("coverage.npz")
 SIZES = (4, 6, 8, 16, 32)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fq import machine
 from fq_kernels import isa
-from model import machine
 
 from .kept import keep, kept
 
@@ -179,7 +179,7 @@ def output(block: Block, text: Path | None = None, python: str | None = None) ->
     They run in a folder of their own, where the text lies under a bare name: no path of this machine
     gets into a document. The root's ``docs`` is there too.
     """
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "model")])}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "docs").symlink_to(ROOT / "docs")
         if text:
@@ -188,7 +188,7 @@ def output(block: Block, text: Path | None = None, python: str | None = None) ->
         for command in block.commands:
             argv = [python if word == LLAMA_PYTHON and python else word for word in shlex.split(command)]
             if argv[0] in ("fq", "python"):
-                argv[:1] = [sys.executable, *(["-m", "model"] if argv[0] == "fq" else [])]
+                argv[:1] = [sys.executable, *(["-m", "fq"] if argv[0] == "fq" else [])]
             run = subprocess.run(
                 argv, cwd=folder, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=False
             )

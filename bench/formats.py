@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from fq import FqError, Model, Stream, Streams, find
+from fq.commands.files import check_outputs, write
+from fq.commands.progress import by_chunk
+from fq.commands.show import chunks_text
+from fq.gguf.cache import location
+from fq.machine import default_threads, package_version
+from fq.measure.chunks import ORDERS as CHUNK_ORDERS
+from fq.measure.statistics import is_exactly_zero
 from fq_kernels import Executor, format_names, get_format, isa
 from fq_kernels.rules import FakeQuant, RowStat, Rule
-from model import FqError, Model, Stream, Streams, find, show
-from model.commands.files import check_outputs, write
-from model.machine import default_threads, package_version
-from model.statistics import is_exactly_zero
-from model.store import location
-from model.streams import ORDERS as CHUNK_ORDERS
 
 SITES = "ffn_norm[*].raw"
 # beside every name with each of its roundings: where the scale comes from
@@ -59,7 +61,7 @@ COLUMNS += ("SQNR, dB", "out of range")
 
 def streams(model: Model, formats: Sequence[str], sites: str = SITES) -> list[Stream]:
     """The control, the deployed path, and a stream for each format. Raises ValueError for a bad rule."""
-    rounded = [Stream(fmt, FakeQuant(model.norms, Rule.parse(f"{sites}={fmt}"))) for fmt in formats]
+    rounded = [Stream(fmt, FakeQuant(model.values, Rule.parse(f"{sites}={fmt}"))) for fmt in formats]
     return [Stream(CONTROL), Stream(DEPLOYED, activations="ggml"), *rounded]
 
 
@@ -69,8 +71,8 @@ def rows_of(run: Streams) -> list[dict[str, Any]]:
     for stream, result in zip(run.streams, run.result()["streams"], strict=True):
         row: dict[str, Any] = {"name": stream.name, "bits_per_value": None, "sqnr_db": None}
         row |= {"out_of_range": None, "comparison": result["comparison"]}
-        if stream.rules is not None:
-            counters = stream.rules.matched
+        if stream.fake_quant is not None:
+            counters = stream.fake_quant.matched
             totals = np.sum([c.totals for c in counters], axis=0)
             signal, noise = totals[RowStat.SUM_SQ_VALUE], totals[RowStat.SUM_SQ_ERROR]
             row["bits_per_value"] = get_format(stream.name).bits_per_value
@@ -129,7 +131,7 @@ def markdown(data: dict[str, Any]) -> str:
         f"command: `{data['command']}`",
         f"model: {os.path.basename(data['model'])}",
         f"text: {data['text']}, {data['n_tokens']} tokens",
-        show.chunks_text(data),
+        chunks_text(data),
         f"PPL of the baseline: {data['ppl_base']:.4f}",
         f"numerics: {data['numerics']}",
         *(f"{text}: {'holds' if holds else 'DOES NOT HOLD'}" for text, holds in data["checks"]),
@@ -199,7 +201,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             executor=executor,
         )
         try:
-            for _ in show.progress(run):
+            for _ in by_chunk(run):
                 pass
         except KeyboardInterrupt:
             if not run.done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.commands.files import write
+from fq.commands.files import write
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
-from model import Executor, FqError
+from fq import Executor, FqError
 
 SOURCE = Path(__file__).with_name("limits.c")
 # for this machine alone, as a limit should be; 512 bits, where the compiler would rather take 256

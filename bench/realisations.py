@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fq import FqError, Model, Stream, Streams, find
 from fq_kernels import Executor, force_isa, get_format, isa, register_format, rms_norm_f32
 from fq_kernels.formats import unregister_format
 from fq_kernels.formats.dither import uniform
-from fq_kernels.rules import FakeQuant, Norm, Rule, Site
-from model import FqError, Model, Stream, Streams, find
+from fq_kernels.rules import FakeQuant, Place, Rule, Site, Value
 
 Ratios = npt.NDArray[np.float64]  # (realisations, chunks): ln(PPL ratio)
 
-Errors = dict[Norm, npt.NDArray[np.float32]]  # of the first chunk, (rows, n_embd) at each site
+Errors = dict[Place, npt.NDArray[np.float32]]  # of the first chunk, (rows, n_embd) at each site
 
 # (instruction set, tokens per evaluation); None: the best there is, all tokens of a chunk. With
 # scalar kernels numpy's BLAS multiplies, where the best ones may not need it. 1 to 7 tokens are one order.
@@ -76,13 +76,13 @@ def moved(spec: str, n: int) -> Iterator[list[str]]:
 class Recorder(FakeQuant):
     """A rule that keeps the errors of its sites while it is ``recording``."""
 
-    def __init__(self, norms: Sequence[Norm], rule: str, *, recording: bool) -> None:
-        super().__init__(norms, rule)
-        self.recording, self._kept = recording, dict[Norm, list[npt.NDArray[np.float32]]]()
+    def __init__(self, values: Sequence[Value], rule: str, *, recording: bool) -> None:
+        super().__init__(values, rule)
+        self.recording, self._kept = recording, dict[Place, list[npt.NDArray[np.float32]]]()
 
     def rms_norm(
         self,
-        norm: Norm,
+        norm: Place,
         x: np.ndarray,
         *,
         eps: float,
@@ -122,7 +122,7 @@ def ratios(
     kept: Sequence[int],
 ) -> Found:
     """Of each rule and chunk; the errors of the rules numbered in ``kept``."""
-    sides = [Recorder(model.norms, rule, recording=i in kept) for i, rule in enumerate(rules)]
+    sides = [Recorder(model.values, rule, recording=i in kept) for i, rule in enumerate(rules)]
     with Executor(args.threads) as executor:
         run = Streams(
             model,
@@ -173,7 +173,7 @@ def sorts(model: Model, tokens: npt.NDArray[np.int64], args: argparse.Namespace)
     }
 
 
-def correlations(errors: Sequence[Errors]) -> dict[Norm, float]:
+def correlations(errors: Sequence[Errors]) -> dict[Place, float]:
     """Of each site, the mean over all pairs of realisations."""
 
     def one(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 
 import fq_kernels
+from fq import FqError, machine
+from fq.commands.files import check_outputs, write
 from fq_kernels._kernels import _dispatch_ns
-from model import FqError, machine
-from model.commands.files import check_outputs, write
 
 from .cases import LEVELS, OPS, Bench, Op, Place, ggml_oracle, rows_in
 from .harness import Contestant, alternate, own_processors, quartiles

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from model import Context, Executor, FqError, Model, find, machine
-from model.graph import Node, Op
-from model.trace import EVAL, Trace, provenance
+from fq import Context, Executor, FqError, Model, find, machine
+from fq.arch.graph import Node, Op
+from fq.run.trace import EVAL, Trace, provenance
 
 from .limits import Limits
 

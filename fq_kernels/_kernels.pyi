@@ -116,6 +116,7 @@ def attention(
     v_cache: npt.NDArray[np.float32],
     n_past: int,
     *,
+    scale: float | None = None,
     out: npt.NDArray[np.float32],
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...

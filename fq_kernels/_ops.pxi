@@ -44,12 +44,12 @@ def rope(x, cos, sin, *, executor=None):
     return x
 
 
-def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
+def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, out, executor=None):
     """Causal attention of n_tokens after n_past others of one sequence (src/attention/contract.h).
 
     q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), k_cache and v_cache
     (n_head_kv, n_ctx, d): all float32 C-contiguous, n_head a multiple of n_head_kv. k and v are
-    written to the caches at n_past. The scores are divided by sqrt(d). out is float32
+    written to the caches at n_past. The scores are multiplied by scale, 1 / sqrt(d) by default. out is float32
     (n_tokens, n_head * d), its last axis contiguous. Returns out. The bits do not depend on
     threads; for up to MATVEC_MAX_TOKENS tokens not on the instruction set either. Raises
     TypeError or ValueError naming the argument.
@@ -98,7 +98,7 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, out, executor=None):
     a.out = <float *> ao.b.buf
     a.out_stride = ao.b.strides[0] // ao.b.itemsize
     a.n_past = n_past
-    a.scale = 1.0 / sqrt(<double> a.d)
+    a.scale = 1.0 / sqrt(<double> a.d) if scale is None else <double> scale
     pool = _pool_of(executor)
     fq_attend_append(&a, <const float *> ak.b.buf, <const float *> av.b.buf)
     if a.n_tokens > FQ_MATVEC_MAX_TOKENS and table.attend_many != NULL and a.d <= FQ_ATTEND_MAX_DIM:

@@ -1,7 +1,10 @@
-"""``python -m model`` is ``fq``."""
+"""``python -m model`` in a checkout is ``fq`` of these sources, installed or not."""
 
 import sys
+from pathlib import Path
 
-from .cli import main
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fq.cli import main
 
 sys.exit(main())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 
 import fq_kernels
-from model import Model, find
-from model.synthetic import tiny_shape, write_llama_gguf
+from fq import Model, find
+from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 
 settings.register_profile("default", deadline=None)
 # The same examples on every run: a failure there is the change's, not the day's.
@@ -16,6 +16,12 @@ settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60
 # For code that runs ten times slower: what is looked for there does not hide in rare values.
 settings.register_profile("sanitizers", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "smollm2_path" in getattr(item, "fixturenames", ()):
+            item.add_marker("downloads")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from gguf.quants import dequantize
 Array = np.ndarray[Any, np.dtype[np.float64]]
 # (kind, layer, point, values) -> values: where a test rounds a norm's output
 RoundNorm = Callable[[str, int | None, str, Array], Array]
+# (kind, layer, values) -> values: where a test rounds any other value, by its site's name
+RoundValue = Callable[[str, int | None, Array], Array]
 
 
 class ReferenceLlama:
@@ -28,8 +30,11 @@ class ReferenceLlama:
     def hparam(self, key: str, default: Any = None) -> Any:
         return self.meta.get(f"llama.{key}", default)
 
-    def logits(self, tokens: Sequence[int], round_norm: RoundNorm | None = None) -> Array:
+    def logits(
+        self, tokens: Sequence[int], round_norm: RoundNorm | None = None, at: RoundValue | None = None
+    ) -> Array:
         """Logits of every token, (n_tokens, n_vocab)."""
+        at = at or (lambda kind, layer, values: values)
         w, eps = self.weights, self.hparam("attention.layer_norm_rms_epsilon")
         n_head = self.hparam("attention.head_count")
         n_head_kv = self.hparam("attention.head_count_kv", n_head)
@@ -39,20 +44,23 @@ class ReferenceLlama:
 
         def norm(x: Array, kind: str, layer: int | None) -> Array:
             name = kind if layer is None else f"blk.{layer}.{kind}"
+            if round_norm:
+                x = round_norm(kind, layer, "in", x)
             raw = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
             if round_norm:
                 raw = round_norm(kind, layer, "raw", raw)
             weighted = raw * w[f"{name}.weight"]
             return round_norm(kind, layer, "weighted", weighted) if round_norm else weighted
 
-        x = w["token_embd.weight"][list(tokens)]  # (n_tokens, n_embd)
+        x = at("inp_embd", None, w["token_embd.weight"][list(tokens)])  # (n_tokens, n_embd)
         for layer in range(self.hparam("block_count")):
             blk = {name: w[f"blk.{layer}.{name}.weight"] for name in (
                 "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}  # fmt: skip
             h = norm(x, "attn_norm", layer)
-            q = rotate((h @ blk["attn_q"].T).reshape(n_tokens, n_head, head_dim), angles)
-            k = rotate((h @ blk["attn_k"].T).reshape(n_tokens, n_head_kv, head_dim), angles)
-            v = (h @ blk["attn_v"].T).reshape(n_tokens, n_head_kv, head_dim)
+            q, k, v = (at(f"{c}_proj", layer, h @ blk[f"attn_{c}"].T) for c in "qkv")
+            q = at("q", layer, rotate(q.reshape(n_tokens, n_head, head_dim), angles))
+            k = at("k", layer, rotate(k.reshape(n_tokens, n_head_kv, head_dim), angles))
+            v = at("v", layer, v.reshape(n_tokens, n_head_kv, head_dim))
             attended = np.empty_like(q)
             for head in range(n_head):
                 shared = head // (n_head // n_head_kv)  # neighbouring heads share keys and values
@@ -60,10 +68,13 @@ class ReferenceLlama:
                 scores[np.arange(n_tokens)[:, None] < np.arange(n_tokens)] = -np.inf
                 p = np.exp(scores - scores.max(axis=-1, keepdims=True))
                 attended[:, head] = p / p.sum(axis=-1, keepdims=True) @ v[:, shared]
-            x = x + attended.reshape(n_tokens, n_head * head_dim) @ blk["attn_output"].T
+            attended = at("kqv_out", layer, attended.reshape(n_tokens, n_head * head_dim))
+            x = at("ffn_inp", layer, x + at("attn_out", layer, attended @ blk["attn_output"].T))
             h = norm(x, "ffn_norm", layer)
-            gate, up = h @ blk["ffn_gate"].T, h @ blk["ffn_up"].T  # (n_tokens, n_ff)
-            x = x + gate * sigmoid(gate) * up @ blk["ffn_down"].T
+            gate = at("ffn_gate", layer, h @ blk["ffn_gate"].T)  # (n_tokens, n_ff)
+            up = at("ffn_up", layer, h @ blk["ffn_up"].T)
+            act = at("ffn_act", layer, gate * sigmoid(gate) * up)
+            x = at("l_out", layer, x + at("ffn_out", layer, act @ blk["ffn_down"].T))
         x = norm(x, "output_norm", None)
         return x @ w.get("output.weight", w["token_embd.weight"]).T
 

@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 
+from fq.measure.cells import Cell, CellChunk
+from fq.measure.figures import figures
+from fq.measure.statistics import Paired
+from fq.results.runs import Results, Run
 from fq_kernels.rules import RowStat
-from model.results import Results, Run
-from model.statistics import Paired
-from model.sweep import Cell, CellChunk
-from model.sweep_figures import figures
 
 N_CTX, SCORED = 16, 7
 CONTROL = Cell("control", "control")

@@ -1,4 +1,4 @@
-"""The floors of fq_kernels: no module imports one above it, and none anything but numpy and ml_dtypes.
+"""The floors: no module imports one above it, and fq_kernels nothing but numpy and ml_dtypes.
 
 By the import statements, wherever they stand: in functions and under TYPE_CHECKING too.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SOURCES = {"fq_kernels": ROOT / "fq_kernels", "fq": ROOT / "model" / "fq"}
 PACKAGE = "fq_kernels"
 KERNELS = "fq_kernels._kernels"
 ALLOWED = {PACKAGE, "numpy", "ml_dtypes", *sys.stdlib_module_names}
@@ -23,6 +24,20 @@ ALLOWED = {PACKAGE, "numpy", "ml_dtypes", *sys.stdlib_module_names}
 # The kernels take a format by its name, and some formats are rounded by a kernel. One of the two must
 # import the other when it is called: it is these, so that the kernels find the formats' table complete.
 LATE = {("fq_kernels.formats.format", KERNELS), ("fq_kernels.formats.sixteen_bits", KERNELS)}
+
+# The rooms of fq, each on its floor: it imports what is below, and no other of its floor.
+FLOORS = (
+    {"errors", "machine", "provenance", "words"},
+    {"gguf", "text"},
+    {"arch"},
+    {"run"},
+    {"measure"},
+    {"results"},
+    {"replicate", "report"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
 
 CYTHON_IMPORT = re.compile(r"^[ \t]*((?:from [\w.]+ )?import (?:\([^)]*\)|[^(\n#]+))", re.M)
 
@@ -34,7 +49,8 @@ class Import(NamedTuple):
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    source = next(folder for folder in SOURCES.values() if folder in path.parents)
+    parts = path.relative_to(source.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -68,13 +84,16 @@ def names(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
     return [".".join(filter(None, [*start, node.module, alias.name])) for alias in node.names]
 
 
+PATHS = [path for folder in SOURCES.values() for path in folder.rglob("*.py")]
+
+
 def all_imports() -> list[Import]:
-    found = [i for path in (ROOT / PACKAGE).rglob("*.py") for i in python_imports(path)]
+    found = [i for path in PATHS for i in python_imports(path)]
     sources = [*(ROOT / PACKAGE).glob("*.pyx"), *(ROOT / PACKAGE).glob("*.pxi")]
     return found + [i for path in sources for i in cython_imports(path)]
 
 
-MODULES = {name_of(path) for path in (ROOT / PACKAGE).rglob("*.py")} | {KERNELS}
+MODULES = {name_of(path) for path in PATHS} | {KERNELS}
 IMPORTS = all_imports()
 
 
@@ -84,7 +103,7 @@ def module_of(name: str) -> str:
 
 
 # What a module's own package runs before it is not counted: its __init__ imports what stands in it.
-EDGES = {(i.module, module_of(i.name), i.late) for i in IMPORTS if i.name.split(".")[0] == PACKAGE}
+EDGES = {(i.module, module_of(i.name), i.late) for i in IMPORTS if i.name.split(".")[0] in SOURCES}
 
 
 def test_no_import_circle():
@@ -103,8 +122,26 @@ def test_what_is_imported_late_still_is():
 
 
 def test_nothing_but_numpy_and_ml_dtypes_is_imported():
-    others = {(i.module, i.name) for i in IMPORTS if i.name.split(".")[0] not in ALLOWED}
-    assert others == set()
+    ours = [i for i in IMPORTS if i.module.split(".")[0] == PACKAGE]
+    assert {(i.module, i.name) for i in ours if i.name.split(".")[0] not in ALLOWED} == set()
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_no_import_upwards():
+    floor_of = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+    # the package's own module lists what users import, from all rooms
+    inner = [(a, b) for a, b, _ in EDGES if a.startswith("fq.") and b.startswith("fq.")]
+    assert {room_of(module) for edge in inner for module in edge} <= set(floor_of)
+    upwards = [
+        f"{a} imports {b}"
+        for a, b in sorted(inner)
+        if room_of(a) != room_of(b) and floor_of[room_of(a)] <= floor_of[room_of(b)]
+    ]
+    assert upwards == []
+    assert not any(b == "fq" for a, b, _ in EDGES if a != "fq")
 
 
 def test_all_statements_are_seen():
@@ -115,3 +152,4 @@ def test_all_statements_are_seen():
     assert ("fq_kernels.rules.counter", "fq_kernels.formats", False) in EDGES
     assert Import("fq_kernels.formats.narrow_floats", "ml_dtypes", True) in IMPORTS
     assert Import(KERNELS, "threading", False) in IMPORTS
+    assert ("fq.run.context", "fq.arch.ops", False) in EDGES and ("fq.cli", "fq.words", True) in EDGES

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from model.synthetic import tiny_shape, write_llama_gguf
+from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 
 # Each costs milliseconds, and is for something that these programs do not do.
 FETCHING = {"subprocess", "tempfile", "shutil", "zipfile", "hashlib"}
-REPORTING = {"sqlite3", "tqdm", "jinja2", "importlib.metadata", "email", "model.trace", "model.show"}
+REPORTING = {"sqlite3", "tqdm", "jinja2", "importlib.metadata", "email", "fq.run.trace", "fq.commands.show"}
 NUMBERS = {"gguf", "ml_dtypes", "numpy.random", "difflib"}
 PARALLEL = {"multiprocessing", "concurrent.futures", "asyncio"}
 
 RUN = """
-from model.generation import Sampler, generate
-from model.runner import Context, Model
-from model.store import find
+from fq.run.generation import Sampler, generate
+from fq.run.context import Context
+from fq.run.model import Model
+from fq.gguf.cache import find
 from fq_kernels import Executor
 model = Model(find(sys.argv[1]))
 ids = model.tokenizer.encode("Hello world", parse_special=True)
@@ -45,9 +46,9 @@ def loaded(program: str, path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("program", "needs", "others"),
     [
-        ("import model", "", {"numpy", "fq_kernels"}),
-        ("import fq_kernels.rules", "import numpy", {"model", "tokenizers", "threadpoolctl", "json"}),
-        ("from model.runner import Model", "import numpy", {"tokenizers"}),
+        ("import fq", "", {"numpy", "fq_kernels"}),
+        ("import fq_kernels.rules", "import numpy", {"fq", "tokenizers", "threadpoolctl", "json"}),
+        ("from fq.run.model import Model", "import numpy", {"tokenizers"}),
         (RUN, "import numpy, tokenizers, threadpoolctl", set()),
     ],
     ids=["package", "kernels", "runner", "run"],
@@ -60,7 +61,7 @@ def test_only_what_is_used_is_imported(program: str, needs: str, others: set[str
 def test_a_command_leaves_no_blas_threads_to_look_for_work() -> None:
     program = """
 import os
-from model.cli import main
+from fq.cli import main
 assert "numpy" not in sys.modules  # which reads it once
 os.environ.pop("OPENBLAS_NUM_THREADS", None)
 main(["formats", "--json"])

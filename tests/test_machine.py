@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from test_cli import fq
+from command_line import fq
 
-from model.commands import options
-from model.machine import available_memory, default_threads
+from fq.commands import options
+from fq.machine import available_memory, default_threads
 
 GIB = 1 << 30
 

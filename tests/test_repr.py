@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model import Context, Executor, FakeQuant, Model, Perplexity, Results, Sweep, cells_of
+from fq import Context, Executor, FakeQuant, Model, Perplexity, Results, Sweep, cells_of
 
 STORE = Path(__file__).parent / "data" / "store-1.sqlite"
 
@@ -16,7 +16,7 @@ STORE = Path(__file__).parent / "data" / "store-1.sqlite"
 def shown(tiny_path, tmp_path):
     """repr(object) by the name of its class."""
     tiny = Model(tiny_path)
-    rules = FakeQuant(tiny.norms, ["ffn_norm=bf16", "attn_norm=f16", "ffn_norm[1]=int8", "*=bf16"])
+    rules = FakeQuant(tiny.values, ["ffn_norm=bf16", "attn_norm=f16", "ffn_norm[1]=int8", "*=bf16"])
     shutil.copy(STORE, tmp_path / "store.sqlite")
     with Executor(2) as executor, Results(tmp_path / "store.sqlite") as store:
         context = Context(tiny, 32, executor, "*=bf16")

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from model import FqError, find, machine
-from model.commands.files import check_outputs, write
-from model.store import cache_folder, location
+from fq import FqError, find, machine
+from fq.commands.files import check_outputs, write
+from fq.gguf.cache import cache_folder, location
 
 from . import llama, measure
 from .measure import Row

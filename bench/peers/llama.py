@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model import FqError
+from fq import FqError
 
 SOURCE = Path(__file__).with_name("llama_peer.c")
 HOW_TO = "see bench/peers/README.md for how to build it"

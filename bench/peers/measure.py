@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness import quartiles
-from model import FqError
+from fq import FqError
 
 from .llama import LlamaCpp
 from .processes import Idle, Whole, Worker, run_whole
@@ -135,7 +135,7 @@ def perplexity(
     def ours() -> Whole:
         options = ["-f", str(text), "-c", str(PPL_CTX), "--chunks", str(chunks), "-t", str(threads)]
         options += ["--chunk-order", "first"]  # as llama.cpp takes them
-        command = [sys.executable, "-m", "model", "perplexity", "-m", str(model), *options]
+        command = [sys.executable, "-m", "fq", "perplexity", "-m", str(model), *options]
         return run_whole("fq perplexity", [*command, "--json", "-"])
 
     def theirs(file: Path) -> Whole:
@@ -158,7 +158,7 @@ def perplexity(
 
 def cold_start(model: Path, llama: LlamaCpp, threads: int, rounds: int) -> Iterator[Row]:
     """``fq run -n 5`` from start to end, against the same of llama.cpp."""
-    command = [sys.executable, "-m", "model", "run", "-m", str(model), "-p", PROMPT, "-n", str(N_PREDICT)]
+    command = [sys.executable, "-m", "fq", "run", "-m", str(model), "-p", PROMPT, "-n", str(N_PREDICT)]
     command += ["--ignore-eos", "-t", str(threads)]
 
     def peer(repack: bool) -> Whole:

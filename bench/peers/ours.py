@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from time import perf_counter
 
-from model import Context, Executor, Model
+from fq import Context, Executor, Model
 
 
 def main(path: str, threads: str, n_ctx: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model import FqError
+from fq import FqError
 
 SPAWN = Path(__file__).with_name("spawn.py")
 # Of the other's turn: what a process may use of the processor while it is not its turn

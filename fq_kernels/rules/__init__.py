@@ -1,32 +1,33 @@
-"""Which norm outputs are rounded, to what, and what the rounding did.
+"""Which values are rounded, to what, and what the rounding did.
 
-A *norm* is one rms_norm of the graph, (kind, layer). It has two *sites*, one per point:
-``raw`` before the weight, ``weighted`` after it. Rules pick sites; a context holds the
-rules and the counters of one evaluation of the graph and is its only state. How a rule is
-written stands at the head of rule.py.
+A *place* is a value of the graph by its role, (kind, layer). A norm has a *site* at each of its points:
+``in``, what it reads; ``raw``, before the weight; ``weighted``, after it. Any other place is one site.
+Rules pick sites; a context holds the rules and the counters of one evaluation of the graph and is its
+only state. How a rule is written stands at the head of rule.py.
 """
 
 from .counter import Counter, RowStat
-from .fake_quant import FakeQuant, RowCallback, describe_norms
+from .fake_quant import FakeQuant, RowCallback
 from .rule import MODES, Rule, Rules, as_rules, rules_text
-from .sites import EVERY_KIND, KINDS, NORM_N, NORM_N_KINDS, POINTS, Norm, Site
+from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Site, Value, describe_values, is_norm
 
 __all__ = [
-    "EVERY_KIND",
-    "KINDS",
+    "EVERY_ACTIVATION",
+    "EVERY_NORM",
     "MODES",
     "NORM_N",
-    "NORM_N_KINDS",
     "POINTS",
     "Counter",
     "FakeQuant",
-    "Norm",
+    "Place",
     "RowCallback",
     "RowStat",
     "Rule",
     "Rules",
     "Site",
+    "Value",
     "as_rules",
-    "describe_norms",
+    "describe_values",
+    "is_norm",
     "rules_text",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -47,6 +47,10 @@ class Counter:
     elements: int = 0
     totals: np.ndarray | None = None
 
+    def copy(self) -> Counter:
+        totals = None if self.totals is None else self.totals.copy()
+        return replace(self, totals=totals)
+
     def add(self, rows: int, quantised: int, n: int, row_stats: np.ndarray | None = None) -> None:
         """Count ``rows`` rows of n elements, the first ``quantised`` of them rounded.
 
@@ -88,7 +92,7 @@ class Counter:
 
     @property
     def max_abs_error(self) -> float | None:
-        return None if self.totals is None else float(self.totals[RowStat.MAX_ABS_ERROR])
+        return self._total(RowStat.MAX_ABS_ERROR)
 
     @property
     def mean_abs_error(self) -> float | None:
@@ -108,19 +112,27 @@ class Counter:
         return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
     def _count(self, column: RowStat) -> int | None:
-        return None if self.totals is None else int(self.totals[column])
+        total = self._total(column)
+        return None if total is None else int(total)
+
+    def _total(self, column: RowStat) -> float | None:
+        """None where it was not counted: NaN in what a version kept that did not count it yet."""
+        if self.totals is None or math.isnan(self.totals[column]):
+            return None
+        return float(self.totals[column])
 
     def _mean(self, column: RowStat) -> float | None:
-        if self.totals is None:
+        total, lost = self._total(column), self._total(RowStat.NOT_FINITE)
+        if total is None or lost is None:
             return None
-        finite = self.elements - int(self.totals[RowStat.NOT_FINITE])
-        return float(self.totals[column]) / finite if finite else 0.0
+        finite = self.elements - int(lost)
+        return total / finite if finite else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         assert self.rule is not None
         return {
-            "kind": self.site.norm.kind,
-            "layer": self.site.norm.layer,
+            "kind": self.site.place.kind,
+            "layer": self.site.place.layer,
             "point": self.site.point,
             "format": str(self.rule.format),
             "mode": self.rule.mode,

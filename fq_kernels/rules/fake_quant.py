@@ -1,8 +1,9 @@
-"""Norms under rules: a context holds the rules and the counters of one evaluation of the graph
+"""Values under rules: a FakeQuant holds the rules and the counters of one evaluation of the graph
 and is its only state."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from .._kernels import N_STATS, rms_norm_f32, round_trip
 from .counter import Counter, RowStat
 from .rule import Rules, as_rules, rules_text
-from .sites import KINDS, NORM_N, NORM_N_KINDS, POINTS, Norm, Site
+from .sites import NORM_N, Place, Site, Value, describe_values
 
 RowCallback = Callable[[Site, float, float], None]
 
@@ -19,7 +20,7 @@ RowCallback = Callable[[Site, float, float], None]
 class FakeQuant:
     """The rules of one stream and its counters, one per site.
 
-    norms         the graph's norms, in order
+    values        what can be rounded of a graph, in order: `Model.values`
     rules         a rule, its text, or several of either; each site takes the last that matches
                   it, so a raw and a weighted rule on one norm both act
     on_row        called for each rounded row with its site and |error| of its first and last
@@ -32,30 +33,38 @@ class FakeQuant:
 
     def __init__(
         self,
-        norms: Iterable[Norm],
+        values: Iterable[Value],
         rules: Rules = (),
         on_row: RowCallback | None = None,
         *,
         count_errors: bool = True,
     ) -> None:
-        self.norms = tuple(norms)
+        self.values = tuple(values)
         self.rules = as_rules(rules)
         self.on_row = on_row
         self.count_errors = count_errors
-        self._sites = {norm: (Site(norm, "raw"), Site(norm, "weighted")) for norm in self.norms}
         for rule in self.rules:
-            if not any(rule.matches(site) for pair in self._sites.values() for site in pair):
-                raise ValueError(f"{rule} matches no site; there are {describe_norms(self.norms)}")
+            if not any(rule.takes(v, site.point) for v in self.values for site in v.sites):
+                raise ValueError(f"{rule} matches no site; there are {describe_values(self.values)}")
+        norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)}
+        self._new = [
+            self._new_counter(value, site, norm_numbers.get(value.place))
+            for value in self.values
+            for site in value.sites
+        ]
         self.reset()
 
     def __repr__(self) -> str:
         rounded = sum(counter.rows_quantised for counter in self.counters.values())
         return f"<FakeQuant {rules_text(self.rules)}: {len(self.matched)} sites, {rounded} rows rounded>"
 
+    @property
+    def norms(self) -> tuple[Place, ...]:
+        return tuple(value.place for value in self.values if value.is_norm)
+
     def reset(self) -> None:
         """Zero the counters; first-call starts anew."""
-        sites = [site for pair in self._sites.values() for site in pair]
-        self.counters = {site: self._new_counter(site, i) for i, site in enumerate(sites)}
+        self.counters = {counter.site: counter.copy() for counter in self._new}
 
     @property
     def counters(self) -> dict[Site, Counter]:
@@ -65,17 +74,27 @@ class FakeQuant:
     @counters.setter
     def counters(self, counters: dict[Site, Counter]) -> None:
         self._counters = counters
-        # looking up a norm's two counters by their sites takes longer than a row's rounding
-        self._pairs = {norm: (counters[raw], counters[wt]) for norm, (raw, wt) in self._sites.items()}
+        # looking up a place's counters by their sites takes longer than a row's rounding
+        self._by_place = {v.place: tuple(counters[site] for site in v.sites) for v in self.values}
+        # whether a rule takes a value that is no norm's
+        self.rounds_values = any(c.rule for site, c in counters.items() if site.point is None)
 
-    def _new_counter(self, site: Site, i: int) -> Counter:
-        rule = next((r for r in reversed(self.rules) if r.matches(site)), None)
+    def kept(self) -> dict[Site, Counter]:
+        """The counters as they are now, to be put back."""
+        return {site: counter.copy() for site, counter in self.counters.items()}
+
+    def _new_counter(self, value: Value, site: Site, norm_number: int | None) -> Counter:
+        rule = next((r for r in reversed(self.rules) if r.takes(value, site.point)), None)
         if rule is None:
             return Counter(site)
         fmt = rule.format
         if fmt.seeded:
             # each site draws numbers of its own
-            fmt = fmt.with_seed((fmt.seed * 0x9E3779B97F4A7C15 + i) % 2**64)
+            if norm_number is not None and site.point in ("raw", "weighted"):
+                number = norm_number + (site.point == "weighted")
+            else:
+                number = (1 << 32) + zlib.crc32(str(site).encode())
+            fmt = fmt.with_seed((fmt.seed * 0x9E3779B97F4A7C15 + number) % 2**64)
         return Counter(site, rule, fmt, totals=np.zeros(len(RowStat)) if self.count_errors else None)
 
     @property
@@ -83,14 +102,18 @@ class FakeQuant:
         """Counters of the sites that a rule takes, in graph order."""
         return [c for c in self.counters.values() if c.rule]
 
-    def rows_seen(self, norm: Norm) -> int:
-        """Rows that reached ``norm`` since the last reset."""
-        return self.counters[self._sites[norm][0]].rows_seen
+    def takes(self, place: Place) -> bool:
+        """Whether a rule takes a site of the place."""
+        return any(counter.rule for counter in self._by_place[place])
 
-    def rows_quantised(self, norm: Norm) -> int:
-        """Rows of ``norm`` that were rounded, at either point or both."""
+    def rows_seen(self, place: Place) -> int:
+        """Rows that reached the place since the last reset; of one that is no norm's, if a rule takes it."""
+        return self._by_place[place][0].rows_seen
+
+    def rows_quantised(self, place: Place) -> int:
+        """Rows of the place that were rounded, at any of its points."""
         # what a rule rounds are all rows or the first: of two rules, one's rows are among the other's
-        return max(self.counters[site].rows_quantised for site in self._sites[norm])
+        return max(counter.rows_quantised for counter in self._by_place[place])
 
     def as_dict(self) -> dict[str, Any]:
         """Rules, counts of every norm, and the figures of the sites that a rule takes."""
@@ -111,9 +134,24 @@ class FakeQuant:
             "sites": [c.as_dict() for c in self.matched],
         }
 
+    def round(self, values: Sequence[Value], x: np.ndarray, executor: Any = None) -> None:
+        """Round x, a node's value, in place under the rules for the places that it has; no norm's.
+
+        x (n_tokens, …) has value.rows rows a token, one after the other.
+        """
+        for value in values:
+            (counter,) = self._by_place[value.place]
+            if counter.rule is None:
+                continue
+            rows = x.shape[0] * value.rows
+            view = x if value.rows == 1 and x.ndim == 2 else x.reshape(rows, x[:1].size // value.rows)
+            if x.size and not np.may_share_memory(view, x):
+                raise ValueError(f"{value.place}: rows that are not contiguous cannot be rounded in place")
+            self._round(counter, view, view, executor)
+
     def rms_norm(
         self,
-        norm: Norm,
+        norm: Place,
         x: np.ndarray,
         *,
         eps: float,
@@ -121,10 +159,14 @@ class FakeQuant:
         out: np.ndarray,
         executor: Any = None,
     ) -> np.ndarray:
-        """rms_norm_f32 of x (rows, n) under the rules for ``norm``'s two sites; counts the rows."""
+        """rms_norm_f32 of x (rows, n) under the rules for ``norm``'s sites; counts the rows."""
         rows, n = x.shape
-        raw, weighted = self._pairs[norm]
+        read, raw, weighted = self._by_place[norm]
         wanted_raw, wanted_weighted = self._wanted(raw, rows), self._wanted(weighted, rows)
+        if read.rule is None:
+            read.add(rows, 0, n)
+        else:
+            x = self._round(read, x, None, executor)
         stats = None
         # at both points at once, where nothing is counted in between
         both = (
@@ -186,10 +228,30 @@ class FakeQuant:
             for row in stats[:wanted]:
                 self.on_row(counter.site, float(row[RowStat.FIRST_ERROR]), float(row[RowStat.LAST_ERROR]))
 
-    def pass_by(self, norm: Norm, rows: int) -> None:
-        """Count rows that reached ``norm`` elsewhere, in an evaluation shared with another stream."""
-        for site in self._sites[norm]:
-            self.counters[site].add(rows, 0, 0)
+    def _round(self, counter: Counter, x: np.ndarray, out: np.ndarray | None, executor: Any) -> np.ndarray:
+        """x (rows, n) as the site's rule has it, into out, which may be x; None: a new array."""
+        rows, n = x.shape
+        wanted = self._wanted(counter, rows)
+        stats = None
+        if wanted:
+            assert counter.format is not None
+            stats = self._stats(rows)
+            x = round_trip(
+                x,
+                counter.format,
+                out=out,
+                executor=executor,
+                quant_rows=None if wanted == rows else (0, wanted),
+                first_row=counter.rows_seen,
+                row_stats=stats,
+            )
+        self._count(counter, rows, wanted, n, stats)
+        return x
+
+    def pass_by(self, place: Place, rows: int) -> None:
+        """Count rows that reached the place elsewhere, in an evaluation shared with another stream."""
+        for counter in self._by_place[place]:
+            counter.add(rows, 0, 0)
 
     def _wanted(self, counter: Counter, rows: int) -> int:
         """How many of the next ``rows`` rows its rule rounds, counted from the first."""
@@ -201,20 +263,8 @@ class FakeQuant:
         if counter.rows_seen or not rows:
             return 0
         if rule.kind == NORM_N:
-            # the name belongs to two norms: the first row to reach either has had its turn
-            layer = counter.site.norm.layer
-            same_name = (Norm(kind, layer) for kind in NORM_N_KINDS)
-            return int(not any(self.rows_seen(norm) for norm in same_name if norm in self._sites))
+            # the name belongs to several norms: the first row to reach either has had its turn
+            layer = counter.site.place.layer
+            same_name = (v.place for v in self.values if v.norm_n and v.place.layer == layer)
+            return int(not any(self.rows_seen(norm) for norm in same_name))
         return 1
-
-
-def describe_norms(norms: Sequence[Norm]) -> str:
-    """``attn_norm[0-29], ffn_norm[0-29], output_norm; points raw, weighted``."""
-    parts = []
-    for kind in KINDS:
-        layers = [norm.layer for norm in norms if norm.kind == kind]
-        if layers == [None]:
-            parts.append(kind)
-        elif layers:
-            parts.append(f"{kind}[{layers[0]}-{layers[-1]}]" if len(layers) > 1 else f"{kind}[{layers[0]}]")
-    return f"{', '.join(parts)}; points {', '.join(POINTS)}"

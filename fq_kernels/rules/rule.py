@@ -6,6 +6,9 @@ It is written ``SITES=FORMAT[:option,...]``:
     ffn_norm[0-10,15].weighted=bf16:truncate  a format with its options; after the weight
     *[*].raw=f16                              every norm, output_norm too
     output_norm=bf16                          no layers: all of them; no point: raw
+    ffn_norm[3].in=fp8_e4m3                   what the norm reads; the residual itself stays
+    l_out[*]=bf16                             a value that is no norm's, which has no points
+    activation=int8                           every value that is no norm's
     norm[*]=bf16:first-call                   the original experiment's mode
 """
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..formats import Format, get_format
-from .sites import EVERY_KIND, KINDS, NORM_N, NORM_N_KINDS, POINTS, Site
+from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Value, is_norm
 
 MODES = ("every", "first-call")
 
@@ -28,11 +31,11 @@ class Rule:
     """Sites -> format.
 
     format a Format or its name
-    kind   one of KINDS; "*" (or "all") for every norm; "norm" for llama.cpp's ``norm-N``, the
-           raw outputs of both norms of a layer
+    kind   one that the graph has; "*" (or "all") for every norm; "norm" for llama.cpp's ``norm-N``,
+           the raw outputs of a layer's norms; "activation" for every value that is no norm's
     layer  a layer number, a range, or several of both; None or -1 for all layers (and for
            output_norm, which has none). Kept as ranges in order, or None
-    point  "raw" or "weighted"
+    point  of a norm: "in", "raw" (where none is given) or "weighted"; None for any other value
     mode   "every" rounds every row; "first-call" rounds the first row that reaches each site
            after a reset and no other. With kind "norm" it is the first row that reaches the
            name: the original experiment's mode, which rounds row 0 of the attention norm
@@ -44,21 +47,25 @@ class Rule:
     format: Format
     kind: str = "ffn_norm"
     layer: int | range | Iterable[int | range] | None = None
-    point: str = "raw"
+    point: str | None = None
     mode: str = "every"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", get_format(self.format))
-        for name, value, allowed in (
-            ("kind", self.kind, (*KINDS, NORM_N, EVERY_KIND, "all")),
-            ("point", self.point, POINTS),
-            ("mode", self.mode, MODES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         if self.kind == "all":
-            object.__setattr__(self, "kind", EVERY_KIND)
-        if self.kind == NORM_N and self.point != "raw":
+            object.__setattr__(self, "kind", EVERY_NORM)
+        if not isinstance(self.kind, str) or not _KIND.fullmatch(self.kind):
+            raise ValueError(f"kind must be a name such as ffn_norm or l_out, or *, not {self.kind!r}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        if not is_norm(self.kind):
+            if self.point is not None:
+                raise ValueError(f"point must be left out: norms alone have points, and {self.kind} is none")
+        elif self.point is None:
+            object.__setattr__(self, "point", "raw")
+        elif self.point not in POINTS:
+            raise ValueError(f"point must be one of {', '.join(POINTS)}, not {self.point!r}")
+        elif self.kind == NORM_N and self.point != "raw":
             raise ValueError("point must be raw for kind norm, llama.cpp's name of the raw outputs")
         object.__setattr__(self, "layer", _as_ranges(self.layer))
 
@@ -96,7 +103,7 @@ class Rule:
             get_format(f"{name.strip()}:{','.join(options)}" if options else name, seed=seed),
             kind,
             None if layers is None else _parse_layers(layers),
-            "raw" if point is None else point,
+            point,
             modes[0].lower() if modes else "every",
         )
 
@@ -105,11 +112,20 @@ class Rule:
         """``layer`` as it is kept: disjoint ranges in order; None for all."""
         return cast("tuple[range, ...] | None", self.layer)
 
-    def matches(self, site: Site) -> bool:
-        kind, layer = site.norm
+    def takes(self, value: Value, point: str | None) -> bool:
+        """Whether it rounds the value, at a norm's point."""
+        kind, layer = value.place
+        if self.kind == EVERY_NORM:
+            named = value.is_norm
+        elif self.kind == NORM_N:
+            named = value.norm_n
+        elif self.kind == EVERY_ACTIVATION:
+            named = not value.is_norm and not value.again
+        else:
+            named = kind == self.kind
         return (
-            self.point == site.point
-            and (self.kind in (kind, EVERY_KIND) or (self.kind == NORM_N and kind in NORM_N_KINDS))
+            named
+            and self.point == point
             and (self.layers is None or any(layer in layers for layers in self.layers))
         )
 
@@ -121,9 +137,11 @@ class Rule:
         spec = str(self.format)
         if self.mode != "every":
             spec += f"{',' if ':' in spec else ':'}{self.mode}"
-        return f"{self.kind}{layers}.{self.point}={spec}"
+        point = "" if self.point is None else f".{self.point}"
+        return f"{self.kind}{layers}{point}={spec}"
 
 
+_KIND = re.compile(r"[a-z][a-z0-9_]*|\*")
 _SITES = re.compile(r"\s*([^][.\s]*)(?:\[([^][]*)\])?(?:\.([^][.\s]*))?\s*")
 _LAYERS = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?")
 

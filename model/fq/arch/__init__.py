@@ -1,0 +1,1 @@
+"""Architectures: hyper-parameters and the graph, before any data exists."""

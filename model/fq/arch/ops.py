@@ -1,0 +1,156 @@
+"""The op table: what each op's weight looks like, and what it computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fq_kernels import Executor, swiglu
+from fq_kernels.rules import FakeQuant
+
+from .graph import AttentionAttributes, Graph, Node, NormAttributes, Op, RopeAttributes
+
+Values = Sequence[np.ndarray]
+
+
+class Evaluation(Protocol):
+    """What an op may use of the evaluation that it is computed in.
+
+    ids       the tokens, int (n_tokens,)
+    out_rows  those among them whose logits are wanted
+    """
+
+    ids: np.ndarray
+    out_rows: slice
+    executor: Executor
+    fake_quant: FakeQuant
+
+    def buffer(self, rows: int, n: int) -> np.ndarray:
+        """Uninitialised float32 (rows, n)."""
+
+    def input_buffer(self, rows: int, n: int) -> np.ndarray:
+        """The same for a value that products read."""
+
+    def vector(self, name: str) -> np.ndarray:
+        """A one-dimensional tensor, float32."""
+
+    def rows_of(self, name: str) -> np.ndarray:
+        """The tokens' rows of a weight, float32 (n_tokens, n)."""
+
+    def product(self, node: Node, x: np.ndarray) -> np.ndarray:
+        """x (rows, n_in) times the node's weight: (rows, n_out)."""
+
+    def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
+        """heads (n_tokens, n_head, d), turned in place."""
+
+    def attention(self, node: Node, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """q, k, v (n_tokens, heads, d) -> (n_tokens, n_head * d); k and v into the layer's cache."""
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """An op.
+
+    compute  the node's value, (rows, n) or (rows, heads, d), from its inputs'
+    reuses   whether the value takes the memory of its first input
+    weight   shape of the node's weight, from the shapes of its value and of its first input and the number
+             of tokens in the vocabulary; None: it has none
+    vector   whether the weight is a vector, which is F32
+    """
+
+    compute: Callable[[Evaluation, Node, Values], np.ndarray]
+    weight: Callable[[Sequence[Any], Sequence[Any], int], tuple[int, ...]] | None = None
+    vector: bool = False
+    reuses: bool = False
+
+
+def _get_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    assert node.weight is not None
+    return run.rows_of(node.weight)
+
+
+def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    (x,) = inputs
+    assert node.norm is not None and node.weight is not None and isinstance(node.attributes, NormAttributes)
+    return run.fake_quant.rms_norm(
+        node.norm,
+        x,
+        eps=node.attributes.eps,
+        weight=run.vector(node.weight),
+        out=run.input_buffer(*x.shape),
+        executor=run.executor,
+    )
+
+
+def _mul_mat(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    return run.product(node, inputs[0])
+
+
+def _add(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    x, y = inputs
+    return np.add(x, y, out=run.buffer(*x.shape))
+
+
+def _rope(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    assert isinstance(node.attributes, RopeAttributes)
+    return run.rope(_heads(inputs[0], node.shape[-1]), node.attributes)
+
+
+def _attention(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    assert isinstance(node.attributes, AttentionAttributes)
+    d = inputs[0].shape[-1]
+    q, k, v = (_heads(x, d) for x in inputs)
+    return run.attention(node, q, k, v)
+
+
+def _swiglu(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    gate, up = inputs
+    return swiglu(gate, up, executor=run.executor)
+
+
+def _out_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    return inputs[0][run.out_rows]
+
+
+def _heads(x: np.ndarray, d: Any) -> np.ndarray:
+    return x.reshape(len(x), -1, d)
+
+
+OPS: dict[Op, OpRow] = {
+    Op.GET_ROWS: OpRow(_get_rows, weight=lambda value, x, n_vocab: (n_vocab, value[-1])),
+    Op.RMS_NORM: OpRow(_rms_norm, weight=lambda value, x, n_vocab: (value[-1],), vector=True),
+    Op.MUL_MAT: OpRow(_mul_mat, weight=lambda value, x, n_vocab: (value[-1], x[-1])),
+    Op.ADD: OpRow(_add),
+    Op.ROPE: OpRow(_rope, reuses=True),
+    Op.ATTENTION: OpRow(_attention),
+    Op.SWIGLU: OpRow(_swiglu, reuses=True),
+    Op.OUT_ROWS: OpRow(_out_rows, reuses=True),
+}
+
+
+def buffers(graph: Graph) -> dict[tuple[Any, int], int]:
+    """How many values an evaluation keeps at most at a time, by (what counts their rows, width).
+
+    Memory is used again for values of the same shape alone, so it takes that of all of these.
+    """
+    owner: dict[int, int] = {}  # the node whose memory a value lies in
+    users: Counter[int] = Counter()
+    live: Counter[tuple[Any, int]] = Counter()
+    most: Counter[tuple[Any, int]] = Counter()
+    for i, (node, ends) in enumerate(zip(graph.nodes, graph.last_uses(), strict=True)):
+        owner[i] = owner[node.inputs[0]] if OPS[node.op].reuses else i
+        users[owner[i]] += 1
+        if owner[i] == i:
+            shape = (node.shape[0], node.width)
+            live[shape] += 1
+            most[shape] = max(most[shape], live[shape])
+        for source in ends:
+            users[owner[source]] -= 1
+            if not users[owner[source]]:
+                of = graph.nodes[owner[source]]
+                live[of.shape[0], of.width] -= 1
+    return dict(most)

@@ -1,0 +1,148 @@
+"""The command line: options, and the one place where errors become an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from .errors import FqError, NotFiniteError
+
+# Exit statuses: 0 done, 1 logits that are not finite, 2 bad input, 130 interrupted (128 + SIGINT).
+NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+# name: what it does. What a command takes, and what it runs, is in the module of its name in
+# `commands`, which is imported when the command is asked for.
+COMMANDS = {
+    "pull": "Fetch a model into the user cache and check it.",
+    "inspect": "Show a model's metadata, tensors by type, and sites.",
+    "graph": "Show the graph's nodes, in order, with shapes.",
+    "sites": "List every site and the rule, if any, that takes it; runs nothing.",
+    "formats": "List the formats that a value can be rounded to.",
+    "run": "Generate text.",
+    "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
+    "sweep": "Measure every site in every format, each alone, in one pass over the text.",
+    "results": "List the sweeps in a store, show one of them, or compare several.",
+    "report": "Write a sweep as one HTML page: the verdict, charts, tables.",
+    "trace": "Summarise the kernel calls that --trace has written.",
+    "bench": "Time fake quantisation against the baseline, in turns.",
+    "replicate": "Run the original report's experiments again, its figures beside ours.",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A command's, which gets its options as it is first given something to read."""
+
+    command: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.command is not None:
+            _module(self.command).add_options(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.commands.{command}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fq")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: to import what reads it takes longer than all else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"fq {_version()}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fq",
+        description="Measure what rounding a normalisation layer's values, or others near it, to a narrow "
+        "format costs a real LLM.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, description=text).command = name
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit status."""
+    # Where BLAS is called, our own threads call it. Its own would look for work all the same,
+    # for tens of milliseconds from numpy's import on, on the processors that ours need.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _open_closed_streams()
+    warnings.formatwarning = _warning
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # a terminal without UTF-8 gets "?" for what it cannot show, not a UnicodeEncodeError
+                stream.reconfigure(errors="replace")
+        args = _parser().parse_args(argv)
+        args.command_line = shlex.join(["fq", *(sys.argv[1:] if argv is None else argv)])
+        status = _module(args.command).main(args)
+        sys.stdout.flush()
+        return status
+    except NotFiniteError as e:
+        return _fail(str(e), NOT_FINITE)
+    except FqError as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        print("fq: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of stdout went away; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ImportError as e:
+        if e.name != "fq_kernels":  # which says what is wrong and what helps
+            raise
+        return _fail(str(e))
+    except MemoryError:
+        return _fail("out of memory; a smaller --ctx-size or --batch-size needs less")
+    except OSError as e:
+        return _fail(f"{e.filename or 'system'}: {e.strerror or e}")
+
+
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"fq: warning: {' '.join(str(message).split())}\n"
+
+
+def _open_closed_streams() -> None:
+    """The null device in the place of each stream that the caller has closed.
+
+    Else the next file opened, the store perhaps, would get its number, and what is written to the stream.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
+def _fail(message: str, status: int = BAD_INPUT) -> int:
+    from .words import ascii_safe  # a message may quote a file
+
+    print(f"fq: error: {ascii_safe(' '.join(message.splitlines()))}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

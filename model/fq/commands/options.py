@@ -1,0 +1,256 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fq_kernels import Executor, isa
+
+from ..errors import FqError
+from ..gguf import cache
+from ..machine import default_threads
+from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
+
+if TYPE_CHECKING:
+    from fq_kernels.rules import FakeQuant
+
+    from ..run.model import Model
+    from ..run.trace import Trace
+
+ALIASES = ", ".join(cache.ALIASES)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        default=cache.DEFAULT_ALIAS,
+        help=f"a GGUF file or an alias: {ALIASES} (default %(default)s, fetched on first use)",
+    )
+    add_offline(parser)
+
+
+def add_offline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="never fetch anything")
+
+
+def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "-s", "--seed", type=int, default=0, metavar="N", help=f"for {purpose} (default %(default)s)"
+    )
+
+
+def check_seed(args: argparse.Namespace) -> None:
+    if args.seed < 0:
+        raise FqError(f"--seed must be >= 0, not {args.seed}")
+
+
+def add_realisations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--realisations",
+        type=int,
+        default=1,
+        metavar="K",
+        help="make each rounding fall K times, by the next seeds or by dithers 1 to K - 1: below 3 nothing "
+        "is said of whether the perplexity changes (default %(default)s)",
+    )
+
+
+def check_realisations(args: argparse.Namespace) -> None:
+    if args.realisations < 1:
+        raise FqError(f"--realisations must be at least 1, not {args.realisations}")
+
+
+def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -> None:
+    """How a model is run, and the figures as JSON."""
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="threads, BLAS included (default: the processors that this process may use)",
+    )
+    parser.add_argument(
+        "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"
+    )
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens per evaluation (default %(default)s)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=("exact", "ggml"),
+        default="exact",
+        help="inputs of matrix products: float32, or rounded as ggml does for the weight's type "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_evaluation` and `add_text` say of a measurement, as its classes take it."""
+    return {
+        "n_ctx": args.ctx_size,
+        "chunks": -1 if args.chunks is None else args.chunks,
+        "chunk_order": args.chunk_order,
+        "chunk_seed": args.chunk_seed,
+        "batch": args.batch_size,
+        "activations": args.activations,
+    }
+
+
+def say_if_short(args: argparse.Namespace, n_chunks: int) -> None:
+    """That the text has fewer chunks than were asked for."""
+    if args.chunks is not None and args.chunks > n_chunks:
+        print(f"fq: the text has {n_chunks} chunks of {args.ctx_size}, not {args.chunks}", file=sys.stderr)
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)"
+    )
+    parser.add_argument(
+        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (the default)"
+    )
+    parser.add_argument(
+        "--chunk-order",
+        choices=("random", "first"),
+        default="random",
+        help="random: the beginning of one random order of all chunks of the text, so that more chunks "
+        "contain fewer; first: the text's first, as llama-perplexity takes them (default %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk-seed", type=int, metavar="N", help="of the random order, the same everywhere (default 0)"
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="FILE",
+        default="fq-results.sqlite",
+        help="SQLite file that keeps every run (default %(default)s)",
+    )
+
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write each kernel call to FILE, for Perfetto or fq trace"
+    )
+
+
+def add_described_model(parser: argparse.ArgumentParser) -> None:
+    """For commands that show what a model is."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=cache.DEFAULT_ALIAS,
+        help=f"a GGUF file or an alias: {ALIASES} (default %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_offline(parser)
+
+
+@contextlib.contextmanager
+def download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
+    print(
+        f"fq: fetching {alias} ({cache.ALIASES[alias].source}) into {cache.cache_folder()}", file=sys.stderr
+    )
+    if not sys.stderr.isatty():
+        from .progress import Log
+
+        log = Log(0, f"fq: {alias}")
+
+        def say(done: int, total: int) -> None:
+            log.steps = total
+            log.at(done)
+
+        yield say
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, desc=alias, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def find_model(name: str, offline: bool) -> Path:
+    with contextlib.ExitStack() as stack:
+        return cache.find(
+            name, offline=offline, on_fetch=lambda alias: stack.enter_context(download_bar(alias))
+        )
+
+
+def describe_model(
+    args: argparse.Namespace,
+    describe: Callable[[Model], dict[str, Any]],
+    as_text: Callable[[dict[str, Any]], str],
+) -> int:
+    from ..run.model import Model
+
+    data = describe(Model(find_model(args.model, args.offline)))
+    if args.json:
+        write_json(data, "-")
+    else:
+        print(as_text(data))
+    return 0
+
+
+def executor_of(threads: int | None) -> Executor:
+    try:
+        return Executor(default_threads() if threads is None else threads)
+    except ValueError as e:
+        raise FqError(f"--threads: {e}") from None
+
+
+def numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
+    return {"activations": activations, "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
+
+
+def inputs_of(args: argparse.Namespace) -> dict[str, FileName]:
+    """The files that -m and -f name, for `check_outputs`."""
+    found: dict[str, FileName] = {"the model": cache.location(args.model)}
+    if "file" in args:
+        found["the text"] = args.file or SAMPLE_TEXT
+    return found
+
+
+def store_files(what: str, path: FileName) -> dict[str, FileName]:
+    """What SQLite reads and writes as a store, for `check_outputs`; ``what`` it is called there."""
+    real = os.path.realpath(path)
+    return {what: path} | {f"{what}'s {end}": f"{real}{end}" for end in ("-wal", "-shm", "-journal")}
+
+
+def check_run_outputs(args: argparse.Namespace) -> None:
+    """Of run and perplexity."""
+    if args.trace == "-":
+        raise FqError("--trace -: takes a file")
+    check_outputs({"--json": args.json, "--trace": args.trace}, inputs_of(args))
+
+
+def trace_of(
+    args: argparse.Namespace, model: Model, executor: Executor, fake_quant: FakeQuant | None
+) -> contextlib.AbstractContextManager[Trace | None]:
+    if args.trace is None:
+        return contextlib.nullcontext()
+    from ..run.trace import Trace, provenance
+
+    rules = fake_quant.rules if fake_quant else ()
+    return Trace(args.trace, provenance(model, executor, rules))

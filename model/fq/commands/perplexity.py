@@ -1,0 +1,106 @@
+"""fq perplexity."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from ..errors import FqError
+from ..measure.perplexity import Perplexity
+from ..run.finite import not_finite_text
+from ..run.model import Model
+from .files import read_text
+from .options import (
+    add_evaluation,
+    add_model,
+    add_realisations,
+    add_seed,
+    add_text,
+    add_trace,
+    check_realisations,
+    check_run_outputs,
+    check_seed,
+    executor_of,
+    find_model,
+    numerics,
+    say_if_short,
+    settings_of,
+    trace_of,
+)
+from .outcome import Outcome, show
+from .progress import by_chunk, note
+from .rules import add_fake_quant, fake_quant_of
+from .show import perplexity_text
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_text(parser)
+    parser.add_argument(
+        "--baseline-activations",
+        choices=("exact", "ggml"),
+        help="the baseline's activations, where they are to differ from --activations",
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the model without the rule")
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also compare the baseline with itself: every difference must be exactly 0",
+    )
+    add_realisations(parser)
+    add_model(parser)
+    add_seed(parser, "sampling, stochastic rounding and dither")
+    add_evaluation(parser, 512, "tokens per chunk")
+    add_trace(parser)
+    add_fake_quant(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    check_run_outputs(args)
+    check_seed(args)
+    check_realisations(args)
+    text, text_name = read_text(args.file)
+    start = time.perf_counter()
+    model = Model(find_model(args.model, args.offline))
+    fake_quant = fake_quant_of(args, model)
+    if args.no_baseline and args.baseline_activations:
+        raise FqError("--baseline-activations needs the baseline")
+    if fake_quant is None and args.no_baseline:
+        raise FqError("--no-baseline without a rule leaves nothing to run")
+    with executor_of(args.threads) as executor, trace_of(args, model, executor, fake_quant) as trace:
+        # with BOS if the vocabulary adds it, as llama-perplexity has it
+        some = args.chunk_order == "first" and args.chunks > 0 and args.ctx_size > 0
+        limit = args.chunks * args.ctx_size if some else None
+        tokens = model.tokenizer.encode(text, limit=limit)
+        measurement = Perplexity(
+            model,
+            tokens,
+            **settings_of(args),
+            fake_quant=fake_quant,
+            baseline=not args.no_baseline,
+            control=args.control,
+            executor=executor,
+            trace=trace,
+            baseline_activations=args.baseline_activations,
+            realisations=args.realisations,
+        )
+        say_if_short(args, measurement.n_chunks)
+        outcome = Outcome()
+        told: set[int] = set()
+        with outcome.watched():
+            for _ in by_chunk(measurement):
+                for i, where in measurement.not_finite.items():
+                    if i not in told:
+                        note(not_finite_text(measurement.streams[i].name, where))
+                        told.add(i)
+        outcome.lost = bool(told)
+    seconds = time.perf_counter() - start
+    outcome.say(f"{measurement.done} of {measurement.n_chunks} chunks")
+    if not measurement.done:
+        return outcome.status
+    data = measurement.result() | {
+        "text": text_name,
+        "seconds": seconds,
+        "numerics": numerics(executor, args.activations),
+    }
+    show(perplexity_text(data), data, args.json)
+    return outcome.status

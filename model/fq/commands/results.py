@@ -1,0 +1,145 @@
+"""fq results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import FqError
+from ..results.compare import Side, compare_cells, compare_runs, compare_text
+from ..results.export import csv_text, need_pyarrow, parquet_bytes
+from ..results.runs import Results, stored_figures
+from ..run.finite import not_finite_text
+from ..words import ascii_safe, table
+from .files import check_outputs, write, write_json
+from .options import add_store, store_files
+from .show import comparison_text
+from .show_sweep import sweep_text
+
+COMPARE = "compare"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    usages = "[RUN]", "compare RUN[:CELL] RUN[:CELL] ..."
+    parser.usage = "\n       ".join(f"%(prog)s [option ...] {usage}" for usage in usages)
+    parser.add_argument(
+        "run", metavar="RUN", nargs="*", help="number of a run (default: list all); or compare, and several"
+    )
+    parser.add_argument(
+        "--cell",
+        metavar="CELL",
+        action="append",
+        help="show llama-perplexity's full table of this cell: its name, or a part that no other name has; "
+        "may be repeated",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write it as JSON to FILE, or - for stdout")
+    parser.add_argument("--csv", metavar="FILE", help="write a line per cell to FILE, or - for stdout")
+    parser.add_argument(
+        "--parquet", metavar="FILE", help="write what --csv writes as Parquet to FILE; needs pyarrow"
+    )
+    add_store(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    number = _number(args.run[0]) if args.run and args.run[0] != COMPARE else None
+    if number is not None and len(args.run) > 1:
+        raise FqError(f"one run at a time, or fq results compare {' '.join(args.run)}")
+    for option in ("cell", "csv", "parquet"):
+        if number is None and getattr(args, option):
+            raise FqError(f"--{option} needs the number of a run")
+    _check_outputs(args)
+    with Results(args.store, must_exist=True) as store:
+        data: Any
+        if not args.run:
+            data = store.list()
+            text = _list_text(data)
+        elif number is None:
+            data = _compare(store, args.run[1:])
+            text = compare_text(data)
+        else:
+            data = stored_figures(store, number)
+            if args.cell:
+                cells = {cell["name"]: cell for cell in data["cells"]}
+                data["cells"] = [cells[_cell_name(name, list(cells), data["run"])] for name in args.cell]
+                groups = {cell["group"] for cell in data["cells"]}
+                data["groups"] = [group for group in data["groups"] if group["name"] in groups]
+            text = _cells_text(data["cells"]) if args.cell else sweep_text(data)
+    if "-" not in (args.json, args.csv):
+        print("\n".join(map(ascii_safe, text.split("\n"))))
+    if args.json:
+        write_json(data, args.json)
+    if args.csv == "-":
+        sys.stdout.write(csv_text(data))
+    elif args.csv:
+        write(csv_text(data), args.csv)
+    if args.parquet:
+        write(parquet_bytes(data), args.parquet)
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    outputs = {f"--{name}": getattr(args, name) for name in ("json", "csv", "parquet")}
+    check_outputs(outputs, store_files("the store", args.store))
+    if args.parquet == "-":
+        raise FqError("--parquet -: takes a file")
+    if args.parquet:
+        need_pyarrow()
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise FqError(f"RUN must be the number of a run, not {text!r}; fq results lists them")
+    return int(text)
+
+
+def _cell_name(wanted: str, names: Sequence[str], run: int) -> str:
+    """The name of a cell, else the only one that contains it."""
+    # other realisations of a cell have its name and a number: they are named whole
+    found = [wanted] if wanted in names else [n for n in names if wanted in n and " #" not in n]
+    if len(found) == 1:
+        return found[0]
+    if not names:
+        raise FqError(f"run {run}: no chunk has ended in every cell")
+    which = "is in the names of several cells" if found else "is no cell"
+    raise FqError(f"{wanted!r} {which} of run {run}: {', '.join(found or names)}")
+
+
+def _compare(store: Results, wanted: Sequence[str]) -> dict[str, Any]:
+    if len(wanted) < 2:
+        raise FqError("compare needs two runs or more: fq results compare 1 2, or 1:CELL 1:CELL")
+    numbers, colons, cells = zip(*(text.partition(":") for text in wanted), strict=True)
+    runs = [_number(number) for number in numbers]
+    sides = {number: Side(number, store.get(number), store.load(number)) for number in dict.fromkeys(runs)}
+    if not any(colons):
+        if len(sides) < len(runs):
+            raise FqError("compare needs different runs, or a CELL of each")
+        return compare_runs([sides[number] for number in runs])
+    if not all(colons):
+        raise FqError("compare takes a CELL of each run, or of none")
+    pairs = []
+    for number, cell in zip(runs, cells, strict=True):
+        side = sides[number]
+        pairs.append((side, _cell_name(cell, [c.name for c in side.run.cells], number)))
+    return compare_cells(pairs)
+
+
+def _cells_text(cells: list[dict[str, Any]]) -> str:
+    texts = []
+    for cell in cells:
+        lost = not_finite_text(cell["name"], cell["not_finite"]) if cell["not_finite"] else cell["name"]
+        texts.append(f"{lost}\n\n{comparison_text(cell['comparison'])}")
+    return "\n\n".join(texts)
+
+
+def _list_text(runs: Any) -> str:
+    rows = [["run", "started", "model", "text", "cells", "chunks", "ended"]]
+    for run in runs:
+        ended = "all" if run["ended"] == run["of"] else f"{100 * run['ended'] // run['of']} %"
+        model, text = os.path.basename(run["model"]), os.path.basename(run["text"] or "")
+        counts = [str(run["n_cells"]), str(run["n_chunks_asked"])]
+        rows.append([str(run["run"]), run["started"], model, text, *counts, ended])
+    return table(rows, {0, 4, 5, 6})

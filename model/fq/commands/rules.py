@@ -1,0 +1,113 @@
+"""Fake quantisation's options, and the rules that they make."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from fq_kernels import get_format
+from fq_kernels.rules import FakeQuant, Rule, Site
+
+from ..errors import FqError
+from ..run.model import Model
+
+
+def add_fake_quant(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fake quantisation")
+    add_rules(group)
+    group.add_argument(
+        "--fake-quant-counts",
+        choices=("errors", "rows"),
+        help="what to count at each rounded site: errors too (default), or rows alone",
+    )
+    group.add_argument(
+        "--fake-quant-verbose",
+        action="store_true",
+        help="print each rounded row's |difference| of its first and last element",
+    )
+
+
+def add_rules(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fake-quant",
+        action="append",
+        metavar="RULE",
+        help="SITES=FORMAT[:option,...], such as ffn_norm[5]=bf16, ffn_norm[0-10,15].weighted=bf16:truncate, "
+        "*[*].raw=f16, l_out[*]=bf16, k=fp8_e4m3, norm[*]=bf16:first-call; fq sites lists what there is; "
+        "may be repeated, later rules win",
+    )
+    group.add_argument(
+        "--fake-quant-ffn-norm",
+        metavar="TYPE",
+        help="shorthand for a first rule: round FFN norms to TYPE (fq formats lists them)",
+    )
+    group.add_argument("--fake-quant-layer", type=int, metavar="N", help="its layer, -1 for all (default -1)")
+    group.add_argument(
+        "--fake-quant-point",
+        metavar="POINT",
+        help="its point, of a norm: in (what it reads), raw (before the weight) or weighted (default raw)",
+    )
+    group.add_argument(
+        "--fake-quant-kind",
+        metavar="KIND",
+        help="its kind of site: one that fq sites lists, all (every norm), norm (the raw output of a layer's "
+        "norms) or activation (all that is no norm's) (default ffn_norm)",
+    )
+    group.add_argument(
+        "--fake-quant-mode",
+        metavar="MODE",
+        help="its mode: every row, or first-call: the first row to reach each site (default every)",
+    )
+
+
+def rules_of(args: argparse.Namespace) -> list[Rule]:
+    """The shorthand's rule first, then those of --fake-quant."""
+    shorthand = {
+        name: value
+        for name in ("kind", "layer", "point", "mode")
+        if (value := getattr(args, f"fake_quant_{name}")) is not None
+    }
+    rules = []
+    try:
+        if (spec := args.fake_quant_ffn_norm) is not None:
+            rules.append(Rule(get_format(spec, seed=args.seed), **shorthand))
+        elif shorthand:
+            raise FqError(f"--fake-quant-{next(iter(shorthand))} needs --fake-quant-ffn-norm TYPE")
+        rules += [Rule.parse(text, seed=args.seed) for text in args.fake_quant or []]
+        return rules
+    except FqError:
+        raise
+    except ValueError as e:
+        raise FqError(f"--fake-quant: {e}") from None
+
+
+def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
+    rules = rules_of(args)
+    if not rules:
+        for name in ("verbose", "counts"):
+            if getattr(args, f"fake_quant_{name}"):
+                raise FqError(f"--fake-quant-{name} needs a rule: --fake-quant RULE")
+        return None
+    try:
+        fake_quant = FakeQuant(model.values, rules, count_errors=args.fake_quant_counts != "rows")
+    except ValueError as e:
+        raise FqError(f"--fake-quant: {e}") from None
+    if args.fake_quant_verbose:
+        fake_quant.on_row = _row_printer(model, fake_quant)
+    return fake_quant
+
+
+def _row_printer(model: Model, fake_quant: FakeQuant) -> Callable[[Site, float, float], None]:
+    names = {value.place: node.name for node in model.graph.nodes for value in node.values}
+
+    def line(site: Site, first: float, last: float) -> None:
+        rule = fake_quant.counters[site].rule
+        assert rule is not None
+        print(
+            f"{site.place.kind} fake quantization ({rule.format}): {names[site.place]} - "
+            f"diff: first={first:.6f}, last={last:.6f}",
+            file=sys.stderr,
+        )
+
+    return line

@@ -1,0 +1,114 @@
+"""A sweep's figures as text for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..measure.cells import CONTROL
+from ..measure.inference import MIN_CHUNKS
+from ..run.finite import not_finite_text
+from ..words import table
+from .show import chunks_text, few_chunks_text, interval_text
+
+
+def _rank_text(rank: Sequence[int]) -> str:
+    return f"{rank[0]}" if rank[0] == rank[1] else f"{rank[0]}-{rank[1]}"
+
+
+def sweep_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"model  {os.path.basename(data['model'])}",
+        f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
+    ]
+    if data["behind"]:
+        lines.append(
+            f"{len(data['behind'])} cells are behind the others and left out: --resume goes on with them"
+        )
+    if not data["n_chunks"]:
+        return "\n".join([*lines, "no chunk has ended in every cell: there are no figures"])
+    lines.append(f"PPL baseline  {data['ppl_base']:.4f}" + interval_text(data["ppl_base_ci95_chunks"], ".4f"))
+    for entry in data["cells"]:
+        if entry["kind"] == CONTROL:
+            verdict = (
+                "exactly 0, as it must be"
+                if entry["exactly_zero"]
+                else "NOT 0: the figures below cannot be trusted"
+            )
+            lines.append(f"control (baseline against itself)  {verdict}")
+    for group in data["groups"]:
+        mine = [entry for entry in data["cells"] if entry["group"] == group["name"]]
+        lines += ["", group["name"], _group_table(mine)]
+        if group.get("additivity") is not None:
+            lines.append(
+                f"together {group['kld_together']:.3e}, sum of the single ones "
+                f"{group['sum_of_single_klds']:.3e}: additivity ratio {group['additivity']:.3f}"
+                + interval_text(group["additivity_ci95_chunks"], ".3f")
+            )
+        lines += _pairs_text(group["pairs"])
+    several = [e["realisations"] for e in data["cells"] if "realisations" in e]
+    if any(found["ln_ppl_ratio_ci95"] for found in several):
+        numbers = sorted({found["n"] for found in several})
+        lines += [
+            "",
+            f"ln(PPL ratio): mean of {' or '.join(map(str, numbers))} realisations of each rounding, 95 %",
+            "interval over chunks and realisations; * a change that is resolved (Holm over all cells shown)",
+        ]
+    lost = [entry for entry in data["cells"] if entry["not_finite_tokens"]]
+    if lost:
+        lines.append("")
+    for entry in lost:
+        n = f"{entry['not_finite_tokens']} of {data['n_scored']} tokens"
+        lines.append(f"{not_finite_text(entry['name'], entry['not_finite'])}; {n}")
+    if data["n_chunks"] < MIN_CHUNKS:
+        return "\n".join([*lines, "", f"below {MIN_CHUNKS} chunks there are no intervals and no ranks"])
+    lines += [
+        "",
+        "rank: 1 is the largest mean KL; a range where the order is not resolved (paired tests over chunks,",
+        "Holm over all pairs of the group). Each interval holds by itself",
+        *few_chunks_text(data["n_chunks"]),
+    ]
+    return "\n".join(lines)
+
+
+def _ln_ratio_text(entry: dict[str, Any]) -> str:
+    of_several = entry.get("realisations")
+    if not of_several:
+        return f"{entry['comparison']['ln_ppl_ratio']:+.3e}"
+    text, interval = f"{of_several['ln_ppl_ratio']:+.3e}", of_several["ln_ppl_ratio_ci95"]
+    ends = f" ({interval[0]:+.1e} to {interval[1]:+.1e})" if interval else ""
+    return text + ends + (" *" if of_several["resolved"] else "")
+
+
+def _pairs_text(pairs: dict[str, Any]) -> list[str]:
+    if pairs["ordered"] == pairs["n"]:
+        return []
+    more = f"; one more would take some {n} chunks" if (n := pairs["chunks_for_the_next"]) else ""
+    return [f"of {pairs['n']} pairs of sites the order of {pairs['ordered']} is resolved{more}"]
+
+
+def _group_table(entries: list[dict[str, Any]]) -> str:
+    rows = [["rank", "rounded", "mean KL", "95 % over chunks", "largest chunk"]]
+    rows[0] += ["ln(PPL ratio)", "same top, %", "SQNR, dB"]
+    singles = [e for e in entries if e["kind"] == "single"]
+    # those that are not finite last
+    singles.sort(key=lambda e: (e["not_finite_tokens"] > 0, -e["comparison"]["mean_kld"]))
+    for entry in [*singles, *(e for e in entries if e["kind"] != "single")]:
+        c, sites = entry["comparison"], entry["sites"]
+        finite = not entry["not_finite_tokens"]
+        interval = c["mean_kld_ci95_chunks"] if finite else None
+        sqnr = sites[0]["sqnr_db"] if len(sites) == 1 else None
+        rows.append(
+            [
+                _rank_text(entry["rank"]) if "rank" in entry else "",
+                "all together" if entry["kind"] == "together" else entry["name"].partition("=")[0],
+                f"{c['mean_kld']:.3e}" if finite else "not finite",
+                "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
+                f"{times:.1f} x" if (times := c["largest_chunk"]["times_mean"]) and finite else "",
+                _ln_ratio_text(entry) if finite else "",
+                f"{100 * c['same_top']:.3f}",
+                "" if sqnr is None else f"{sqnr:.1f}",
+            ]
+        )
+    return table(rows, {0, 2, 3, 4, 5, 6, 7})

@@ -1,0 +1,217 @@
+"""fq sweep."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import machine
+from ..errors import FqError
+from ..measure.cells import DEFAULT_SITES, Cell, cells_of
+from ..measure.figures import add_nodes
+from ..measure.noise import with_noise
+from ..measure.sweep import Sweep
+from ..provenance import sha256_of
+from ..results.runs import Results, Run, stored_figures
+from ..run.finite import not_finite_text
+from ..run.model import Model
+from .files import check_outputs, read_text
+from .options import (
+    add_evaluation,
+    add_model,
+    add_realisations,
+    add_seed,
+    add_store,
+    add_text,
+    check_realisations,
+    check_seed,
+    executor_of,
+    find_model,
+    inputs_of,
+    numerics,
+    say_if_short,
+    settings_of,
+    store_files,
+)
+from .outcome import Outcome, show
+from .progress import note, progress
+from .show_sweep import sweep_text
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_text(parser)
+    parser.set_defaults(chunks=None)  # all, or as many as the run that --resume goes on with
+    parser.add_argument(
+        "--sites",
+        action="append",
+        metavar="SITES",
+        help="each site that matches is a cell, as on a rule's left side, and all of them together are "
+        "one; may be repeated (default ffn_norm[*].raw)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="as on a rule's right side; may be repeated (default bf16)",
+    )
+    parser.add_argument(
+        "--cumulative", action="store_true", help="also round the first sites up to each, together"
+    )
+    parser.add_argument(
+        "--noise",
+        action="store_true",
+        help="beside each format two controls: Gaussian noise of the same length as each row's rounding "
+        "error in its place (noise_FORMAT), and the same errors with random signs (signs_FORMAT)",
+    )
+    add_realisations(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run in the store on the same model, text and settings, however it ended: "
+        "with its cells and those of --sites and --format, over its chunks or as many as --chunks",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
+    )
+    add_store(parser)
+    add_model(parser)
+    add_seed(parser, "stochastic rounding")
+    add_evaluation(parser, 512, "tokens per chunk")
+
+
+def _memory_limit(text: str | None) -> int | None:
+    """Bytes; by default half of what is free, or no limit where that is not known."""
+    if text is None:
+        free = machine.available_memory()
+        return None if free is None else free // 2
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMG]?)i?B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise FqError(f"--memory-limit must be a size such as 500M or 2G, not {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _where(run: Sweep, at: tuple[int, int]) -> str:
+    cell, chunk = at
+    return f"chunk {chunk + 1}/{run.text.n}, cell {cell + 1}/{len(run.cells)}"
+
+
+def _line(run: Sweep, at: tuple[int, int]) -> str | None:
+    """Of a chunk that has ended in every cell."""
+    _, chunk = at
+    ended = all((i, chunk) in run.finished for i in range(len(run.cells)))
+    return f"[{chunk + 1}/{run.text.n}] {len(run.cells)} cells" if ended else None
+
+
+def main(args: argparse.Namespace) -> int:
+    check_seed(args)
+    check_realisations(args)
+    check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
+    limit = _memory_limit(args.memory_limit)
+    text, text_name = read_text(args.file)
+    start = time.perf_counter()
+    model = Model(find_model(args.model, args.offline))
+    formats = args.format or ["bf16"]
+    if args.noise:
+        formats = with_noise(formats)
+    asked = cells_of(
+        model,
+        args.sites or [DEFAULT_SITES],
+        formats,
+        cumulative=args.cumulative,
+        realisations=args.realisations,
+        seed=args.seed,
+    )
+    with executor_of(args.threads) as executor:
+        tokens = model.tokenizer.encode(text)
+
+        def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
+            settings = settings_of(args) | changes
+            return Sweep(model, tokens, cells, executor=executor, memory_limit=limit, **settings)
+
+        run = sweep_of(asked)
+        say_if_short(args, run.text.n)
+        about = Run(
+            sha256_of(model.path),
+            hashlib.sha256(text.encode()).hexdigest(),
+            run.cells,
+            run.about() | {"text": text_name, "command": args.command_line},
+            numerics(executor, args.activations) | {"blas": machine.blas_libraries()},
+            {
+                "fq": machine.package_version("fq") or "not installed",
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            machine.describe(),
+        )
+        outcome = Outcome()
+        with Results(args.store) as store:
+            number, now, was = store.begin(about, _more(args, about) if args.resume else None)
+            if was is not None:
+                run = sweep_of(now.cells, chunks=now.settings["n_chunks_asked"])
+                run.finished.update(store.load(number))
+            if args.resume:
+                print(_going_on(store, number, run, was), file=sys.stderr)
+            with outcome.watched():
+                run.find_lost()
+                told = list(run.not_finite)
+                for cell in told:
+                    note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
+                for cell, chunk in progress(run, partial(_where, run), partial(_line, run)):
+                    store.save(number, cell, chunk, run.finished[cell, chunk])
+                    if cell in run.not_finite and cell not in told:
+                        note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
+                        told.append(cell)
+            data = add_nodes(stored_figures(store, number), run.not_finite)
+    outcome.say(f"{data['n_chunks']} of {run.text.n} chunks", "; --resume goes on")
+    seconds = time.perf_counter() - start
+    print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
+    show(sweep_text(data), data, args.json)
+    # those of a run that was gone on with, too
+    outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
+    return outcome.status
+
+
+def _more(args: argparse.Namespace, about: Run) -> Run:
+    """What a run that is gone on with has to have: what the command names, and no default."""
+    settings = about.settings
+    if args.chunks is None:
+        settings = settings | {"n_chunks_asked": 0, "chunk_indices": []}
+    if args.realisations > 1 and not (args.sites or args.format):
+        raise FqError("--resume --realisations: name the --sites or the --format that are to fall anew")
+    named = args.sites or args.format or args.noise or args.cumulative
+    return replace(about, cells=about.cells if named else (), settings=settings)
+
+
+def _going_on(store: Results, number: int, run: Sweep, was: Run | None) -> str:
+    if was is None:
+        return f"fq: {store.path} has no such run to go on with: a new one"
+    n, chunks, had = len(run.cells), run.text.n, was.settings["n_chunks_asked"]
+    text = (
+        f"fq: going on with run {number}: {len(run.finished)} of {n * chunks} chunks of cells are there "
+        f"({n} cells, {chunks} chunks)"
+    )
+    new = run.cells[len(was.cells) :]
+    if new or chunks > had:
+        groups = ", ".join(dict.fromkeys(cell.group for cell in new))
+        what = [f"{_count(len(new), 'cell')} ({groups})"] if new else []
+        what += [_count(chunks - had, "chunk")] if chunks > had else []
+        text += f"\nfq: run {number} is extended by {' and '.join(what)}"
+    return text
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -1,0 +1,1 @@
+"""Measures what rounding changes, and how sure that is."""

@@ -1,0 +1,133 @@
+"""The chunks of a text, and what each gives: a baseline's logits compared with those of variants."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import operator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import Executor
+
+from ..errors import FqError, NotFiniteError
+from ..run.finite import all_finite, not_finite_text
+from ..run.model import Model
+from .statistics import Paired, Reference, compare
+
+DEFAULT_BATCH = 512
+ORDERS = ("random", "first")
+
+
+def first_scored(n_ctx: int) -> int:
+    """The first position of a chunk whose prediction is scored."""
+    return n_ctx // 2
+
+
+def n_scored_per_chunk(n_ctx: int) -> int:
+    return n_ctx - 1 - first_scored(n_ctx)
+
+
+def chunk_order(n: int, seed: int) -> list[int]:
+    """The numbers below n in a random order that is the same on every machine and in every version.
+
+    By the SHA-256 of "seed:number": no library's generator has a say in it.
+    """
+    return sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+
+
+class Chunks:
+    """The chunks of a text, tokenised once, that are evaluated, by their position in the run.
+
+    order    "random": the beginning of one permutation of all chunks of the text, so that a longer
+             run contains the shorter; "first": the text's first, as llama-perplexity takes them
+    seed     of the permutation, 0 if none is given; None where there is none
+    n, n_text
+             how many are evaluated, how many the text has
+    indices  which of the text's each one is, from 0
+
+    Raises FqError for a text that is too short, a context that does not fit, or an unknown order.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        n_ctx: int,
+        chunks: int = -1,
+        order: str = "random",
+        seed: int | None = None,
+    ) -> None:
+        ids = np.asarray(tokens, np.int64)
+        if n_ctx < 3:
+            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
+        if n_ctx > model.hparams.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
+        if len(ids) < n_ctx:
+            raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
+        if chunks == 0 or chunks < -1:
+            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
+        if order not in ORDERS:
+            raise FqError(f"the order of chunks must be {' or '.join(ORDERS)}, not {order!r}")
+        if order == "random":
+            seed = operator.index(seed or 0)
+            if not 0 <= seed < 1 << 64:
+                raise FqError("the seed of the chunks' order must be from 0 to 2**64 - 1")
+        elif seed is not None:
+            raise FqError(f"a seed of the chunks' order is for random order, not for {order}")
+        self.model, self.tokens, self.n_ctx = model, ids, n_ctx
+        self.n_text = len(ids) // n_ctx
+        self.n = self.n_text if chunks == -1 else min(chunks, self.n_text)
+        self.order, self.seed = order, seed
+        all_of_it = range(self.n_text) if seed is None else chunk_order(self.n_text, seed)
+        self.indices = tuple(all_of_it[: self.n])
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens of a chunk, BOS in the first one's place; the scored ones among them)."""
+        index = self.indices[position]
+        ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
+        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
+        tokenizer = self.model.tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            ids[0] = tokenizer.bos_id
+        return ids, targets
+
+    def about(self) -> dict[str, Any]:
+        """Which chunks, as written to JSON."""
+        return {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
+
+
+def compared(
+    evaluation: Generator[np.ndarray, None, None],
+    targets: np.ndarray,
+    n: int,
+    executor: Executor,
+    reference: Reference | None,
+    baseline_lost: Callable[[], dict[str, Any]],
+) -> Iterator[tuple[Paired, bool]]:
+    """Each of n variants beside the baseline, and whether its logits are finite, as an evaluation gives them.
+
+    evaluation     logits of the baseline, then of each variant; those of the baseline hold until the end
+                   where there is no reference
+    reference      what keeps the baseline's part for many variants; None: it is computed for each
+    baseline_lost  says where the baseline is not finite
+
+    Raises NotFiniteError if the baseline's logits are not finite.
+    """
+    with contextlib.closing(evaluation):
+        base = next(evaluation)
+        if not all_finite(base):
+            raise NotFiniteError(not_finite_text("baseline", baseline_lost()))
+        if reference is not None:
+            reference.set(base, targets)
+        for _ in range(n):
+            logits = next(evaluation)
+            finite = all_finite(logits)
+            if reference is not None:
+                found = reference.compare(logits)
+            else:
+                found = compare(base, logits, targets, executor)
+            del logits  # before the next ones are made
+            yield found, finite

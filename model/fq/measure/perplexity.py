@@ -1,0 +1,175 @@
+"""Perplexity by llama.cpp's definition, with the baseline, the rules and the control side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import Executor, default_fpu
+from fq_kernels.rules import FakeQuant
+
+from ..errors import FqError
+from ..run.model import Model
+from ..run.trace import Trace
+from .chunks import DEFAULT_BATCH
+from .realisations import adjust, fallen_anew, has_none, summary
+from .statistics import Paired, chunk_means, is_exactly_zero, ppl_interval, ppl_se, summarise
+from .streams import Stream, Streams
+
+
+class Perplexity(Streams):
+    """One measurement; iterate over it to run it, chunk by chunk.
+
+    model, tokens  the text, tokenised once; as far as the chunks go is enough for the first ones
+    n_ctx          tokens per chunk; the second half of each chunk is scored
+    chunks         how many chunks, -1 for all that the text has
+    chunk_order, chunk_seed
+                   which of the text's, and in which order: `Chunks`
+    fake_quant     the rules of the quantised stream; None: the baseline alone
+    baseline       with rules, also run the model without them and compare
+    control        also run the baseline a second time; every difference must be exactly 0
+    batch          tokens per evaluation
+    trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
+    activations    "exact" or "ggml" (see Context)
+    baseline_activations
+                   the baseline's, where they differ: then the stream is compared with it, with
+                   or without rules
+    realisations   how often the rules' rounding is made to fall anew, its own time included, for
+                   what it does to the perplexity
+
+    ``for chunk in run: ...`` yields each chunk's position in the run as it ends; ``run.result()``
+    gives the figures of the chunks that ended so far, so an interrupted run loses at most one chunk.
+    Raises FqError for a text that is too short or a context that does not fit, and NotFiniteError
+    where the baseline's logits are not finite; a stream's that are not are in `Streams.not_finite`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        n_ctx: int = 512,
+        chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
+        fake_quant: FakeQuant | None = None,
+        baseline: bool = True,
+        control: bool = False,
+        executor: Executor,
+        batch: int = DEFAULT_BATCH,
+        trace: Trace | None = None,
+        activations: str = "exact",
+        baseline_activations: str | None = None,
+        realisations: int = 1,
+    ) -> None:
+        self.fake_quant = fake_quant
+        self.activations = activations
+        self.baseline_activations = baseline_activations or activations
+        # whether there is a stream beside the baseline
+        self.with_stream = fake_quant is not None or self.baseline_activations != activations
+        self.with_baseline = not self.with_stream or baseline
+        self.with_control = control
+        if control and not self.with_baseline:
+            raise FqError("the control is a second baseline: it needs the baseline")
+        streams = [Stream("quantised", fake_quant, activations)] if self.with_stream else []
+        if realisations < 1:
+            raise FqError(f"there must be 1 realisation at least, not {realisations}")
+        self.n_realisations = realisations
+        if realisations > 1:
+            if fake_quant is None or not baseline:
+                raise FqError("realisations are of a rule, and compared with the baseline")
+            if has_none([str(rule) for rule in fake_quant.rules]):
+                raise FqError("a noise control has no other realisations")
+            streams += [
+                Stream(
+                    f"realisation {number + 1}",
+                    FakeQuant(
+                        model.values, [fallen_anew(r, number) for r in fake_quant.rules], count_errors=False
+                    ),
+                    activations,
+                )
+                for number in range(1, realisations)
+            ]
+        if control:
+            streams.append(Stream("control", activations=self.baseline_activations))
+        super().__init__(
+            model,
+            tokens,
+            streams,
+            baseline=Stream("baseline", activations=self.baseline_activations)
+            if self.with_baseline
+            else None,
+            n_ctx=n_ctx,
+            chunks=chunks,
+            chunk_order=chunk_order,
+            chunk_seed=chunk_seed,
+            executor=executor,
+            batch=batch,
+            trace=trace,
+        )
+
+    @property
+    def nll(self) -> list[np.ndarray]:
+        """Of the stream asked for, per chunk."""
+        return self.nll_of(0) if self.with_stream else self.nll_base
+
+    @property
+    def paired(self) -> list[Paired]:
+        return self.paired_of(0) if self.with_stream else []
+
+    @property
+    def control_paired(self) -> list[Paired]:
+        return self.paired_of(-1) if self.with_control else []
+
+    @property
+    def ppl(self) -> float:
+        """Of the chunks so far, of the stream asked for."""
+        return ppl_se(np.concatenate(self.nll))[0]
+
+    @default_fpu()
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended, as written to JSON.
+
+        chunks[].index is a chunk's place in the text, chunks[].nll a mean in nats.
+        """
+        cumulative, total, count = [], 0.0, 0
+        for nll in self.nll:
+            total += float(nll.sum())
+            count += len(nll)
+            cumulative.append(math.inf if total / count >= 700 else math.exp(total / count))
+        chunks: list[dict[str, float]] = [
+            {"index": index, "nll": float(nll.mean()), "ppl_cumulative": ppl}
+            for index, nll, ppl in zip(self.text.indices, self.nll, cumulative, strict=False)
+        ]
+        ppl, se = ppl_se(np.concatenate(self.nll)) if self.nll else (math.nan, math.nan)
+        for chunk, paired in zip(chunks, self.paired, strict=False):
+            chunk["nll_base"] = float(paired.nll_base.mean())
+            chunk["mean_kld"] = float(paired.kld.mean())
+        result: dict[str, Any] = {
+            **self.about(),
+            "activations": self.activations,
+            "ppl": ppl,
+            "ppl_se": se,
+            "ppl_ci95_chunks": ppl_interval(self.nll),
+            "chunks": chunks,
+            "not_finite": self.not_finite.get(0) if self.with_stream else None,
+            "not_finite_tokens": int(sum((~np.isfinite(nll)).sum() for nll in self.nll)),
+        }
+        if self.fake_quant is not None:
+            result["fake_quant"] = self.fake_quant.as_dict()
+        if self.paired:
+            result["baseline_activations"] = self.baseline_activations
+            result["comparison"] = summarise(self.paired)
+        if self.paired and self.n_realisations > 1:
+            found = summary(
+                [chunk_means(self.paired_of(i))["ln_ppl_ratio"].tolist() for i in range(self.n_realisations)]
+            )
+            adjust([found])
+            result["realisations"] = found
+        if self.control_paired:
+            control = summarise(self.control_paired)
+            result["control"] = control | {"exactly_zero": is_exactly_zero(control)}
+        return result

@@ -1,0 +1,269 @@
+"""Variants of the model over the chunks of a text, each compared with one baseline, token by token."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fq_kernels import Executor, default_fpu
+from fq_kernels.rules import FakeQuant, Place
+
+from ..errors import FqError, NotFiniteError
+from ..run.activations import ACTIVATIONS
+from ..run.context import Context
+from ..run.finite import all_finite, first_not_finite, in_batches, not_finite_text, rows_seen, rules_at
+from ..run.fork import Fork
+from ..run.model import Model
+from ..run.trace import Trace
+from .chunks import DEFAULT_BATCH, Chunks, compared, first_scored, n_scored_per_chunk
+from .statistics import Paired, ppl_se, score, summarise
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One variant of the model.
+
+    name         what it is called in results and traces
+    fake_quant   its rules and counters, no other stream's; None: no rules
+    activations  "exact" or "ggml" (see Context)
+    """
+
+    name: str
+    fake_quant: FakeQuant | None = None
+    activations: str = "exact"
+
+
+class _Chunk(NamedTuple):
+    """A chunk's figures: nll of the baseline, then of each stream; comparisons if there is a baseline."""
+
+    nll_base: np.ndarray | None
+    nll: list[np.ndarray]
+    paired: list[Paired]
+
+
+class Streams:
+    """One measurement; iterate over it to run it, chunk by chunk.
+
+    model, tokens  the whole text, tokenised once
+    streams        what is evaluated on each chunk, in this order
+    baseline       evaluated before them, once a chunk, and compared with each; None: no comparison
+    n_ctx          tokens per chunk; the second half of each chunk is scored
+    chunks         how many chunks, -1 for all that the text has
+    chunk_order, chunk_seed
+                   which of the text's, and in which order: `Chunks`
+    batch          tokens per evaluation
+    trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
+
+    What streams share with the baseline is computed once, by `Fork`, unless there is a trace, which shows
+    each evaluation whole, or nothing is shared: other activations, rules for the baseline. The bits are the
+    same.
+
+    ``for chunk in run: ...`` yields each chunk's position in the run as it ends. An interrupted run loses at
+    most one chunk, whose rows are in no counter either; iterating again goes on with it.
+    ``not_finite`` says of each stream, by its place, where its logits were first not finite: chunk
+    of the text, node, op, token of the chunk (both from 0); it goes on, and its figures are NaN.
+    Raises FqError for a text that is too short or a context that does not fit, and NotFiniteError if
+    the baseline's logits are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        streams: Sequence[Stream],
+        *,
+        baseline: Stream | None = Stream("baseline"),
+        n_ctx: int = 512,
+        chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
+        executor: Executor,
+        batch: int = DEFAULT_BATCH,
+        trace: Trace | None = None,
+    ) -> None:
+        if batch < 1:
+            raise FqError(f"batch size must be at least 1, not {batch}")
+        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
+        self.streams, self.baseline = tuple(streams), baseline
+        self._all = self.streams if baseline is None else (baseline, *self.streams)
+        for stream in self._all:
+            if stream.activations not in ACTIVATIONS:
+                known = " or ".join(ACTIVATIONS)
+                raise FqError(f"{stream.name} activations must be {known}, not {stream.activations!r}")
+        self.model, self.tokens, self.n_ctx, self.batch = model, self.text.tokens, n_ctx, batch
+        self.n_chunks_text, self.n_chunks = self.text.n_text, self.text.n
+        self.executor = executor
+        self.trace = trace
+        alike = baseline is not None and baseline.fake_quant is None
+        alike = alike and len({stream.activations for stream in self._all}) == 1
+        self._fork: Fork | None = None
+        if alike and trace is None:
+            self._fork = Fork(model, n_ctx, executor, batch, self._all[0].activations)
+            self.context = self._fork.context
+        else:
+            self.context = Context(model, n_ctx, executor)
+        self.on_step: Callable[[], None] = lambda: None
+        self._no_rules = FakeQuant(model.values)
+        self._chunks: list[_Chunk] = []
+        self.not_finite: dict[int, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(stream.name for stream in self._all)
+        return (
+            f"<{type(self).__name__} of {os.path.basename(self.model.path)}: {self.done} of {self.n_chunks} "
+            f"chunks of {self.n_ctx}; {names}>"
+        )
+
+    @property
+    def done(self) -> int:
+        """Chunks that ended."""
+        return len(self._chunks)
+
+    @property
+    def steps(self) -> int:
+        """What is left to do, in layers passed or nodes computed; ``on_step`` is called as each is."""
+        if self._fork is not None:
+            per_chunk = sum(self._fork.steps(stream.fake_quant) for stream in self._all)
+        else:
+            per_chunk = -(-(self.n_ctx - 1) // self.batch) * len(self.model.graph.nodes) * len(self._all)
+        return (self.n_chunks - self.done) * per_chunk
+
+    def nll_of(self, stream: int) -> list[np.ndarray]:
+        """Of a stream, by its place in ``streams``, per chunk; -ln p of each scored token."""
+        return [chunk.nll[stream] for chunk in self._chunks]
+
+    def paired_of(self, stream: int) -> list[Paired]:
+        """A stream beside the baseline, per chunk."""
+        return [chunk.paired[stream] for chunk in self._chunks if chunk.paired]
+
+    @property
+    def nll_base(self) -> list[np.ndarray]:
+        return [chunk.nll_base for chunk in self._chunks if chunk.nll_base is not None]
+
+    @property
+    def ppl(self) -> float:
+        """Of the chunks so far, of the baseline."""
+        return ppl_se(np.concatenate(self.nll_base))[0]
+
+    def __iter__(self) -> Iterator[int]:
+        rules = [stream.fake_quant for stream in self._all if stream.fake_quant is not None]
+        while self.done < self.n_chunks:
+            position = self.done
+            counters = [r.kept() for r in rules]
+            try:
+                # one append keeps all of a chunk's figures, or none, whenever Ctrl-C comes
+                self._chunks.append(self._run_chunk(position))
+            except BaseException:
+                if self.done == position:
+                    # the unfinished chunk's rows are in no figure
+                    for r, before in zip(rules, counters, strict=True):
+                        r.counters = before
+                raise
+            yield position
+
+    def _run_chunk(self, position: int) -> _Chunk:
+        ids, targets = self.text[position]
+        seen = [rows_seen(stream.fake_quant) for stream in self._all]
+        if self.baseline is None:
+            nll: list[np.ndarray] = []
+            for logits in self._evaluation(position, ids):
+                finite = all_finite(logits)
+                nll.append(score(logits, targets, self.executor))
+                del logits  # before the next ones are made
+                self._look(len(nll) - 1, finite, position, ids, seen[len(nll) - 1])
+            return _Chunk(None, nll, [])
+        if not self.streams:
+            (base,) = self._evaluation(position, ids)
+            if not all_finite(base):
+                where = self._not_finite(position, ids, self.baseline, seen[0])
+                raise NotFiniteError(not_finite_text("baseline", where))
+            return _Chunk(score(base, targets, self.executor), [], [])
+        baseline, paired = self.baseline, []
+        for i, (found, finite) in enumerate(
+            compared(
+                self._evaluation(position, ids),
+                targets,
+                len(self.streams),
+                self.executor,
+                None,
+                lambda: self._not_finite(position, ids, baseline, seen[0]),
+            )
+        ):
+            paired.append(found)
+            self._look(i, finite, position, ids, seen[i + 1])
+        return _Chunk(paired[0].nll_base, [one.nll for one in paired], paired)
+
+    def _look(self, i: int, finite: bool, position: int, ids: np.ndarray, seen: dict[Place, int]) -> None:
+        if not finite and i not in self.not_finite:
+            self.not_finite[i] = self._not_finite(position, ids, self.streams[i], seen)
+
+    def _not_finite(
+        self, position: int, ids: np.ndarray, stream: Stream, seen: dict[Place, int]
+    ) -> dict[str, Any]:
+        """Where; ``seen`` is what its rules had seen before the chunk."""
+        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), self.batch)
+        rules = rules_at(stream.fake_quant, seen)
+        return {"chunk": self.text.indices[position]} | first_not_finite(
+            self.model, evaluations, self.executor, rules, stream.activations
+        )
+
+    def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
+        """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab), of each stream in turn."""
+        if self._fork is None:
+            for stream in self._all:
+                yield self._logits(position, ids, stream)
+            return
+        rules = [stream.fake_quant for stream in self.streams]
+        logits = self._fork.logits(ids[:-1], first_scored(self.n_ctx), rules, self.on_step)
+        base = next(logits)
+        yield base.copy() if rules else base  # which the others are compared with
+        yield from logits
+
+    def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
+        context = self.context
+        context.clear()
+        context.fake_quant = self._no_rules if stream.fake_quant is None else stream.fake_quant
+        context.activations = stream.activations
+        context.on_node = self.on_step
+        context.trace = self.trace and self.trace.labelled(
+            stream=stream.name, chunk=self.text.indices[position]
+        )
+        parts = [
+            context.eval(part, wanted)
+            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self.batch)
+        ]
+        parts = [part for part in parts if len(part)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def about(self) -> dict[str, Any]:
+        """What was measured on, as written to JSON."""
+        return {
+            "model": self.model.path,
+            "n_tokens": len(self.tokens),
+            "n_ctx": self.n_ctx,
+            "n_chunks": self.done,
+            "n_chunks_asked": self.n_chunks,
+            "partial": self.done < self.n_chunks,
+            "n_scored": self.done * n_scored_per_chunk(self.n_ctx),
+            **self.text.about(),
+        }
+
+    @default_fpu()
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended, as written to JSON."""
+        ppl, se = ppl_se(np.concatenate(self.nll_base)) if self.nll_base else (math.nan, math.nan)
+        streams: list[dict[str, Any]] = []
+        for i, stream in enumerate(self.streams):
+            figures: dict[str, Any] = {"name": stream.name, "activations": stream.activations}
+            if stream.fake_quant is not None:
+                figures["fake_quant"] = stream.fake_quant.as_dict()
+            if paired := self.paired_of(i):
+                figures["comparison"] = summarise(paired)
+            figures["not_finite"] = self.not_finite.get(i)
+            streams.append(figures)
+        return self.about() | {"ppl_base": ppl, "ppl_base_se": se, "streams": streams}

@@ -1,0 +1,243 @@
+"""The sweep: every site in every format, each a cell with rules of its own, all in one pass over the text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import Executor
+from fq_kernels.rules import FakeQuant, Value
+
+from ..arch.graph import N_OUTPUTS, N_TOKENS
+from ..arch.ops import buffers
+from ..errors import FqError
+from ..run.activations import ACTIVATIONS
+from ..run.attention import ATTENTION_ROWS
+from ..run.finite import all_finite, first_not_finite, in_batches
+from ..run.fork import Fork
+from ..run.model import Model
+from ..run.weights import PANEL_ELEMENTS
+from .cells import COUNT_COLUMNS, Cell, CellChunk
+from .chunks import DEFAULT_BATCH, Chunks, compared, first_scored, n_scored_per_chunk
+from .figures import add_nodes, figures
+from .statistics import Reference
+
+
+class Sweep:
+    """One sweep; iterate over it to run it. ``(cell, chunk)`` is yielded as each chunk of a cell ends.
+
+    A chunk is named by its position in the run, here and in the store.
+
+    model, tokens  the whole text, tokenised once
+    cells          what is evaluated on each chunk and compared with the model without rules
+    n_ctx, chunks, chunk_order, chunk_seed, batch, activations
+                   as of Streams
+    memory_limit   bytes; cells are taken in groups that fit. None: all at once
+    on_step        called as a variant has passed a layer, `steps` times in all
+
+    ``finished`` holds what each (cell, chunk) left, by indices; what is in it already is not
+    run again: so a finished sweep is extended, by cells after those that it had and by chunks. A
+    chunk of a cell depends on no other chunk: finished in any order, by any number of runs, the
+    figures are the same to the last bit. Cells with the same rules are evaluated once.
+    ``not_finite`` says of each cell, by index, where its logits were first not finite in this run: chunk
+    of the text, node, op, token of the chunk (both from 0); it goes on, and its figures are NaN.
+    Raises FqError for a text that is too short, a context that does not fit, or a memory limit
+    that one cell exceeds, and NotFiniteError if the baseline's logits are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        cells: Sequence[Cell],
+        *,
+        n_ctx: int = 512,
+        chunks: int = -1,
+        chunk_order: str = "random",
+        chunk_seed: int | None = None,
+        batch: int = DEFAULT_BATCH,
+        executor: Executor,
+        activations: str = "exact",
+        memory_limit: int | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        if batch < 1:
+            raise FqError(f"batch size must be at least 1, not {batch}")
+        if activations not in ACTIVATIONS:
+            raise FqError(f"activations must be {' or '.join(ACTIVATIONS)}, not {activations!r}")
+        if not cells:
+            raise FqError("a sweep without cells has nothing to run")
+        self.model, self.cells = model, tuple(cells)
+        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
+        self.batch, self.executor, self.activations = batch, executor, activations
+        self.on_step = on_step
+        self.finished: dict[tuple[int, int], CellChunk] = {}
+        self.not_finite: dict[int, dict[str, Any]] = {}
+        self._rules = [FakeQuant(model.values, cell.rules) if cell.rules else None for cell in self.cells]
+        self._fork = Fork(model, n_ctx, executor, batch, activations)
+        self._per_group = self._cells_that_fit(memory_limit)
+        self._reference = Reference(executor)
+
+    def __repr__(self) -> str:
+        name, of = os.path.basename(self.model.path), len(self.cells) * self.text.n
+        return (
+            f"<Sweep of {name}: {len(self.cells)} cells, {self.text.n} chunks of {self.text.n_ctx}; "
+            f"{len(self.finished)} of {of} ended>"
+        )
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes that a sweep takes at most whatever the cells, and for each cell at a time.
+
+        A cell holds its residual between two layers, and before its first node what later ones read.
+        """
+        hp, graph, n_ctx, float32 = self.model.hparams, self.model.graph, self.text.n_ctx, 4
+        kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
+        first = {self._fork.first_node(rules) for rules in self._rules}
+        held = [sum(graph.nodes[source].width for source in graph.live_before(i)) for i in first]
+        most_held = max(hp.n_embd, *held)
+        n_scored = n_scored_per_chunk(n_ctx)
+        n_rows = {N_TOKENS: n_ctx, N_OUTPUTS: n_scored}
+        # but the logits, which are counted apart
+        live = sum(n_rows[rows] * width * n for (rows, width), n in buffers(graph).items())
+        live -= n_scored * hp.n_vocab
+        # the baseline's while a cell leaves it, and what a norm's or a product's input is rounded into
+        live += n_ctx * (most_held + hp.n_embd + (hp.n_ff if self.activations == "ggml" else 0))
+        # a variant's, once more where batches are put together, and the reference's
+        copies = (2 if self.batch < n_ctx - 1 else 1) + 4
+        logits = copies * n_scored * hp.n_vocab
+        scratch = self.executor.threads * (
+            PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
+        )
+        cell = float32 * n_ctx * most_held
+        return float32 * (kv * n_ctx + live + logits + scratch) + cell, cell
+
+    def _cells_that_fit(self, limit: int | None) -> int:
+        """How many cells at a time."""
+        if limit is None:
+            return len(self.cells)
+        fixed, cell = self._memory()
+        if limit < fixed + cell:
+            raise FqError(
+                f"a memory limit of {limit / 1e6:.0f} MB is too little for one cell, "
+                f"which takes {(fixed + cell) / 1e6:.0f} MB"
+            )
+        return (limit - fixed) // cell
+
+    def _groups(self, chunk: int) -> list[list[int]]:
+        """The cells of a chunk that are yet to be run, as many at a time as fit."""
+        done = {cell.rules for i, cell in enumerate(self.cells) if (i, chunk) in self.finished}
+        first: dict[tuple[str, ...], int] = {}
+        for i, cell in enumerate(self.cells):
+            if cell.rules not in done:
+                first.setdefault(cell.rules, i)
+        left = list(first.values())
+        return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
+
+    @property
+    def steps(self) -> int:
+        """What is left to do, in layers passed by a variant."""
+        one = [self._fork.steps(rules) for rules in self._rules]
+        groups = [group for chunk in range(self.text.n) for group in self._groups(chunk)]
+        return sum(self._fork.steps(None) + sum(one[i] for i in group) for group in groups)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for chunk in range(self.text.n):
+            for group in self._groups(chunk):
+                yield from self._run(group, chunk)
+            yield from self._share(chunk)
+
+    def _share(self, chunk: int) -> Iterator[tuple[int, int]]:
+        """What a cell left of a chunk is left of it by all with the same rules."""
+        done = {
+            cell.rules: self.finished[i, chunk]
+            for i, cell in enumerate(self.cells)
+            if (i, chunk) in self.finished
+        }
+        for i, cell in enumerate(self.cells):
+            if (i, chunk) not in self.finished:
+                self.finished[i, chunk] = done[cell.rules]
+                for j, where in list(self.not_finite.items()):
+                    if self.cells[j].rules == cell.rules:
+                        self.not_finite.setdefault(i, where)
+                yield i, chunk
+
+    def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
+        ids, targets = self.text[chunk]
+        for i in group:
+            self._rewind(self._rules[i], chunk)
+        variants = [self._rules[i] for i in group]
+        evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
+        found = compared(
+            evaluation,
+            targets,
+            len(group),
+            self.executor,
+            self._reference,
+            lambda: self._not_finite(chunk, ids, None),
+        )
+        for i, (paired, finite) in zip(group, found, strict=True):
+            if not finite and i not in self.not_finite:
+                self.not_finite[i] = self._not_finite(chunk, ids, self._rules[i])
+            self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
+            yield i, chunk
+
+    def find_lost(self) -> None:
+        """Fill in `not_finite` for cells that `finished` was given, as by a run that is gone on with."""
+        for (i, chunk), left in sorted(self.finished.items()):
+            if i not in self.not_finite and not all_finite(left.paired.kld):
+                self.not_finite[i] = self._not_finite(chunk, self.text[chunk][0], self._rules[i])
+
+    def _not_finite(self, chunk: int, ids: np.ndarray, rules: FakeQuant | None) -> dict[str, Any]:
+        """Where, in an evaluation of its own."""
+        if rules is not None:
+            rules = FakeQuant(rules.values, rules.rules)
+            self._rewind(rules, chunk)
+        evaluations = in_batches(ids[:-1], first_scored(self.text.n_ctx), self.batch)
+        return {"chunk": self.text.indices[chunk]} | first_not_finite(
+            self.model, evaluations, self.executor, rules, self.activations
+        )
+
+    def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
+        """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
+        if rules is not None:
+            rules.reset()
+            for value, rows in self._rows():
+                rules.pass_by(value.place, chunk * rows)
+
+    def _rows(self) -> list[tuple[Value, int]]:
+        """Each value, and its rows in a chunk."""
+        n_ctx = self.text.n_ctx
+        return [
+            (value, node.n_tokens(n_ctx - 1, n_scored_per_chunk(n_ctx)) * value.rows)
+            for node in self.model.graph.nodes
+            for value in node.values
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """What is measured, on what."""
+        return {
+            "model": self.model.path,
+            "n_tokens": len(self.text.tokens),
+            "n_ctx": self.text.n_ctx,
+            "n_chunks_asked": self.text.n,
+            **self.text.about(),
+            "batch": self.batch,
+            "activations": self.activations,
+            "norms": [[*value.place, rows] for value, rows in self._rows() if value.is_norm],
+            "values": [[*v.place, rows, v.norm_n, v.again] for v, rows in self._rows()],
+        }
+
+    def result(self) -> dict[str, Any]:
+        """The figures of the chunks that ended in every cell, see `figures`."""
+        return add_nodes(figures(self.about(), self.cells, self.finished), self.not_finite)
+
+
+def _counts(rules: FakeQuant | None) -> np.ndarray:
+    if rules is None:
+        return np.empty((0, len(COUNT_COLUMNS)))
+    return np.array(
+        [[c.rows_quantised, c.elements, *c.totals] for c in rules.matched if c.totals is not None]
+    )

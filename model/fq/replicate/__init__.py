@@ -1,0 +1,1 @@
+"""The original report's experiments, its figures beside ours."""

@@ -1,0 +1,252 @@
+"""The report's charts: which a run has, and those of the KL divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .axes import extremes, figure_of, layer_axis, legend, positions, series_of, tick, value_axis, whiskers
+from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain, site_of
+from .site_charts import distributions, errors, perplexity
+from .svg import Chart, Ink
+
+POINTWISE = "Each holds by itself: what is ordered is told by the paired tests above, not by overlaps."
+PANELS = 8  # at most so many in one chart: more do not fit on a printed page
+
+
+def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
+    """One after another, each to be written within `svg.style` before the next is drawn."""
+    groups = [group for group in groups_of(data) if group.singles]
+    formats = [group for group in groups if not group.control]
+    if not groups:
+        return
+    if len([group for group in groups if group.whole]) > 1:
+        yield _together([group for group in groups if group.whole], ink)
+    for i, group in enumerate(formats):
+        yield _by_layer(f"layers-{i + 1}", group, ink)
+        if group.cumulative:
+            yield _cumulative(f"cumulative-{i + 1}", group, ink)
+    yield _heat_map(groups, ink)
+    for i, page in enumerate(_pages(formats)):
+        yield perplexity(f"perplexity-{i + 1}", page, ink)
+    kinds = dict.fromkeys(kinds for group in formats for kinds in group.panels)
+    for i, kind in enumerate(kinds):
+        yield errors(f"errors-{i + 1}", kind, formats, ink)
+    panels = [(group, kinds) for group in groups for kinds in group.panels]
+    for i, part in enumerate(_pages(panels)):
+        yield distributions(f"distribution-{i + 1}", part, ink)
+
+
+def _pages(panels: Sequence[Any]) -> list[Any]:
+    return [panels[i : i + PANELS] for i in range(0, len(panels), PANELS)]
+
+
+# ---------------------------------------------------------------- KL
+
+
+def _together(groups: Sequence[Group], ink: Ink) -> Chart:
+    figure = figure_of(0.75 + 0.24 * len(groups))
+    axis = figure.subplots()
+    wholes = [group.whole for group in groups if group.whole]
+    values = [finite(kld(entry)) for entry in wholes]
+    intervals = [kld_interval(entry) for entry in wholes]
+    places = list(range(len(groups)))
+    for group, at, value, interval in zip(groups, places, values, intervals, strict=True):
+        colour = ink.muted if group.control else ink.s0
+        marker = group.control.marker if group.control else "o"
+        axis.plot([value], [at], marker, color=colour, markersize=4.5)
+        if interval is not None:
+            axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
+    value_axis(axis, "x", [*values, *(end for i in intervals if i for end in i)], "mean KL divergence")
+    axis.set_yticks(places, [group.name for group in groups])
+    axis.set_ylim(len(groups) - 0.5, -0.5)
+    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
+    axis.tick_params(axis="y", length=0, labelcolor=ink.text)
+    figures = "; ".join(
+        f"{group.name} {kl_text(value)} ({between(interval)})"
+        for group, value, interval in zip(groups, values, intervals, strict=True)
+    )
+    return Chart(
+        "together",
+        "layers",
+        "Mean KL divergence, all sites of a group together",
+        f"A point and its 95 % interval over chunks for each group. {POINTWISE}",
+        f"Mean KL divergence of each group with all its sites rounded together: {figures}.",
+        figure,
+    )
+
+
+def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
+    figure = figure_of(2.5)
+    axis = figure.subplots()
+    places = positions([group])
+    series = series_of(group, group.kinds)
+    width = 0.8 / len(series)
+    tips, everything = {}, []
+    for j, one in enumerate(series):
+        entries = [entry for entry in one.entries if math.isfinite(kld(entry))]
+        at = [places[site_of(entry)[1]] + (j - (len(series) - 1) / 2) * width for entry in entries]
+        values = [kld(entry) for entry in entries]
+        intervals = [kld_interval(entry) for entry in entries]
+        fill = one.fill(ink)
+        bars = axis.bar(
+            at,
+            values,
+            width * 0.92,
+            label=one.label,
+            color=(fill, one.control.opacity) if one.control else fill,
+            edgecolor=fill,
+            linewidth=0.6 if one.control else 0,
+        )
+        if any(intervals):
+            axis.errorbar(
+                at,
+                values,
+                whiskers(values, intervals),
+                fmt="none",
+                ecolor=ink.text,
+                elinewidth=0.8,
+                capsize=1.2,
+            )
+        for i, (bar, entry) in enumerate(zip(bars, entries, strict=True)):
+            bar.set_gid(f"tip-{j}-{i}")
+            around = between(kld_interval(entry))
+            tips[f"tip-{j}-{i}"] = f"{plain(entry['name'])}: mean KL {kl_text(kld(entry), 4)}, {around}"
+        everything += [v for v in values if v > 0] + [end for i in intervals if i for end in i if end > 0]
+    log = value_axis(axis, "y", everything, "mean KL divergence")
+    layer_axis(axis, places)
+    axis.set_title(group.name)
+    legend(axis)
+    first = group.order.first
+    shared = f"First place: {group.text(first)}." if 0 < len(first) < len(group.singles) else ""
+    return Chart(
+        key,
+        "layers",
+        f"Mean KL divergence by layer: {group.name}",
+        f"Each bar rounds one site alone; lines are 95 % intervals over chunks. {POINTWISE} {shared}".rstrip()
+        + (" The scale is logarithmic: bars have no zero." if log else ""),
+        f"Bars of the mean KL divergence of each site of {group.name} rounded alone: "
+        + " ".join(
+            [
+                f"{extremes(group)}.",
+                *([shared] if shared else []),
+                *(f"Beside them {control.label}: {extremes(other)}." for control, other in group.controls),
+            ]
+        ),
+        figure,
+        tips,
+    )
+
+
+def _cumulative(key: str, group: Group, ink: Ink) -> Chart:
+    figure = figure_of(2.3)
+    axis = figure.subplots()
+    cells = [group.singles[0], *group.cumulative, *([group.together] if group.together else [])]
+    at = [len(entry["sites"]) for entry in cells]
+    values = [finite(kld(entry)) for entry in cells]
+    single, sums = [finite(kld(entry)) for entry in group.singles], []
+    for n in at:
+        sums.append(math.fsum(single[:n]))
+    known = [(n, i) for n, i in zip(at, map(kld_interval, cells), strict=True) if i]
+    axis.fill_between(
+        [n for n, _ in known],
+        [i[0] for _, i in known],
+        [i[1] for _, i in known],
+        color=ink.s0,
+        alpha=0.25,
+        linewidth=0,
+    )
+    axis.plot(at, values, "o-", color=ink.s0, markersize=3, linewidth=1.2, label="rounded together")
+    axis.plot(at, sums, "--", color=ink.s1, linewidth=1.2, label="sum of the single ones")
+    value_axis(axis, "y", [*values, *sums], "mean KL divergence", log=False)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("sites rounded, from the first on")
+    axis.set_title(group.name)
+    legend(axis)
+    return Chart(
+        key,
+        "layers",
+        f"Mean KL divergence of the first sites together: {group.name}",
+        "The first sites up to each, with the 95 % interval, and what the single ones add up to.",
+        f"A line from {kl_text(values[0])} with one site to {kl_text(values[-1])} with {at[-1]}; the "
+        f"single ones add up to {kl_text(sums[-1])}.",
+        figure,
+    )
+
+
+def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    places = positions(groups)
+    rows = [(group, kinds, cells) for group in groups for kinds, cells in group.panels.items()]
+    several = len({kinds for _, kinds, _ in rows}) > 1
+    values = [kld(entry) for group in groups for entry in group.singles]
+    positive = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
+    low, high = min(positive), max(positive)
+    norm = LogNorm(low, high if high > low else 2 * low)
+    colours = colormaps["cividis"]
+    figure = figure_of(0.85 + 0.23 * len(rows))
+    axis = figure.subplots()
+    tips = {}
+    for y, (group, _, cells) in enumerate(rows):
+        for entry in cells:
+            x, value = places[site_of(entry)[1]], kld(entry)
+            ok = math.isfinite(value) and value > 0
+            cell = Rectangle(
+                (x - 0.5, y - 0.5),
+                1,
+                1,
+                facecolor=colours(norm(value)) if ok else "none",
+                edgecolor=ink.ground if ok else ink.muted,
+                linewidth=0.8,
+                hatch=None if ok else "xxxx",
+            )
+            cell.set_gid(f"tip-{y}-{x}")
+            tips[f"tip-{y}-{x}"] = f"{plain(entry['name'])}: mean KL {kl_text(value, 4)}"
+            axis.add_patch(cell)
+            if (
+                ok
+                and any(entry is one for one in group.order.first)
+                and len(group.order.first) < len(group.singles)
+            ):
+                axis.plot([x], [y], "o", markersize=3.2, color="white" if norm(value) < 0.55 else "black")
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(
+        range(len(rows)),
+        [f"{kinds.partition(' ')[0]} " * several + group.spec for group, kinds, _ in rows],
+    )
+    layer_axis(axis, places)
+    axis.set_xlim(min(places.values()) - 0.5, max(places.values()) + 0.5)
+    axis.tick_params(axis="y", length=0, labelcolor=ink.text)
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours.resampled(32)),
+        ax=axis,
+        pad=0.015,
+        aspect=max(6, 4 * len(rows)),
+        fraction=0.05,
+    )
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(tick))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.outline.set_visible(False)
+    bar.set_label("mean KL")
+    found = "; ".join(f"{group.name}: {extremes(group)}" for group in groups)
+    return Chart(
+        "heat-map",
+        "heat",
+        "Mean KL divergence, layer × format",
+        "Brighter is worse, on a logarithmic scale. A dot marks the first place of each group, several dots "
+        "a place that is shared; none, that no order is resolved."
+        + (" “out” is output_norm." if None in places else ""),
+        f"A heat map of the mean KL divergence of each site alone. {found}.",
+        figure,
+        tips,
+    )

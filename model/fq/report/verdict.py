@@ -1,0 +1,143 @@
+"""What a run says, in words: never more than its intervals and tests say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..measure.inference import ENOUGH_CHUNKS, LEVEL, MIN_CHUNKS
+from . import formats
+from .data import REALISATION, Group, capital, control_of, groups_of, is_finite, listed, plain
+from .layers import additivity, chunks_text, layers_text, who_costs_most
+from .noise import noise_text
+from .perplexity import in_short as perplexity_in_short
+from .perplexity import perplexity_text
+from .words import NAMED, count
+
+
+@dataclass(frozen=True)
+class Statement:
+    """tone is "bad" where the figures cannot be trusted, "warning" where they are not all there."""
+
+    about: str
+    lines: tuple[str, ...]
+    tone: str = ""
+
+
+def _statement(about: str, *lines: str, tone: str = "") -> Statement:
+    return Statement(about, tuple(line for line in lines if line), tone)
+
+
+def verdict(data: dict[str, Any]) -> list[Statement]:
+    """``data`` as of `figures`; what must be known before all else comes first."""
+    said = _partial(data)
+    if not data["n_chunks"]:
+        return said
+    groups = [group for group in groups_of(data) if group.singles and not group.control]
+    control = _control(data)
+    if control.tone:
+        said.append(control)
+    said += _not_finite(data)
+    said.append(_in_short(groups, control.tone == ""))
+    said += [_statement(about, text) for about, text in formats.orders(groups)]
+    for group in groups:
+        name = f": {group.name}" if len(groups) > 1 else ""
+        lines = layers_text(group), chunks_text(group), additivity(group), perplexity_text(group)
+        said.append(_statement(f"Which layers{name}", *lines, noise_text(group)))
+    if not control.tone:
+        said.append(control)
+    return [*said, _how_sure(data)]
+
+
+def _partial(data: dict[str, Any]) -> list[Statement]:
+    if not data["partial"]:
+        return []
+    done, asked = data["n_chunks"], data["n_chunks_asked"]
+    if not done:
+        text = f"No chunk of {asked} has ended in every cell yet, so there are no figures."
+    else:
+        text = f"{done} of {asked} chunks have ended in every cell; all figures here are of these {done}."
+    return [
+        _statement("Partial result", f"{text} The sweep's own command with --resume goes on.", tone="warning")
+    ]
+
+
+def _control(data: dict[str, Any]) -> Statement:
+    control = control_of(data)
+    if control is None:
+        text = "This run has no control: the baseline was not compared with itself."
+        return _statement("Control", text, tone="warning")
+    if control["exactly_zero"]:
+        text = (
+            "The baseline run a second time differs from itself by exactly 0 in every figure, as it must: "
+            "whatever is above 0 here is the rounding's doing."
+        )
+        return _statement("Control", text)
+    text = "The baseline run a second time does NOT come out as 0: no figure of this run can be trusted."
+    return _statement("Control", text, tone="bad")
+
+
+def _not_finite(data: dict[str, Any]) -> list[Statement]:
+    broken = [e for e in data["cells"] if e["kind"] != REALISATION and not is_finite(e)]
+    if not broken:
+        return []
+    names = [plain(entry["name"]) for entry in broken]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    which = f"{', '.join(names[:NAMED])}{more}" if more else listed(names)
+    text = f"Not every token of {which} has finite figures: these stand in no order."
+    return [_statement("Not finite", text, tone="warning")]
+
+
+def _how_sure(data: dict[str, Any]) -> Statement:
+    n, ctx, scored = data["n_chunks"], data["n_ctx"], data["n_scored"]
+    here, is_the_text = _which_chunks(data)
+    if n < MIN_CHUNKS:
+        text = (
+            f"{capital(count(n))} chunk{'s' if n > 1 else ''} of {ctx} tokens, {scored} scored: fewer than "
+            f"{count(MIN_CHUNKS)}, so there is no interval here and no rank, nothing is ordered or resolved."
+        )
+        return _statement("How sure", text, here, tone="warning")
+    text = (
+        f"Intervals are 95 %, by Student's t over {n} chunks of {ctx} tokens ({scored} scored), of a KL "
+        "divergence on the logarithm; they are pointwise: each holds by itself, not all of them at once. "
+        "Ordered, or resolved, is said by paired tests over the same chunks alone, all tests of a list "
+        "adjusted together (Holm): the chance that any of them is falsely called so is about "
+        f"{100 * LEVEL:.0f} %. That two intervals overlap says nothing of their order."
+    )
+    few = ""
+    if n < ENOUGH_CHUNKS:
+        few = f"Fewer than {count(ENOUGH_CHUNKS)} chunks: how much they scatter is itself hardly known."
+    return _statement("How sure", text, few, here, tone="" if is_the_text and not few else "warning")
+
+
+def _which_chunks(data: dict[str, Any]) -> tuple[str, bool]:
+    """What of the text was measured, and whether it stands for the text."""
+    n, of_text = data["n_chunks"], data["n_tokens"] // data["n_ctx"]
+    if n >= of_text:
+        return f"All {n} chunks of the text were measured, as a sample of text like it.", True
+    if data.get("chunk_order", "first") == "random":
+        return f"They were drawn at random from the text's {of_text} (seed {data.get('chunk_seed')}).", True
+    return (
+        f"They are the first of the text's {of_text}: all that is said is of these neighbouring chunks, not "
+        "of the text.",
+        False,
+    )
+
+
+def _in_short(groups: Sequence[Group], sound: bool) -> Statement:
+    """The answer in a sentence for the formats, one for the layers, and one for the perplexity."""
+    lines = formats.in_short(groups)
+    layers: dict[str, list[str]] = {}
+    for group in groups:
+        name = group.name if _several_sites(groups) else group.spec
+        layers.setdefault(who_costs_most(group), []).append(name)
+    lines += [capital(f"{who}, in {listed(names)}.") for who, names in layers.items()]
+    lines.append(perplexity_in_short(groups))
+    if sound:
+        lines.append("The control is exactly 0.")
+    return _statement("In short", *lines)
+
+
+def _several_sites(groups: Sequence[Group]) -> bool:
+    return len({group.sites for group in groups}) > 1

@@ -1,0 +1,1 @@
+"""What is kept of measurements, and what is read out of it."""

@@ -1,0 +1,455 @@
+"""Results on disk: one SQLite file, a row per run and a row per chunk of each cell.
+
+Table ``runs`` says what was measured, on what and with what. Table ``chunks`` holds the figures
+of each scored token as little-endian float64, which `measure.figures` turns into the same
+tables at any time, and ``baselines`` the baseline's. Each chunk of a cell is one transaction,
+made as it ends, so that a run killed at any moment can go on from its last one. A run can be
+extended, by cells and by chunks: what is there stays, with its numbers. The journal is a
+write-ahead log: several processes may write, and read, at once. `migrations` has the schema.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import time
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FqError
+from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
+from ..measure.chunks import n_scored_per_chunk
+from ..measure.figures import figures
+from . import migrations, stored
+
+BUSY_SECONDS = 60.0
+
+# Version, number of tables, and of what no store has and what may take any time and memory to read.
+_WHAT_IT_IS = """
+SELECT user_version,
+    (SELECT COUNT(*) FROM sqlite_master),
+    (SELECT COUNT(*) FROM sqlite_master
+        WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%')
+    + (SELECT COUNT(*) FROM sqlite_master AS t, pragma_table_xinfo(t.name) WHERE t.type = 'table' AND hidden)
+FROM pragma_user_version
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured. ``numerics`` but the threads, ``versions`` and ``settings`` decide the bits.
+
+    cells     a cell's number is its place here, for ever: others come after it
+    settings  `Sweep.about`, and what else is to be kept; its keys must be there
+    """
+
+    model_sha256: str
+    text_sha256: str
+    cells: tuple[Cell, ...]
+    settings: dict[str, Any]
+    numerics: dict[str, Any]
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+
+    def __repr__(self) -> str:
+        s = self.settings
+        return (
+            f"<Run of {os.path.basename(s['model'])}: {len(self.cells)} cells, {s['n_chunks_asked']} chunks "
+            f"of {s['n_ctx']}>"
+        )
+
+    @property
+    def identity(self) -> str:
+        """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each."""
+        keys = ("n_tokens", "n_ctx", "batch", "activations", "chunk_order", "chunk_seed")
+        numerics = {key: value for key, value in self.numerics.items() if key != "threads"}
+        parts = [
+            self.model_sha256,
+            self.text_sha256,
+            [self.settings[key] for key in keys],
+            numerics,
+            self.versions,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def extended(self, more: Run) -> Run:
+        """With the cells of ``more`` that it lacks after its own, and the chunks of the longer of both.
+
+        The same if it lacks nothing.
+        """
+        cells = tuple(cell for cell in more.cells if cell not in self.cells)
+        longer = more.settings["n_chunks_asked"] > self.settings["n_chunks_asked"]
+        if not cells and not longer:
+            return self
+        settings = dict(self.settings)
+        if cells:  # a store of an earlier version knew of fewer values
+            settings |= {key: more.settings[key] for key in ("norms", "values") if key in more.settings}
+        if longer:
+            settings |= {key: more.settings[key] for key in ("n_chunks_asked", "chunk_indices")}
+        commands = [run.settings["command"] for run in (self, more) if run.settings.get("command")]
+        if commands:
+            settings["command"] = " && ".join(commands)
+        return replace(self, cells=self.cells + cells, settings=settings)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For `figures`, with the provenance."""
+        provenance = {
+            "model_sha256": self.model_sha256,
+            "text_sha256": self.text_sha256,
+            "numerics": self.numerics,
+            "versions": self.versions,
+            "machine": self.machine,
+        }
+        return self.settings | provenance
+
+
+class Begun(NamedTuple):
+    """A run that is to be measured: its number, what it is now, and what it was before, if it was there."""
+
+    number: int
+    run: Run
+    was: Run | None
+
+
+class Results:
+    """The store in a file, which is made if it is not there unless ``must_exist``.
+
+    Raises FqError naming the file when it cannot be opened or is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
+        self.path = os.fspath(path)
+        if must_exist and not os.path.exists(self.path):
+            raise FqError(f"{self.path}: there is no such file; fq sweep --store makes one")
+        with self._errors():
+            try:
+                self._open(self.path)
+            except sqlite3.OperationalError as e:
+                if not must_exist or not re.search("readonly|unable to open", str(e)):
+                    raise
+                self._open_to_read()
+
+    def _open(self, name: str, *, uri: bool = False, writes: bool = True) -> None:
+        self._db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, uri=uri)
+        try:
+            # at one moment: another process may be making it
+            version, tables, strange = self._db.execute(_WHAT_IT_IS).fetchone()
+            if not 0 <= version <= migrations.VERSION or (version == 0 and tables) or strange:
+                raise FqError(f"{self.path}: not a store of this version of fq")
+            self._version = version or migrations.VERSION
+            if writes:
+                self._write_ahead()
+            if version == 0 and writes:
+                with self._transaction():
+                    if self._user_version() == 0:  # of several processes one makes it
+                        migrations.upgrade(self._db, 0)
+            elif 0 < version < migrations.VERSION:
+                migrations.read_as_new(self._db, version)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open_to_read(self) -> None:
+        """Where the file or its folder cannot be written, so that SQLite cannot make what goes with a log."""
+        path = os.path.realpath(self.path)
+        name = f"file:{urllib.parse.quote(path)}?mode=ro"
+        try:
+            self._open(name, uri=True, writes=False)
+        except sqlite3.OperationalError as e:
+            with contextlib.suppress(OSError):
+                if os.path.getsize(f"{path}-wal"):
+                    raise FqError(
+                        f"{self.path}: {e}: the newest rows are in {path}-wal, which can be read only where "
+                        "it can be written; copy both files to such a folder"
+                    ) from None
+            # nobody can be writing it: they would have a log there
+            self._open(f"{name}&immutable=1", uri=True, writes=False)
+
+    def __repr__(self) -> str:
+        return f"<Results {self.path}>"
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def _write_ahead(self) -> None:
+        """SQLite does not wait for other processes when it changes the journal; this does."""
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
+            except sqlite3.OperationalError as e:
+                if "locked" not in str(e) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+        if mode != "wal":  # SQLite says so, and goes on without
+            raise FqError(
+                f"{self.path}: this file system has no write-ahead log (the journal is {mode!r}), without "
+                "which several processes would wait for each other"
+            )
+
+    @contextlib.contextmanager
+    def reading(self, number: int) -> Iterator[None]:
+        """A ValueError in the block is what the file holds: an FqError naming it and the run."""
+        try:
+            yield
+        except ValueError as e:
+            raise FqError(f"{self.path}: run {number} cannot be read: {e}") from None
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as e:
+            raise FqError(f"{self.path}: {e}") from None
+
+    def _user_version(self) -> int:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    def _upgrade(self) -> None:
+        """Of a file of an earlier version, before something is written to it; a copy of it stays.
+
+        At one moment for all processes, and whole or not at all.
+        """
+        if self._version == migrations.VERSION:
+            return
+        with self._transaction():
+            version = self._user_version()
+            # where nothing can be written this says so, before there is a copy
+            self._db.execute(f"PRAGMA user_version = {version}")
+            if version < migrations.VERSION:
+                self._back_up(version)
+            migrations.forget_older(self._db, self._version)
+            if version < migrations.VERSION:
+                migrations.upgrade(self._db, version)
+        self._version = migrations.VERSION
+
+    def _back_up(self, version: int) -> None:
+        """A copy beside the file, whole or not at all; one that is there is left alone."""
+        backup = f"{os.path.realpath(self.path)}.version-{version}"
+        if os.path.lexists(backup):
+            return
+        part = f"{backup}.part"
+        try:
+            # whoever holds the lock to write cannot read for a copy; with a log, another connection can
+            with contextlib.closing(sqlite3.connect(self.path)) as source:
+                with contextlib.closing(sqlite3.connect(part)) as copy:
+                    source.backup(copy)
+            os.replace(part, backup)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of what is done in the block, or nothing."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def add(self, run: Run) -> int:
+        """A new run's number."""
+        self._upgrade()
+        with self._transaction():
+            return self._insert(run)
+
+    def begin(self, run: Run, more: Run | None = None) -> Begun:
+        """A new run, or with ``more`` one that it extends: `Run.extended`.
+
+        It is the newest of the same identity that has all cells of ``more``, else the newest;
+        a new run, which is ``run``, if there is none. At one moment for all processes: of
+        several that begin the same run at once, one makes it.
+        """
+        self._upgrade()
+        with self._transaction():
+            was = None if more is None else self._newest_like(more)
+            if was is None or more is None:
+                return Begun(self._insert(run), run, None)
+            number, before = was
+            now = before.extended(more)
+            if now is not before:
+                self._db.execute(
+                    "UPDATE runs SET cells = ?, settings = ? WHERE id = ?",
+                    (_cells_text(now.cells), json.dumps(now.settings), number),
+                )
+            return Begun(number, now, before)
+
+    def _newest_like(self, run: Run) -> tuple[int, Run] | None:
+        found = self._db.execute("SELECT id FROM runs WHERE identity = ? ORDER BY id DESC", (run.identity,))
+        newest = None
+        for (number,) in found.fetchall():
+            there = number, self.get(number)
+            if set(run.cells) <= set(there[1].cells):
+                return there
+            newest = newest or there
+        return newest
+
+    def _insert(self, run: Run) -> int:
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = (
+            started,
+            run.model_sha256,
+            run.text_sha256,
+            _cells_text(run.cells),
+            *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
+            run.identity,
+        )
+        number = self._db.execute(
+            "INSERT INTO runs (started, model_sha256, text_sha256, cells, settings, numerics, "
+            "versions, machine, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            row,
+        ).lastrowid
+        assert number is not None
+        return number
+
+    def get(self, number: int) -> Run:
+        """Raises FqError if there is none of this number."""
+        with self._errors():
+            row = self._db.execute(
+                "SELECT model_sha256, text_sha256, cells, settings, numerics, versions, machine "
+                "FROM runs WHERE id = ?",
+                (number,),
+            ).fetchone()
+        if row is None:
+            raise FqError(f"{self.path}: there is no run {number}")
+        model_sha256, text_sha256, cells, settings, *texts = row
+        with self.reading(number):
+            return Run(
+                stored.text_of("model_sha256", model_sha256),
+                stored.text_of("text_sha256", text_sha256),
+                stored.cells_of(cells),
+                stored.settings_of(settings),
+                *(
+                    stored.json_of(what, text, dict)
+                    for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
+                ),
+            )
+
+    def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
+        """Commit what a cell left of a chunk; one that is there already stays as it is.
+
+        Raises FqError if the chunk's baseline is not the one that its other cells were compared with.
+        """
+        paired = left.paired
+        values = (_bytes(x) for x in (paired.nll, paired.kld, paired.dp))
+        nll_base = _bytes(paired.nll_base)
+        self._upgrade()
+        with self._transaction():
+            columns = self._count_columns()
+            self._db.execute("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", (number, chunk, nll_base))
+            found = self._db.execute(
+                "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
+            ).fetchone()
+            if found[0] != nll_base:
+                raise FqError(
+                    f"{self.path}: the baseline of chunk {chunk + 1} is not the same as before in run "
+                    f"{number}; start a new run"
+                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO chunks "
+                "(run, cell, chunk, nll, kld, dp, same_top, counts, count_columns) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (number, cell, chunk, *values, paired.same_top.tobytes(), _bytes(left.counts), columns),
+            )
+
+    def _count_columns(self) -> int:
+        """The number of the columns that counts have now."""
+        names = json.dumps(COUNT_COLUMNS)
+        self._db.execute("INSERT OR IGNORE INTO count_columns (names) VALUES (?)", (names,))
+        (number,) = self._db.execute("SELECT id FROM count_columns WHERE names = ?", (names,)).fetchone()
+        return int(number)
+
+    def load(self, number: int) -> dict[tuple[int, int], CellChunk]:
+        """What the cells of a run have left, by (cell, chunk)."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts "
+                "FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
+                (number,),
+            ).fetchall()
+            names = self._db.execute(
+                "SELECT id, substr(names, 1, ?) FROM count_columns LIMIT ?",
+                (stored.MAX_NAMES_CHARS, stored.MAX_COLUMN_SETS),
+            ).fetchall()
+        run, left = self.get(number), {}
+        n_scored = n_scored_per_chunk(run.settings["n_ctx"])
+        with self.reading(number):
+            columns = {key: stored.count_columns_of(text) for key, text in names}
+            for cell, chunk, key, *blobs in rows:
+                if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
+                    raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
+                if key not in columns:
+                    raise ValueError(f"cell {cell}, chunk {chunk + 1}: its counts have no columns")
+                try:
+                    left[cell, chunk] = stored.chunk_of(n_scored, columns[key], blobs)
+                except ValueError as e:
+                    raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
+        return left
+
+    def list(self, number: int | None = None) -> Sequence[dict[str, Any]]:
+        """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT id, started, settings, cells, "
+                "(SELECT COUNT(*) FROM chunks WHERE run = id) FROM runs "
+                "WHERE id = coalesce(?, id) ORDER BY id",
+                (number,),
+            ).fetchall()
+        runs = []
+        for number, started, settings_text, cells_text, ended in rows:
+            with self.reading(number):
+                settings = stored.settings_of(settings_text)
+                n_cells = len(stored.cells_of(cells_text))
+                stored.text_of("started", started)
+            chunks = settings["n_chunks_asked"]
+            runs.append(
+                {
+                    "run": number,
+                    "started": started,
+                    "model": settings["model"],
+                    "text": settings.get("text"),
+                    "n_cells": n_cells,
+                    "n_chunks_asked": chunks,
+                    "ended": ended,
+                    "of": n_cells * chunks,
+                }
+            )
+        return runs
+
+
+def _cells_text(cells: Sequence[Cell]) -> str:
+    return json.dumps([asdict(cell) for cell in cells])
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, "<f8").tobytes()
+
+
+def stored_figures(store: Results, number: int) -> dict[str, Any]:
+    """`figures` of a run that is kept, with its number as ``run``.
+
+    Raises FqError naming the store and the run if it is damaged, or has rules of another version.
+    """
+    run, left = store.get(number), store.load(number)
+    with store.reading(number):
+        return {"run": number} | figures(run.about, run.cells, left)

@@ -1,0 +1,175 @@
+"""What a store's rows hold, checked as it is read: a damaged file ends in one error, not in figures.
+
+Whatever passes here can be computed with and shown. All raise ValueError saying what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..measure.cells import CELL_KINDS, CONTROL, COUNT_COLUMNS, Cell, CellChunk
+from ..measure.chunks import ORDERS
+from ..measure.statistics import Paired
+
+MAX_CHUNKS = 1 << 22  # of a run; a text of 1 GiB has fewer
+MAX_DEPTH = 8  # of arrays and objects in one another
+
+# what settings must hold, and of what types
+_INTEGERS = {"n_tokens": 1, "n_ctx": 3, "n_chunks_asked": 1, "batch": 1}  # and the least
+_TEXTS = ("model", "activations")
+_TEXTS_OR_NONE = ("text", "command")
+_CELL = {"name", "kind", "group", "rules"}  # and of later versions "of"
+_COUNTS = ("rows_quantised", "elements", "changed", "not_finite", "out_of_range")  # whole numbers
+_ALWAYS = ("rows_quantised", "elements", "not_finite")  # of every version
+MAX_COLUMNS, MAX_NAMES_CHARS, MAX_COLUMN_SETS = 256, 1 << 15, 1024
+
+T = TypeVar("T")
+
+
+def json_of(what: str, text: object, kind: type[T]) -> T:
+    """A JSON array or object, ``kind`` list or dict."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is not text")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{what} is not JSON") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is not a JSON {'object' if kind is dict else 'array'}")
+    _check_depth(what, value, MAX_DEPTH)
+    return value
+
+
+def _check_depth(what: str, value: object, left: int) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError(f"{what} is nested too deeply")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(what, item, left - 1)
+
+
+def text_of(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not text")
+    return value
+
+
+def _is_integer(value: object, least: int, most: int = 1 << 53) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def cells_of(text: object) -> tuple[Cell, ...]:
+    cells = []
+    for about in json_of("cells", text, list):
+        if not isinstance(about, dict) or not _CELL <= set(about) <= {*_CELL, "of"}:
+            raise ValueError("a cell is not one of name, kind, group and rules")
+        rules = about.pop("rules")
+        if not isinstance(rules, list) or not all(isinstance(x, str) for x in (*rules, *about.values())):
+            raise ValueError("a cell's name, kind, group and rules are not texts")
+        if about["kind"] not in CELL_KINDS or bool(rules) == (about["kind"] == CONTROL):
+            raise ValueError(f"a cell with {len(rules)} rules is of kind {about['kind']!r}")
+        "".join(about.values()).encode()  # a lone surrogate, which no file would take
+        cells.append(Cell(**about, rules=tuple(rules)))
+    if not cells:
+        raise ValueError("there are no cells")
+    return tuple(cells)
+
+
+def settings_of(text: object) -> dict[str, Any]:
+    settings = json_of("settings", text, dict)
+    for key, least in _INTEGERS.items():
+        if not _is_integer(settings.get(key), least):
+            raise ValueError(f"{key} is {_shown(settings.get(key))}")
+    for key in _TEXTS:
+        text_of(key, settings.get(key))
+    for key in _TEXTS_OR_NONE:
+        if settings.get(key) is not None:
+            text_of(key, settings[key])
+    chunks = settings["n_chunks_asked"]
+    if chunks > MAX_CHUNKS or chunks * settings["n_ctx"] > settings["n_tokens"]:
+        raise ValueError(f"n_chunks_asked is {chunks}, of {settings['n_tokens']} tokens")
+    if "chunk_order" not in settings:  # of a version that took the first chunks always
+        settings |= {"chunk_order": "first", "chunk_seed": None, "chunk_indices": list(range(chunks))}
+    if settings["chunk_order"] not in ORDERS:
+        raise ValueError(f"chunk_order is {_shown(settings['chunk_order'])}")
+    seed = settings.get("chunk_seed")
+    if seed is not None and not _is_integer(seed, 0, 1 << 256):
+        raise ValueError(f"chunk_seed is {_shown(seed)}")
+    indices, n_text = settings.get("chunk_indices"), settings["n_tokens"] // settings["n_ctx"]
+    if not isinstance(indices, list) or not all(_is_integer(i, 0, n_text - 1) for i in indices):
+        raise ValueError("chunk_indices is not a list of the text's chunks")
+    if not chunks == len(indices) == len(set(indices)):
+        raise ValueError(f"chunk_indices has not {chunks} different chunks")
+    norms = settings.get("norms")
+    if not isinstance(norms, list) or not all(_is_value(norm, 3) for norm in norms):
+        raise ValueError("norms is not a list of kind, layer and rows")
+    values = settings.get("values", [])
+    if not isinstance(values, list) or not all(_is_value(value, 5) for value in values):
+        raise ValueError("values is not a list of kind, layer, rows and two flags")
+    return settings
+
+
+def _is_value(value: object, length: int) -> bool:
+    if not isinstance(value, list) or len(value) != length:
+        return False
+    kind, layer, rows, *flags = value
+    return (
+        isinstance(kind, str)
+        and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", kind) is not None
+        and (layer is None or _is_integer(layer, 0))
+        and _is_integer(rows, 0)
+        and all(isinstance(flag, bool) for flag in flags)
+    )
+
+
+def chunk_of(n_scored: int, columns: Sequence[str], blobs: Sequence[object]) -> CellChunk:
+    """Of nll_base, nll, kld, dp, same_top and counts, whose columns are given, as a row has them."""
+    for name, blob, size in zip(
+        ("baseline's nll", "nll", "kld", "dp", "same_top"), blobs, (8, 8, 8, 8, 1), strict=False
+    ):
+        if not isinstance(blob, bytes) or len(blob) != n_scored * size:
+            raise ValueError(f"{name} is not of {n_scored} tokens")
+    *figures, same_top, counts = blobs
+    tops = np.frombuffer(same_top, np.uint8)  # type: ignore[call-overload]
+    if tops.max(initial=0) > 1:
+        raise ValueError("same_top is neither 0 nor 1")
+    table = _counts_of(columns, counts)
+    nll_base, nll, kld, dp = (np.frombuffer(blob, "<f8") for blob in figures)  # type: ignore[call-overload]
+    # version 0.1.0 took NaN for an agreement
+    agree = tops.view(bool) & np.isfinite(kld)
+    return CellChunk(Paired(nll_base, nll, kld, dp, agree), table)
+
+
+def count_columns_of(text: object) -> list[str]:
+    """The names of the columns of counts."""
+    columns = json_of("count_columns", text, list)
+    if not all(isinstance(c, str) and len(c) <= 64 for c in columns) or len(columns) > MAX_COLUMNS:
+        raise ValueError("count_columns is not a list of names")
+    if not set(_ALWAYS) <= set(columns):
+        raise ValueError(f"count_columns lacks one of {', '.join(_ALWAYS)}")
+    return columns
+
+
+def _counts_of(columns: Sequence[str], blob: object) -> np.ndarray:
+    """A site a row, by today's columns: NaN where a version did not count something yet."""
+    if not isinstance(blob, bytes) or len(blob) % (8 * len(columns)):
+        raise ValueError(f"counts is not of {len(columns)} numbers a site")
+    kept = np.frombuffer(blob, "<f8").reshape(-1, len(columns))
+    table = np.full((len(kept), len(COUNT_COLUMNS)), np.nan)
+    for i, name in enumerate(COUNT_COLUMNS):
+        if name in columns:
+            table[:, i] = kept[:, columns.index(name)]
+            wrong = (table[:, i] < 0) | (table[:, i] > 1 << 53)
+            if name in _COUNTS and (wrong.any() or (name in _ALWAYS and np.isnan(table[:, i]).any())):
+                raise ValueError("counts has numbers that count nothing")
+    return table
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,0 +1,1 @@
+"""Runs a graph: weights, contexts, generation, traces."""

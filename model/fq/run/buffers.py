@@ -1,0 +1,49 @@
+"""Memory of an evaluation's values: used again, as fresh pages cost more than the arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fq_kernels import MATVEC_MAX_TOKENS
+
+
+class Buffers:
+    """Float32 arrays of two axes that nobody uses any more, by shape."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def take(self, rows: int, n: int) -> np.ndarray:
+        """Uninitialised (rows, n), C-contiguous."""
+        free = self._free.get((rows, n))
+        return free.pop() if free else np.empty((rows, n), np.float32)
+
+    def take_input(self, rows: int, n: int) -> np.ndarray:
+        """As take, for a product: rows a multiple of 4096 bytes apart would share cache lines."""
+        gap = 16 if rows > MATVEC_MAX_TOKENS and 4 * n % 4096 == 0 else 0
+        return self.take(rows, n + gap)[:, :n]
+
+    def copy(self, value: np.ndarray) -> np.ndarray:
+        """A value of two or three axes, in memory of its own."""
+        copy = self.take(len(value), value[:1].size).reshape(value.shape)
+        copy[:] = value
+        return copy
+
+    def give(self, array: np.ndarray) -> None:
+        """Take back what `take` has given."""
+        self._free.setdefault(array.shape, []).append(array)
+
+    def release(self, values: dict[int, np.ndarray], i: int) -> None:
+        """Remove node i's value and take its memory back, unless another value that is left shares it."""
+        array = values.pop(i)
+        owner = array if array.base is None else array.base
+        if not isinstance(owner, np.ndarray) or owner.base is not None:
+            return
+        for other in values.values():
+            if other is owner or other.base is owner:
+                return
+        if owner.dtype == np.float32 and owner.flags.c_contiguous and owner.ndim == 2:
+            self.give(owner)
+
+    def clear(self) -> None:
+        self._free.clear()

@@ -1,0 +1,219 @@
+"""Contexts: one sequence being evaluated, with its KV cache, rules and counters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fq_kernels import Executor, default_fpu, rope
+from fq_kernels.rules import FakeQuant, Rules, rules_text
+
+from ..arch.graph import AttentionAttributes, Node, RopeAttributes
+from ..arch.ops import OPS
+from ..errors import FqError
+from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
+from .attention import attend
+from .buffers import Buffers
+from .kv_cache import KVCache
+from .model import Model
+from .rope import RopeTables
+from .weights import Weight, blas_threads, mul_mat
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+
+class Context:
+    """One sequence being evaluated: the KV cache, the rules and their counters.
+
+    n_ctx is the longest sequence in tokens. ``fake_quant`` may be given as a FakeQuant, as a rule,
+    its text or several of either, and is a FakeQuant from then on; it may be replaced between
+    two evaluations, for a while by ``under``, and so may ``trace``, which gets an event
+    per node. ``activations`` "ggml" rounds the input of every matrix product as ggml does for
+    the weight's type; "exact" leaves them float32. Not for use by two threads at once; several
+    contexts of one model are.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int,
+        executor: Executor,
+        fake_quant: FakeQuant | Rules | None = None,
+        trace: Trace | None = None,
+        activations: str = "exact",
+    ) -> None:
+        hp = model.hparams
+        if activations not in ACTIVATIONS:
+            raise FqError(f"activations must be {' or '.join(ACTIVATIONS)}, not {activations!r}")
+        if not 0 < n_ctx <= hp.n_ctx_train:
+            raise FqError(f"context of {n_ctx} tokens: the model allows 1 to {hp.n_ctx_train}")
+        self.model = model
+        self.n_ctx = n_ctx
+        self.executor = executor
+        self.fake_quant = self._fake_quant(() if fake_quant is None else fake_quant)
+        self.trace = trace
+        self.activations = activations
+        self.on_node: Callable[[], None] = lambda: None  # called as each node is computed
+        self.n_past = 0
+        self.buffers = Buffers()
+        self._cache = KVCache(hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
+        self._rope_tables = RopeTables(n_ctx, model.vectors)
+        self._ends = model.graph.last_uses()
+        self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
+        # the last rounded input of a product: the node it came from, the format, the values
+        self._input: tuple[int, str, Rounded] | None = None
+        self.ids: np.ndarray = np.empty(0, np.int64)
+        self.out_rows = slice(0, 0)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Context of {os.path.basename(self.model.path)}: {self.n_past} of {self.n_ctx} tokens, "
+            f"{self.executor}, {self.activations} activations, rules {rules_text(self.fake_quant.rules)}>"
+        )
+
+    def _fake_quant(self, rules: FakeQuant | Rules) -> FakeQuant:
+        if not isinstance(rules, FakeQuant):
+            try:
+                return FakeQuant(self.model.values, rules)
+            except ValueError as e:
+                raise FqError(str(e)) from None
+        if rules.values != tuple(self.model.values):
+            raise FqError(f"these rules are for a model with other sites than {self.model.path}")
+        return rules
+
+    @contextlib.contextmanager
+    def under(self, rules: FakeQuant | Rules) -> Iterator[FakeQuant]:
+        """Evaluate under other rules for the length of a ``with`` block; yields them, with their counters.
+
+            with context.under("ffn_norm[5]=bf16") as fake_quant:
+                logits = context.eval(tokens)
+            print(fake_quant.as_dict()["sites"])
+
+        rules is a rule, its text, several of either, or a FakeQuant, whose counters go on. The
+        sequence goes on too. Raises FqError for a rule that cannot be read or matches no site.
+        """
+        before, self.fake_quant = self.fake_quant, self._fake_quant(rules)
+        try:
+            yield self.fake_quant
+        finally:
+            self.fake_quant = before
+
+    def clear(self) -> None:
+        """Forget the sequence; rules and counters stay."""
+        self.n_past = 0
+
+    def eval(self, tokens: Sequence[int] | np.ndarray, outputs: slice | None = None) -> np.ndarray:
+        """Append ``tokens`` to the sequence and return logits, float32 (n_outputs, n_vocab).
+
+        outputs picks the tokens whose logits are wanted; None: the last one. Raises FqError
+        if the context is full or a token is not in the vocabulary.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not ids.size:
+            raise FqError("no tokens to evaluate")
+        if ids.dtype.kind not in "iu":
+            raise FqError(f"token ids must be integers, not {ids.dtype}")
+        if self.n_past + ids.size > self.n_ctx:
+            raise FqError(f"{self.n_past + ids.size} tokens do not fit a context of {self.n_ctx}")
+        if ids.min() < 0 or ids.max() >= self.model.hparams.n_vocab:
+            raise FqError(f"token ids must be between 0 and {self.model.hparams.n_vocab - 1}")
+        values: dict[int, np.ndarray] = {}  # of nodes that are still to be read
+        out_rows = slice(ids.size - 1, ids.size) if outputs is None else outputs
+        sizes = (ids.size, len(range(*out_rows.indices(ids.size))))
+        if sizes != self._sizes:
+            self.buffers.clear()
+            self._sizes = sizes
+        begin = perf_counter_ns()
+        with blas_threads.single():
+            self.evaluate(range(len(self.model.graph.nodes)), values, ids, out_rows)
+        if self.trace is not None:
+            self.trace.evaluated(begin, *sizes, self.n_past)
+        self.n_past += ids.size
+        return values[len(self.model.graph.nodes) - 1]
+
+    def evaluate(
+        self, nodes: Iterable[int], values: dict[int, np.ndarray], ids: np.ndarray, out_rows: slice
+    ) -> None:
+        """Compute consecutive nodes for the tokens ``ids`` at positions n_past and on.
+
+        values    of nodes that are still to be read: those before, and then those after
+        out_rows  the tokens whose logits are wanted
+        """
+        self.ids, self.out_rows, self._input = ids, out_rows, None
+        graph, trace = self.model.graph.nodes, self.trace
+        # infinities and NaN are looked for in the logits
+        with default_fpu(), np.errstate(all="ignore"):
+            for i in nodes:
+                node = graph[i]
+                inputs = [values[source] for source in node.inputs]
+                if trace is None:
+                    values[i] = self._compute(node, inputs)
+                else:
+                    values[i] = trace.call(node, self.fake_quant, self._compute, inputs)
+                self.on_node()
+                for source in self._ends[i]:
+                    self.buffers.release(values, source)
+
+    def _compute(self, node: Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        value = OPS[node.op].compute(self, node, inputs)
+        if self.fake_quant.rounds_values and node.values and not node.norm:  # norms round as they compute
+            self.fake_quant.round(node.values, value, self.executor)
+        return value
+
+    # ---------------------------------------------------------------- arch.ops.Evaluation
+
+    def buffer(self, rows: int, n: int) -> np.ndarray:
+        return self.buffers.take(rows, n)
+
+    def input_buffer(self, rows: int, n: int) -> np.ndarray:
+        return self.buffers.take_input(rows, n)
+
+    def vector(self, name: str) -> np.ndarray:
+        return self.model.vectors[name]
+
+    def rows_of(self, name: str) -> np.ndarray:
+        weight = self.model.weights[name]
+        return weight.unpack(self.ids, self.buffers.take(self.ids.size, weight.n_in))
+
+    def product(self, node: Node, x: np.ndarray) -> np.ndarray:
+        assert node.weight is not None
+        weight = self.model.weights[node.weight]
+        read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
+        return mul_mat(read, weight, self.executor, self.buffers.take(len(x), weight.n_out))
+
+    def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
+        now = slice(self.n_past, self.n_past + self.ids.size)
+        cos, sin = self._rope_tables.at(attributes, now)
+        return rope(heads, cos, sin, executor=self.executor)
+
+    def attention(self, node: Node, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        assert node.layer is not None and isinstance(node.attributes, AttentionAttributes)
+        return attend(
+            q,
+            k,
+            v,
+            self._cache.keys[node.layer],
+            self._cache.values[node.layer],
+            self.n_past,
+            scale=node.attributes.scale,
+            out=self.buffers.take_input(len(q), q[:1].size),
+            executor=self.executor,
+        )
+
+    def _as_ggml_rounds(self, x: np.ndarray, source: int, weight: Weight) -> np.ndarray | Rounded:
+        """The input x (n_tokens, n_in), node ``source``'s value; rounded once for all products with it."""
+        fmt = ggml_format(weight.type)
+        if fmt is None:
+            return x
+        if self._input is None or self._input[:2] != (source, fmt):
+            if self._input is not None:
+                self.buffers.give(self._input[2].values)
+            rounded = round_as_ggml(x, fmt, self.buffers.take(*x.shape), self.executor)
+            self._input = (source, fmt, rounded)
+        return self._input[2]

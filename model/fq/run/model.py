@@ -1,0 +1,77 @@
+"""A model: its graph, and its weights in the mapped file."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+import numpy as np
+
+from fq_kernels.rules import Place, Value
+
+from ..arch.graph import Graph
+from ..arch.hparams import HParams, ModelError, read_hparams
+from ..arch.llama import build_llama
+from ..arch.tensors import check_tensors
+from ..gguf.file import GGUFFile
+from ..text.tokenizer import Tokenizer
+from .weights import Weight, can_unpack
+
+
+class Model:
+    """A GGUF file of llama architecture, checked and ready to run. The weights stay packed in the file.
+
+    Raises GGUFError or ModelError naming what is wrong with the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = GGUFFile(path)
+        try:
+            self.hparams: HParams = read_hparams(self.file)
+            self.graph: Graph = build_llama(self.hparams, self.file.tensors)
+            check_tensors(self.file, self.hparams, self.graph)
+            self.weights: dict[str, Weight] = {}
+            self.vectors: dict[str, np.ndarray] = {}
+            for name, info in self.file.tensors.items():
+                packed = self.file.tensor(name)
+                if len(info.shape) == 1:
+                    # a copy: in the file it may not be aligned
+                    self.vectors[name] = np.frombuffer(packed, np.float32).copy()
+                elif can_unpack(info.type):
+                    self.weights[name] = Weight(packed, info.type, info.shape[1])
+                else:
+                    raise ModelError(f"{self.path}: cannot unpack tensor {name} of type {info.type.name}")
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __repr__(self) -> str:
+        hp = self.hparams
+        return (
+            f"<Model {os.path.basename(self.path)}: llama, {hp.n_layer} layers, n_embd {hp.n_embd}, "
+            f"{hp.n_vocab} tokens>"
+        )
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def values(self) -> list[Value]:
+        """All that rules can round, in the order of the graph."""
+        return self.graph.values
+
+    @property
+    def norms(self) -> list[Place]:
+        return self.graph.norms
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Built at first use. Raises TokenizerError."""
+        tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        if tokenizer.n_vocab != self.hparams.n_vocab:
+            raise ModelError(
+                f"{self.path}: {tokenizer.n_vocab} tokens in the vocabulary, "
+                f"{self.hparams.n_vocab} rows in token_embd.weight"
+            )
+        return tokenizer

@@ -1,0 +1,128 @@
+"""Several variants of the model against one baseline: as many separate measurements say the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fq import FqError, Perplexity, Stream, Streams
+from fq.gguf.synthetic import SAMPLE_TEXT
+from fq.measure.statistics import is_exactly_zero
+from fq_kernels.rules import FakeQuant
+
+N_CTX = 32
+CHUNKS = 3
+RULES = {"nearest": "ffn_norm=bf16", "rows": "ffn_norm=int4", "first": "ffn_norm=bf16:first-call"}
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny):
+    return tiny.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+
+
+def streams_of(model):
+    return [
+        *(Stream(name, FakeQuant(model.values, rule)) for name, rule in RULES.items()),
+        Stream("control"),
+        Stream("deployed", activations="ggml"),
+    ]
+
+
+def started(model, tokens, executor, **options):
+    streams = streams_of(model)
+    return Streams(
+        model, tokens, streams, n_ctx=N_CTX, chunks=CHUNKS, executor=executor, **({"batch": 10} | options)
+    )
+
+
+def test_each_stream_is_what_it_is_alone(tiny, tokens, executor):
+    run = started(tiny, tokens, executor)
+    assert list(run) == list(range(CHUNKS))
+    result = run.result()
+    for found, (name, rule) in zip(result["streams"], RULES.items(), strict=False):
+        alone = Perplexity(
+            tiny, tokens, n_ctx=N_CTX, chunks=CHUNKS, batch=10, executor=executor,
+            fake_quant=FakeQuant(tiny.values, rule),
+        )  # fmt: skip
+        assert list(alone) == list(range(CHUNKS))
+        assert found["name"] == name
+        assert found["comparison"] == alone.result()["comparison"]
+        assert found["fake_quant"] == alone.result()["fake_quant"]
+        assert result["ppl_base"] == run.ppl == found["comparison"]["ppl_base"]
+    control = result["streams"][-2]
+    assert is_exactly_zero(control["comparison"]) and "fake_quant" not in control
+    assert json.loads(json.dumps(result))["ppl_base"] == result["ppl_base"]
+
+
+def test_activations_are_the_streams_alone(smollm2, executor):
+    tokens = smollm2.tokenizer.encode("It was a dark and stormy night, and the rain fell in torrents.")
+    streams = [Stream("deployed", activations="ggml"), Stream("control")]
+    run = Streams(smollm2, tokens, streams, n_ctx=16, chunks=1, executor=executor)
+    assert list(run) == [0]
+    deployed, control = (entry["comparison"] for entry in run.result()["streams"])
+    assert deployed["mean_kld"] > 1e-4
+    assert is_exactly_zero(control)
+
+
+@pytest.mark.parametrize("evaluation", [0, 1, 3])
+def test_interrupted_in_any_stream_and_resumed(tiny, tokens, executor, monkeypatch, evaluation):
+    whole = started(tiny, tokens, executor)
+    assert list(whole) == list(range(CHUNKS))
+    run = started(tiny, tokens, executor)
+    iterator = iter(run)
+    assert next(iterator) == 0
+    after_one = run.result()
+    plain, calls = run.context.evaluate, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4 * evaluation + 3:  # each of some nodes of one stream in one batch
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.context, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+    assert run.done == 1 and run.result() == after_one and after_one["partial"]
+    assert list(run) == [1, 2]
+    assert run.result() == whole.result()
+
+
+def test_without_a_baseline_streams_are_scored_alone(tiny, tokens, executor):
+    run = started(tiny, tokens, executor)
+    alone = started(tiny, tokens, executor, baseline=None)
+    assert list(run) == list(alone) == list(range(CHUNKS))
+    for i in range(len(run.streams)):
+        assert [x.tobytes() for x in alone.nll_of(i)] == [x.tobytes() for x in run.nll_of(i)]
+        assert not alone.paired_of(i) and "comparison" not in alone.result()["streams"][i]
+
+
+def test_the_baseline_may_have_rules(tiny, tokens, executor):
+    run = started(tiny, tokens, executor, baseline=Stream("base", FakeQuant(tiny.values, RULES["nearest"])))
+    assert list(run) == list(range(CHUNKS))
+    nearest, rows, *_ = (entry["comparison"] for entry in run.result()["streams"])
+    assert is_exactly_zero(nearest) and not is_exactly_zero(rows)
+
+
+def test_an_interrupted_baselines_rows_are_in_no_counter(tiny, tokens, executor, monkeypatch):
+    rules = FakeQuant(tiny.values, RULES["nearest"])
+    run = started(tiny, tokens, executor, baseline=Stream("base", rules))
+    plain, calls = run.context.evaluate, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(run.context, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(run))
+    assert rules.as_dict()["rows_seen"] == 0
+
+
+def test_unknown_activations(tiny, tokens, executor):
+    with pytest.raises(FqError, match="odd activations must be exact or ggml, not 'q8'"):
+        Streams(tiny, tokens, [Stream("odd", activations="q8")], n_ctx=N_CTX, executor=executor)

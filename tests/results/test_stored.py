@@ -1,0 +1,353 @@
+"""Stores that are damaged, hostile, or where nothing may be written: one error, or the figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fq import FqError
+from fq.cli import main
+from fq.commands.files import write_json
+from fq.commands.show import comparison_text
+from fq.commands.show_sweep import sweep_text
+from fq.report.page import report_html
+from fq.results.compare import Side, compare_runs, compare_text
+from fq.results.export import csv_text
+from fq.results.runs import Results, stored_figures
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store of two runs, whose columns take anything."""
+    path = tmp_path / "store.sqlite"
+    shutil.copy(DATA / "store-1.sqlite", path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table in ("runs", "baselines", "chunks"):
+            db.execute(f"ALTER TABLE {table} RENAME TO old")
+            db.execute(f"CREATE TABLE {table} AS SELECT * FROM old")
+            db.execute("DROP TABLE old")
+        db.commit()
+    return path
+
+
+def damage(path, statement, *values):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(statement, values)
+        db.commit()
+
+
+def settings(path, **changes):
+    """Run 1's settings with these values; ... is none."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (text,) = db.execute("SELECT settings FROM runs WHERE id = 1").fetchone()
+    return json.dumps({key: value for key, value in (json.loads(text) | changes).items() if value is not ...})
+
+
+SETTINGS = [
+    ({"n_chunks_asked": 10**15}, "n_chunks_asked is 1000000000000000, of 9755 tokens"),
+    ({"n_chunks_asked": 10**12, "n_tokens": 10**14}, "n_chunks_asked is 1000000000000, of"),
+    ({"n_chunks_asked": "5"}, "n_chunks_asked is 5"),
+    ({"n_chunks_asked": ...}, "n_chunks_asked is None"),
+    ({"n_chunks_asked": 3}, r"a row is of cell \d+, chunk [34]"),
+    ({"n_ctx": 0}, "n_ctx is 0"),
+    ({"n_ctx": 64}, "cell 0, chunk 1: baseline's nll is not of 31 tokens"),
+    ({"n_tokens": True}, "n_tokens is True"),
+    ({"model": None}, "model is not text"),
+    ({"text": 3}, "text is not text"),
+    ({"norms": {}}, "norms is not a list of kind, layer and rows"),
+    ({"norms": [["ffn_norm", "0", 7]]}, "norms is not a list"),
+    ({"norms": [["attn_norm", 0, 7]]}, r"matches no site|no norm"),
+    ({"machine": [[[[[[[[[]]]]]]]]]}, "settings is nested too deeply"),
+]
+ROWS = [
+    ("UPDATE runs SET settings = '[' WHERE id = 1", "settings is not JSON"),
+    ("UPDATE runs SET settings = '3' WHERE id = 1", "settings is not a JSON object"),
+    ("UPDATE runs SET settings = NULL WHERE id = 1", "settings is not text"),
+    ("UPDATE runs SET settings = zeroblob(9) WHERE id = 1", "settings is not text"),
+    ("UPDATE runs SET cells = '{}' WHERE id = 1", "cells is not a JSON array"),
+    ("UPDATE runs SET cells = '[]' WHERE id = 1", "there are no cells"),
+    ("UPDATE runs SET cells = '[3]' WHERE id = 1", "a cell is not one of name, kind, group and rules"),
+    ("UPDATE runs SET cells = replace(cells, '\"kind\"', '\"kin\"') WHERE id = 1", "a cell is not one of"),
+    ("UPDATE runs SET cells = replace(cells, '=bf16', '=bf17') WHERE id = 1", "bf17"),
+    ("UPDATE runs SET cells = replace(cells, 'single', 'singel') WHERE id = 1", "of kind 'singel'"),
+    ("UPDATE runs SET cells = replace(cells, '[0].raw', '[7].raw') WHERE id = 1", r"ffn_norm\[7\]"),
+    ("UPDATE runs SET cells = replace(cells, 'ffn', '\\ud800') WHERE id = 1", "surrogates not allowed"),
+    ("UPDATE runs SET machine = '[]' WHERE id = 1", "machine is not a JSON object"),
+    ("UPDATE runs SET versions = NULL WHERE id = 1", "versions is not text"),
+    ("UPDATE runs SET numerics = x'07' WHERE id = 1", "numerics is not text"),
+    ("UPDATE runs SET started = NULL WHERE id = 1", "started is not text"),
+    ("UPDATE runs SET model_sha256 = x'07' WHERE id = 1", "model_sha256 is not text"),
+    ("UPDATE chunks SET nll = substr(nll, 2) WHERE run = 1", "cell 0, chunk 1: nll is not of 7 tokens"),
+    ("UPDATE chunks SET kld = zeroblob(56000) WHERE run = 1", "kld is not of 7 tokens"),
+    ("UPDATE chunks SET dp = 'a text of 56 characters, as many bytes as the blob has...' ", "dp is not of"),
+    ("UPDATE chunks SET same_top = NULL WHERE run = 1", "same_top is not of 7 tokens"),
+    ("UPDATE chunks SET same_top = x'00010203040506' WHERE run = 1", "same_top is neither 0 nor 1"),
+    ("UPDATE chunks SET counts = zeroblob(103) WHERE run = 1 AND cell = 2", "counts is not of 13 numbers"),
+    ("UPDATE chunks SET counts = x'' WHERE run = 1 AND cell = 2", "counts of fewer sites than its rules"),
+    (
+        "UPDATE chunks SET counts = unhex_ff(104) WHERE run = 1 AND cell = 2",
+        "cell 2, chunk 1: counts has numbers that count nothing",
+    ),
+    ("UPDATE chunks SET cell = 99 WHERE run = 1 AND cell = 2", "a row is of cell 99, chunk 0"),
+    ("UPDATE chunks SET cell = 'x' WHERE run = 1 AND cell = 2", "a row is of cell 'x', chunk 0"),
+    ("UPDATE chunks SET cell = -1 WHERE run = 1 AND cell = 2", "a row is of cell -1, chunk 0"),
+    ("UPDATE baselines SET nll = 5 WHERE run = 1", "baseline's nll is not of 7 tokens"),
+]  # fmt: skip
+
+
+def commands(path, tmp_path):
+    store, other = ["--store", str(path)], ["-o", str(tmp_path / "x.html")]
+    yield ["results", "1", *store]
+    yield ["results", "1", *store, "--csv", "-"]
+    yield ["results", "compare", "1", "2", *store]
+    yield ["report", "1", *store, *other]
+
+
+@pytest.mark.parametrize("changes, said", SETTINGS)
+def test_damaged_settings(path, tmp_path, capsys, changes, said):
+    damage(path, "UPDATE runs SET settings = ? WHERE id = 1", settings(path, **changes))
+    check(path, tmp_path, capsys, said)
+
+
+@pytest.mark.parametrize("statement, said", ROWS)
+def test_a_damaged_row(path, tmp_path, capsys, statement, said):
+    if "unhex_ff" in statement:
+        damage(path, statement.replace("unhex_ff(104)", "?"), b"\xff" * 104)
+    else:
+        damage(path, statement)
+    check(path, tmp_path, capsys, said)
+
+
+def check(path, tmp_path, capsys, said):
+    """Every command that reads run 1 says so, or does without what is damaged."""
+    refused = 0
+    for command in commands(path, tmp_path):
+        status = main(command)
+        out, err = capsys.readouterr()
+        if status:
+            refused += 1
+            assert status == 2 and out == "" and err.count("\n") == 1, err
+            assert re.match(rf"fq: error: {re.escape(str(path))}: run [12] cannot be read: .*{said}", err), (
+                err
+            )
+    assert refused, said
+
+
+def test_a_damaged_run_is_not_gone_on_with(tiny_path, path, capsys):
+    sweep = ["sweep", "-m", str(tiny_path), "-c", "16", "--chunks", "2", "--store", str(path)]
+    path.unlink()
+    assert main(sweep) == 0
+    damage(path, "UPDATE chunks SET kld = x'00' WHERE cell = 1")
+    assert main([*sweep, "--resume"]) == 2
+    assert "run 1 cannot be read: cell 1, chunk 1: kld is not of 7 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        # each would take all memory, or for ever
+        (
+            "DROP TABLE runs",
+            "CREATE VIEW runs AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
+            "SELECT id, '' started, '' settings, '' cells FROM n",
+        ),
+        ("ALTER TABLE runs ADD COLUMN more TEXT AS (zeroblob(900000000))",),
+        ("CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM chunks; END",),
+    ],
+)
+def test_what_computes_is_no_store(path, statements):
+    for statement in statements:
+        damage(path, statement)
+    with pytest.raises(FqError, match=f"{path}: not a store of this version of fq"):
+        Results(path, must_exist=True)
+
+
+# ---------------------------------------------------------------- at random
+
+
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    1 << 40,
+    10**30,
+    1e308,
+    1e-320,
+    "",
+    "x" * 2000,
+    "bf16",
+    "é\x1b[2J",
+    [],
+    {},
+    [[]],
+)
+
+
+def any_json(value, rng):
+    """The same with one thing in it changed, left out or twice there."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key, value = rng.choice(keys), value.copy()
+        what = rng.random()
+        if what < 0.1:
+            del value[key]
+        elif what < 0.15 and isinstance(value, list):
+            value.append(value[key])
+        else:
+            value[key] = any_json(value[key], rng)
+        return value
+    return rng.choice(VALUES)
+
+
+def any_column(value, rng):
+    if rng.random() < 0.1:
+        return rng.choice(
+            [None, 0, -1, 1 << 62, 1.5, float("inf"), "", "text", b"", b"\xff" * 56, "[" * 9999]
+        )
+    if isinstance(value, str):
+        try:
+            return json.dumps(any_json(json.loads(value), rng))
+        except json.JSONDecodeError:
+            return value[: rng.randrange(len(value) + 1)]
+    if isinstance(value, bytes):
+        blob = bytearray(value)
+        for _ in range(rng.randrange(1, 9) if blob else 0):
+            blob[rng.randrange(len(blob))] = rng.choice([0, 1, 0x7F, 0xF0, 0xFF, rng.randrange(256)])
+        return bytes(blob) + b"x" * (rng.random() < 0.2)
+    return rng.choice([value + 1, -value, 1 << 40])
+
+
+def mutate(path, rng):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        table = rng.choice(["runs", "runs", "chunks", "baselines"])
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        run = "id" if table == "runs" else "run"
+        rowid, *values = rng.choice(db.execute(f"SELECT rowid, * FROM {table} WHERE {run} = 1").fetchall())
+        column = rng.randrange(len(columns))
+        value = any_column(values[column], rng)
+        db.execute(f"UPDATE {table} SET {columns[column]} = ? WHERE rowid = ?", (value, rowid))
+        db.commit()
+    return f"{table}.{columns[column]} = {value!r:.200}"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers of any size overflow
+@pytest.mark.parametrize("seed", range(2))
+def test_any_damage(path, tmp_path, seed):
+    """What is read can be computed with and shown; what cannot is one error that names the file."""
+    rng, pristine, refused = random.Random(seed), path.read_bytes(), 0
+    for i in range(40):
+        path.write_bytes(pristine)
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        what = mutate(path, rng)
+        try:
+            with Results(path, must_exist=True) as store:
+                store.list()
+                data = stored_figures(store, 1) | {"started": "now"}
+                for text in (sweep_text(data), csv_text(data)):
+                    text.encode()
+                for cell in data["cells"]:
+                    comparison_text(cell["comparison"])
+                write_json(data, os.devnull)
+                if i % 25 == 0:
+                    report_html(data)
+                sides = [Side(n, store.get(n), store.load(n)) for n in (1, 2)]
+                compare_text(compare_runs(sides)).encode()
+        except FqError as e:
+            refused += 1
+            assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 5000, what
+        except Exception as e:
+            pytest.fail(f"{what}: {e!r}")
+    assert refused > 5
+
+
+# ---------------------------------------------------------------- where nothing may be written
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Root may write anywhere: for the length of the block somebody who may not."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def locked():
+    """lock(file or folder): nobody writes it any more. In a folder that all may enter, as tmp_path is not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, paths = Path(name), []
+        folder.chmod(0o755)
+
+        def lock(path=folder):
+            paths.append(path)
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+        shutil.copy(DATA / "store-1.sqlite", folder / "a store?#.sqlite")
+        (folder / "a store?#.sqlite").chmod(0o644)
+        yield folder / "a store?#.sqlite", lock
+        for path in paths:
+            path.chmod(0o755)
+
+
+def shown(path, capsys):
+    outputs = []
+    for command in (["results"], ["results", "1"], ["results", "compare", "1", "2"]):
+        assert main([*command, "--store", str(path)]) == 0, capsys.readouterr().err
+        outputs.append(capsys.readouterr().out)
+    return outputs
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "both"])
+def test_a_store_that_may_not_be_written(locked, capsys, what):
+    path, lock = locked
+    expected = shown(path, capsys)
+    for locking in ([path] if what != "folder" else []) + ([path.parent] if what != "file" else []):
+        lock(locking)
+    before = sorted(os.listdir(path.parent))
+    with unprivileged():
+        assert shown(path, capsys) == expected
+        with Results(path, must_exist=True) as store, pytest.raises(FqError, match=r"readonly|read-only"):
+            store.add(store.get(1))
+    if what != "file":
+        assert sorted(os.listdir(path.parent)) == before
+
+
+def test_its_newest_rows_are_not_left_out(locked, capsys):
+    """Those that a killed writer left in the log, where no index of it can be made."""
+    path, lock = locked
+    with Results(path) as writer:
+        assert writer.add(writer.get(1)) == 3
+        wal = Path(f"{path}-wal").read_bytes()
+    Path(f"{path}-wal").write_bytes(wal)
+    Path(f"{path}-shm").unlink(missing_ok=True)
+    lock()
+    with unprivileged(), pytest.raises(FqError, match=r"the newest rows are in .*-wal"):
+        Results(path, must_exist=True)
+
+
+def test_while_another_writes_it(locked):
+    path, lock = locked
+    with Results(path) as writer:
+        assert writer.add(writer.get(1)) == 3
+        lock()
+        with unprivileged(), Results(path, must_exist=True) as store:
+            assert [run["run"] for run in store.list()] == [1, 2, 3]
