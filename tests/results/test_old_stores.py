@@ -167,3 +167,26 @@ def test_a_new_statistic_is_one_more_column(old, monkeypatch):
     monkeypatch.undo()
     with Results(old) as store:  # and a version that has never heard of it reads the rest
         assert np.array_equal(store.load(number)[1, 0].counts, counts[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("UPDATE count_columns SET names = 'x'", "count_columns is not JSON"),
+        ("UPDATE count_columns SET names = '[1]'", "count_columns is not a list of names"),
+        ("UPDATE count_columns SET names = '[\"changed\"]'", "count_columns lacks one of rows_quantised"),
+        ("UPDATE count_columns SET names = hex(zeroblob(1 << 20))", "count_columns is not JSON"),
+        ("UPDATE chunks SET count_columns = 7", "its counts have no columns"),
+        ("UPDATE chunks SET counts = zeroblob(103)", "counts is not of 13 numbers"),
+    ],
+)
+def test_damaged_columns_are_one_error(old, damage, said):
+    with Results(old) as store:
+        run = store.get(1)
+        number = store.add(run)
+        store.save(number, 1, 0, store.load(1)[1, 0])
+    with contextlib.closing(sqlite3.connect(old)) as db:
+        db.execute(damage)
+        db.commit()
+    with Results(old) as store, pytest.raises(FqError, match=f"run {number} cannot be read: .*{said}"):
+        stored_figures(store, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 
 import numpy as np
@@ -87,6 +88,22 @@ def test_nodes_lie_inside_their_evaluation_one_after_another(tiny, path, executo
             assert event["ts"] >= end - half_a_ns
             end = event["ts"] + event["dur"]
         assert end <= outer["ts"] + outer["dur"] + half_a_ns
+
+
+def test_values_that_are_no_norms(tiny, path, executor):
+    """What is rounded of them, in rows of the node's value: each has several where heads are rounded."""
+    traced(tiny, path, [Rule.parse("v[1]=bf16"), Rule.parse("l_out=f16:first-call")], executor)
+    _, nodes, _ = load(path)
+    rounded = {e["name"]: e["args"] for e in nodes if e["args"].get("rows_rounded")}
+    assert set(rounded) == {"Vcur-1", "l_out-0", "l_out-1"}
+    of_v = [e["args"] for e in nodes if e["name"] == "Vcur-1"]
+    assert all(args["rows_rounded"] == args["rows"] and "norm" not in args for args in of_v)
+    assert of_v[0]["sites"] == [
+        {"site": "v[1]", "format": "bf16", "rows_rounded": of_v[0]["rows"] * tiny.hparams.n_head_kv}
+    ]
+    assert next(e["args"]["rows_rounded"] for e in nodes if e["name"] == "l_out-0") == 1
+    text = summary_text(summarise(path))
+    assert re.search(r"^mul_mat +\d+ +\d+ +[1-9]", text, re.MULTILINE)
 
 
 RULES = st.builds(
