@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fq.measure.cells import Cell, CellChunk
+from fq.measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from fq.measure.statistics import Paired
 from fq.results.compare import Side
 from fq.results.runs import Run
@@ -36,7 +36,7 @@ RUN = Run(
 
 def left_of(kld):
     zero = np.zeros(TOKENS)
-    return CellChunk(Paired(zero, zero, kld, zero, zero == 0), np.zeros((len(RUN.cells), 13)))
+    return CellChunk(Paired(zero, zero, kld, zero, zero == 0), np.zeros((len(RUN.cells), len(COUNT_COLUMNS))))
 
 
 def side(number, klds, chunks=range(CHUNKS), **changes):

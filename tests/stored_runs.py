@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from command_line import environment
 
-from fq.measure.cells import Cell, CellChunk
+from fq.measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from fq.measure.statistics import Paired
 from fq.results.runs import Results, Run
 
@@ -29,7 +29,9 @@ RUN = Run(
 def left_of(seed, base=0):
     rng = np.random.default_rng(seed)
     nll_base = np.random.default_rng(base).random(3)
-    return CellChunk(Paired(nll_base, *rng.random((3, 3)), rng.random(3) > 0.5), rng.random((1, 13)))
+    return CellChunk(
+        Paired(nll_base, *rng.random((3, 3)), rng.random(3) > 0.5), rng.random((1, len(COUNT_COLUMNS)))
+    )
 
 
 def bits(left):
