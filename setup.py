@@ -2,6 +2,7 @@
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -103,14 +104,21 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         refuse_inexact([*self.compiler.compiler_so, *self.compiler.linker_so])
-        for isa, flags in KERNELS.get(MACHINE, {"scalar": SCALAR_FLAGS}).items():
-            ext.extra_objects += self.compiler.compile(
+
+        def compiled(isa_flags):
+            isa, flags = isa_flags
+            return self.compiler.compile(
                 [f"{SRC}/kernels_{isa}.c"],
                 output_dir=self.build_temp,
                 include_dirs=ext.include_dirs,
                 extra_postargs=COMMON_FLAGS + flags,
                 depends=ext.depends,
             )
+
+        sets = KERNELS.get(MACHINE, {"scalar": SCALAR_FLAGS})
+        with ThreadPoolExecutor() as pool:  # most of a build's time, and each set is one file
+            for objects in pool.map(compiled, sets.items()):
+                ext.extra_objects += objects
         super().build_extension(ext)
 
 

@@ -84,22 +84,16 @@ class Recorder(FakeQuant):
         self,
         norm: Place,
         x: np.ndarray,
-        *,
-        eps: float,
-        weight: np.ndarray,
-        out: np.ndarray,
-        executor: Any = None,
+        **options: Any,
     ) -> np.ndarray:
         (rule,) = self.rules
         site = self.counters[Site(norm, rule.point)]
         if site.format is not None and self.recording:
-            factor = weight if rule.point == "weighted" else None
-            plain = rms_norm_f32(x, eps=eps, weight=factor)
-            rounded = rms_norm_f32(
-                x, eps=eps, weight=factor, quant=site.format, point=rule.point, first_row=site.rows_seen
-            )
+            own = {"eps": options["eps"], "weight": options["weight"] if rule.point == "weighted" else None}
+            plain = rms_norm_f32(x, **own)
+            rounded = rms_norm_f32(x, quant=site.format, point=rule.point, first_row=site.rows_seen, **own)
             self._kept.setdefault(norm, []).append(rounded - plain)
-        return super().rms_norm(norm, x, eps=eps, weight=weight, out=out, executor=executor)
+        return super().rms_norm(norm, x, **options)
 
     @property
     def errors(self) -> Errors:

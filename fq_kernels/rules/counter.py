@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -49,7 +49,8 @@ class Counter:
 
     def copy(self) -> Counter:
         totals = None if self.totals is None else self.totals.copy()
-        return replace(self, totals=totals)
+        seen = self.rows_seen, self.rows_quantised, self.elements
+        return Counter(self.site, self.rule, self.format, *seen, totals)
 
     def add(self, rows: int, quantised: int, n: int, row_stats: np.ndarray | None = None) -> None:
         """Count ``rows`` rows of n elements, the first ``quantised`` of them rounded.

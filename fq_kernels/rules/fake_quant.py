@@ -11,7 +11,7 @@ import numpy as np
 
 from .._kernels import N_STATS, rms_norm_f32, round_trip
 from .counter import Counter, RowStat
-from .rule import Rules, as_rules, rules_text
+from .rule import Rule, Rules, as_rules, rules_text
 from .sites import NORM_N, Place, Site, Value, describe_values
 
 RowCallback = Callable[[Site, float, float], None]
@@ -43,12 +43,10 @@ class FakeQuant:
         self.rules = as_rules(rules)
         self.on_row = on_row
         self.count_errors = count_errors
-        for rule in self.rules:
-            if not any(rule.takes(v, site.point) for v in self.values for site in v.sites):
-                raise ValueError(f"{rule} matches no site; there are {describe_values(self.values)}")
+        taken = self._sites_taken()
         norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)}
         self._new = [
-            self._new_counter(value, site, norm_numbers.get(value.place))
+            self._new_counter(site, taken.get(site), norm_numbers.get(value.place))
             for value in self.values
             for site in value.sites
         ]
@@ -83,8 +81,22 @@ class FakeQuant:
         """The counters as they are now, to be put back."""
         return {site: counter.copy() for site, counter in self.counters.items()}
 
-    def _new_counter(self, value: Value, site: Site, norm_number: int | None) -> Counter:
-        rule = next((r for r in reversed(self.rules) if r.takes(value, site.point)), None)
+    def _sites_taken(self) -> dict[Site, Rule]:
+        """The last rule of each site that has one. Raises ValueError for a rule without a site."""
+        by_kind: dict[str, list[Value]] = {}
+        for value in self.values:
+            by_kind.setdefault(value.place.kind, []).append(value)
+        taken: dict[Site, Rule] = {}
+        for rule in self.rules:
+            # all of them for a word that stands for several kinds
+            some = by_kind.get(rule.kind, self.values)
+            sites = [Site(value.place, rule.point) for value in some if rule.takes(value, rule.point)]
+            if not sites:
+                raise ValueError(f"{rule} matches no site; there are {describe_values(self.values)}")
+            taken |= dict.fromkeys(sites, rule)
+        return taken
+
+    def _new_counter(self, site: Site, rule: Rule | None, norm_number: int | None) -> Counter:
         if rule is None:
             return Counter(site)
         fmt = rule.format

@@ -120,7 +120,7 @@ class Rule:
         elif self.kind == NORM_N:
             named = value.norm_n
         elif self.kind == EVERY_ACTIVATION:
-            named = not value.is_norm and not value.again
+            named = not value.is_norm and not value.duplicate
         else:
             named = kind == self.kind
         return (

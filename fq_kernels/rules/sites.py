@@ -48,13 +48,14 @@ class Value(NamedTuple):
 
     rows    how many a token makes: one, or one for each head
     norm_n  whether llama.cpp calls what the norm returns, before the weight, ``norm-N``
-    again   whether the same numbers have another place too, which stands for both where all are meant
+    duplicate
+            whether the same numbers have another place too, which stands for both where all are meant
     """
 
     place: Place
     rows: int = 1
     norm_n: bool = False
-    again: bool = False
+    duplicate: bool = False
 
     @property
     def is_norm(self) -> bool:

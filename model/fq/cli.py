@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from .errors import FqError, NotFiniteError
-
-# Exit statuses: 0 done, 1 logits that are not finite, 2 bad input, 130 interrupted (128 + SIGINT).
-NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
+from .errors import BAD_INPUT, INTERRUPTED, NOT_FINITE, FqError, NotFiniteError
 
 # name: what it does. What a command takes, and what it runs, is in the module of its name in
 # `commands`, which is imported when the command is asked for.

@@ -1,4 +1,7 @@
-"""The one family of errors that a user's input can cause."""
+"""The one family of errors that a user's input can cause, and the exit statuses of the command line."""
+
+# 0 done, 1 logits that are NaN or infinite, 2 bad input, 130 interrupted (128 + SIGINT)
+NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 class FqError(ValueError):

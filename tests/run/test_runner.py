@@ -174,7 +174,7 @@ def test_graph_norms_and_sites(graph: Graph) -> None:
     rows = {value.place.kind: value.rows for value in graph.values if value.rows != 1}
     assert rows == {"q": HPARAMS.n_head, "k": HPARAMS.n_head_kv, "v": HPARAMS.n_head_kv}
     assert {value.place.kind for value in graph.values if value.norm_n} == {"attn_norm", "ffn_norm"}
-    assert {value.place.kind for value in graph.values if value.again} == {"v_proj"}
+    assert {value.place.kind for value in graph.values if value.duplicate} == {"v_proj"}
 
 
 def test_graph_reads_each_weight_once(graph: Graph) -> None:

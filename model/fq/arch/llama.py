@@ -44,8 +44,8 @@ def build_llama(hp: HParams, tensors: Container[str]) -> Graph:
     x = g.add("inp_embd", Op.GET_ROWS, (), embd, weight="token_embd.weight", values=of_embd)
     for il in range(hp.n_layer):
 
-        def site(kind: str, rows: int = 1, *, again: bool = False, il: int = il) -> Value:
-            return Value(Place(kind, il), rows, again=again)
+        def site(kind: str, rows: int = 1, *, duplicate: bool = False, il: int = il) -> Value:
+            return Value(Place(kind, il), rows, duplicate=duplicate)
 
         def mul_mat(name: str, tensor: str, source: int, shape: Shape, *values: Value, il: int = il) -> int:
             weight = f"blk.{il}.{tensor}.weight"
@@ -58,7 +58,7 @@ def build_llama(hp: HParams, tensors: Container[str]) -> Graph:
         k = mul_mat("Kcur", "attn_k", h, (N_TOKENS, n_kv), site("k_proj"))
         k = g.add("Kcur", Op.ROPE, (k,), kv_shape, layer=il, attributes=rope, values=of_k)
         # nothing comes between v as projected and v in the cache but the cut into heads
-        of_v = site("v_proj", again=True), site("v", hp.n_head_kv)
+        of_v = site("v_proj", duplicate=True), site("v", hp.n_head_kv)
         v = mul_mat("Vcur", "attn_v", h, (N_TOKENS, n_kv), *of_v)
         h = g.add(
             "kqv_out",

@@ -10,7 +10,7 @@ from ..measure import overhead
 from ..run.model import Model
 from .files import SAMPLE_TEXT, check_outputs
 from .options import ALIASES, add_offline, executor_of, find_model, inputs_of, numerics
-from .outcome import Outcome, show
+from .outcome import Outcome, print_figures
 from .progress import steps
 
 
@@ -76,5 +76,5 @@ def main(args: argparse.Namespace) -> int:
     if outcome.interrupted and measurement.done < 2:
         return outcome.status
     data = measurement.result() | {"machine": about, "numerics": numerics(executor)}
-    show(overhead.overhead_text(data), data, args.json)
+    print_figures(overhead.overhead_text(data), data, args.json)
     return outcome.status

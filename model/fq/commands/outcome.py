@@ -7,11 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import NotFiniteError
+from ..errors import INTERRUPTED, NOT_FINITE, NotFiniteError
 from .files import FileName, write_json
-
-# Exit statuses: 0 done, 1 logits that are NaN or infinite, 130 interrupted (128 + SIGINT).
-NOT_FINITE, INTERRUPTED = 1, 130
 
 
 class Outcome:
@@ -52,7 +49,7 @@ class Outcome:
         return INTERRUPTED if self.interrupted else NOT_FINITE if self.lost else 0
 
 
-def show(text: str, data: Any, json: FileName | None) -> None:
+def print_figures(text: str, data: Any, json: FileName | None) -> None:
     """The text, and the figures as JSON where they are asked for; with "-" stdout is for JSON alone."""
     print(text, file=sys.stderr if json == "-" else sys.stdout)
     if json:

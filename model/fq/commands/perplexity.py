@@ -27,7 +27,7 @@ from .options import (
     settings_of,
     trace_of,
 )
-from .outcome import Outcome, show
+from .outcome import Outcome, print_figures
 from .progress import by_chunk, note
 from .rules import add_fake_quant, fake_quant_of
 from .show import perplexity_text
@@ -102,5 +102,5 @@ def main(args: argparse.Namespace) -> int:
         "seconds": seconds,
         "numerics": numerics(executor, args.activations),
     }
-    show(perplexity_text(data), data, args.json)
+    print_figures(perplexity_text(data), data, args.json)
     return outcome.status

@@ -43,7 +43,7 @@ from .options import (
     settings_of,
     store_files,
 )
-from .outcome import Outcome, show
+from .outcome import Outcome, print_figures
 from .progress import note, progress
 from .show_sweep import sweep_text
 
@@ -179,7 +179,7 @@ def main(args: argparse.Namespace) -> int:
     outcome.say(f"{data['n_chunks']} of {run.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
-    show(sweep_text(data), data, args.json)
+    print_figures(sweep_text(data), data, args.json)
     # those of a run that was gone on with, too
     outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
     return outcome.status

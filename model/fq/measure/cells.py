@@ -63,14 +63,13 @@ def cells_of(
             try:
                 get_format(spec.partition(":")[0])  # its own error says more than a rule's
                 rule = Rule.parse(f"{pattern}={spec}", seed=seed)
-                FakeQuant(model.values, rule)
+                matched = [counter.site for counter in FakeQuant(model.values, rule).matched]
             except ValueError as e:
                 raise FqError(str(e)) from None
             group = str(rule)
             if any(cell.group == group for cell in cells):
                 raise FqError(f"{group} is asked for twice")
             ending = group.partition("=")[2]
-            matched = [site for v in model.values for site in v.sites if rule.takes(v, site.point)]
             singles = [f"{site}={ending}" for site in matched]
             cells += [Cell(single, "single", group, (single,)) for single in singles]
             if cumulative:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import Executor
+from fq_kernels.rules import FakeQuant
 
 from ..errors import FqError, NotFiniteError
-from ..run.finite import all_finite, not_finite_text
+from ..run.finite import all_finite, first_not_finite, in_batches, not_finite_text
 from ..run.model import Model
 from .statistics import Paired, Reference, compare
 
@@ -93,6 +94,18 @@ class Chunks:
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             ids[0] = tokenizer.bos_id
         return ids, targets
+
+    def where_not_finite(
+        self, position: int, rules: FakeQuant | None, executor: Executor, batch: int, activations: str
+    ) -> dict[str, Any]:
+        """Where in a chunk the logits are first not finite, by an evaluation of its own.
+
+        rules  as they stood before the chunk; their counters go on
+        """
+        ids, _ = self[position]
+        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), batch)
+        where = first_not_finite(self.model, evaluations, executor, rules, activations)
+        return {"chunk": self.indices[position]} | where
 
     def about(self) -> dict[str, Any]:
         """Which chunks, as written to JSON."""

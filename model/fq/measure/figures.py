@@ -113,8 +113,8 @@ def _values_of(about: Mapping[str, Any]) -> dict[Value, int]:
     """What could be rounded, in the order of the graph, and the rows of each in a chunk."""
     if "values" in about:
         return {
-            Value(Place(kind, layer), norm_n=norm_n, again=again): rows
-            for kind, layer, rows, norm_n, again in about["values"]
+            Value(Place(kind, layer), norm_n=norm_n, duplicate=duplicate): rows
+            for kind, layer, rows, norm_n, duplicate in about["values"]
         }
     # of an earlier version, which had llama's norms alone; all but the last are called norm-N
     return {Value(Place(kind, layer), norm_n=layer is not None): rows for kind, layer, rows in about["norms"]}

@@ -16,7 +16,7 @@ from fq_kernels.rules import FakeQuant, Place
 from ..errors import FqError, NotFiniteError
 from ..run.activations import ACTIVATIONS
 from ..run.context import Context
-from ..run.finite import all_finite, first_not_finite, in_batches, not_finite_text, rows_seen, rules_at
+from ..run.finite import all_finite, in_batches, not_finite_text, rows_seen, rules_at
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.trace import Trace
@@ -175,12 +175,12 @@ class Streams:
                 finite = all_finite(logits)
                 nll.append(score(logits, targets, self.executor))
                 del logits  # before the next ones are made
-                self._look(len(nll) - 1, finite, position, ids, seen[len(nll) - 1])
+                self._look(len(nll) - 1, finite, position, seen[len(nll) - 1])
             return _Chunk(None, nll, [])
         if not self.streams:
             (base,) = self._evaluation(position, ids)
             if not all_finite(base):
-                where = self._not_finite(position, ids, self.baseline, seen[0])
+                where = self._not_finite(position, self.baseline, seen[0])
                 raise NotFiniteError(not_finite_text("baseline", where))
             return _Chunk(score(base, targets, self.executor), [], [])
         baseline, paired = self.baseline, []
@@ -191,26 +191,21 @@ class Streams:
                 len(self.streams),
                 self.executor,
                 None,
-                lambda: self._not_finite(position, ids, baseline, seen[0]),
+                lambda: self._not_finite(position, baseline, seen[0]),
             )
         ):
             paired.append(found)
-            self._look(i, finite, position, ids, seen[i + 1])
+            self._look(i, finite, position, seen[i + 1])
         return _Chunk(paired[0].nll_base, [one.nll for one in paired], paired)
 
-    def _look(self, i: int, finite: bool, position: int, ids: np.ndarray, seen: dict[Place, int]) -> None:
+    def _look(self, i: int, finite: bool, position: int, seen: dict[Place, int]) -> None:
         if not finite and i not in self.not_finite:
-            self.not_finite[i] = self._not_finite(position, ids, self.streams[i], seen)
+            self.not_finite[i] = self._not_finite(position, self.streams[i], seen)
 
-    def _not_finite(
-        self, position: int, ids: np.ndarray, stream: Stream, seen: dict[Place, int]
-    ) -> dict[str, Any]:
+    def _not_finite(self, position: int, stream: Stream, seen: dict[Place, int]) -> dict[str, Any]:
         """Where; ``seen`` is what its rules had seen before the chunk."""
-        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), self.batch)
         rules = rules_at(stream.fake_quant, seen)
-        return {"chunk": self.text.indices[position]} | first_not_finite(
-            self.model, evaluations, self.executor, rules, stream.activations
-        )
+        return self.text.where_not_finite(position, rules, self.executor, self.batch, stream.activations)
 
     def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
         """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab), of each stream in turn."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import Executor
-from fq_kernels.rules import FakeQuant, Value
+from fq_kernels.rules import FakeQuant
 
 from ..arch.graph import N_OUTPUTS, N_TOKENS
 from ..arch.ops import buffers
 from ..errors import FqError
 from ..run.activations import ACTIVATIONS
 from ..run.attention import ATTENTION_ROWS
-from ..run.finite import all_finite, first_not_finite, in_batches
+from ..run.finite import all_finite
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.weights import PANEL_ELEMENTS
@@ -77,6 +77,11 @@ class Sweep:
         self.finished: dict[tuple[int, int], CellChunk] = {}
         self.not_finite: dict[int, dict[str, Any]] = {}
         self._rules = [FakeQuant(model.values, cell.rules) if cell.rules else None for cell in self.cells]
+        # each value, and its rows in a chunk
+        n_tokens = n_ctx - 1, n_scored_per_chunk(n_ctx)
+        self._rows = [
+            (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
+        ]
         self._fork = Fork(model, n_ctx, executor, batch, activations)
         self._per_group = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
@@ -176,11 +181,11 @@ class Sweep:
             len(group),
             self.executor,
             self._reference,
-            lambda: self._not_finite(chunk, ids, None),
+            lambda: self._not_finite(chunk, None),
         )
         for i, (paired, finite) in zip(group, found, strict=True):
             if not finite and i not in self.not_finite:
-                self.not_finite[i] = self._not_finite(chunk, ids, self._rules[i])
+                self.not_finite[i] = self._not_finite(chunk, self._rules[i])
             self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
             yield i, chunk
 
@@ -188,33 +193,20 @@ class Sweep:
         """Fill in `not_finite` for cells that `finished` was given, as by a run that is gone on with."""
         for (i, chunk), left in sorted(self.finished.items()):
             if i not in self.not_finite and not all_finite(left.paired.kld):
-                self.not_finite[i] = self._not_finite(chunk, self.text[chunk][0], self._rules[i])
+                self.not_finite[i] = self._not_finite(chunk, self._rules[i])
 
-    def _not_finite(self, chunk: int, ids: np.ndarray, rules: FakeQuant | None) -> dict[str, Any]:
-        """Where, in an evaluation of its own."""
+    def _not_finite(self, chunk: int, rules: FakeQuant | None) -> dict[str, Any]:
         if rules is not None:
             rules = FakeQuant(rules.values, rules.rules)
             self._rewind(rules, chunk)
-        evaluations = in_batches(ids[:-1], first_scored(self.text.n_ctx), self.batch)
-        return {"chunk": self.text.indices[chunk]} | first_not_finite(
-            self.model, evaluations, self.executor, rules, self.activations
-        )
+        return self.text.where_not_finite(chunk, rules, self.executor, self.batch, self.activations)
 
     def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
         """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
         if rules is not None:
             rules.reset()
-            for value, rows in self._rows():
+            for value, rows in self._rows:
                 rules.pass_by(value.place, chunk * rows)
-
-    def _rows(self) -> list[tuple[Value, int]]:
-        """Each value, and its rows in a chunk."""
-        n_ctx = self.text.n_ctx
-        return [
-            (value, node.n_tokens(n_ctx - 1, n_scored_per_chunk(n_ctx)) * value.rows)
-            for node in self.model.graph.nodes
-            for value in node.values
-        ]
 
     def about(self) -> dict[str, Any]:
         """What is measured, on what."""
@@ -226,8 +218,8 @@ class Sweep:
             **self.text.about(),
             "batch": self.batch,
             "activations": self.activations,
-            "norms": [[*value.place, rows] for value, rows in self._rows() if value.is_norm],
-            "values": [[*v.place, rows, v.norm_n, v.again] for v, rows in self._rows()],
+            "norms": [[*value.place, rows] for value, rows in self._rows if value.is_norm],
+            "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self._rows],
         }
 
     def result(self) -> dict[str, Any]:

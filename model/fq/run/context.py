@@ -83,7 +83,7 @@ class Context:
                 return FakeQuant(self.model.values, rules)
             except ValueError as e:
                 raise FqError(str(e)) from None
-        if rules.values != tuple(self.model.values):
+        if rules.values != self.model.values:
             raise FqError(f"these rules are for a model with other sites than {self.model.path}")
         return rules
 

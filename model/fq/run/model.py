@@ -56,10 +56,10 @@ class Model:
     def path(self) -> str:
         return self.file.path
 
-    @property
-    def values(self) -> list[Value]:
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
         """All that rules can round, in the order of the graph."""
-        return self.graph.values
+        return tuple(self.graph.values)
 
     @property
     def norms(self) -> list[Place]:
