@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .gguf.cache import find, pull
     from .gguf.file import GGUFError, GGUFFile
     from .measure.cells import cells_of
+    from .measure.chunks import Settings
     from .measure.perplexity import Perplexity
     from .measure.streams import Stream, Streams
     from .measure.sweep import Sweep
@@ -43,6 +44,7 @@ _HOMES = {
     "Site": "fq_kernels.rules",
     "FqError": ".errors",
     "NotFiniteError": ".errors",
+    "Settings": ".measure.chunks",
     "Sampler": ".run.generation",
     "Timings": ".run.generation",
     "generate": ".run.generation",
@@ -85,6 +87,7 @@ __all__ = [
     "Rule",
     "Run",
     "Sampler",
+    "Settings",
     "Site",
     "Stream",
     "Streams",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fq import FqError, Perplexity, Sweep, cells_of
 from fq.gguf.synthetic import SAMPLE_TEXT
-from fq.measure.chunks import Chunks, chunk_order
+from fq.measure.chunks import Chunks, Settings, chunk_order
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 32
@@ -53,17 +53,17 @@ def test_a_longer_run_contains_the_shorter(tiny, data):
     tokens = range(data.draw(st.integers(3, 400)))
     n_ctx = data.draw(st.integers(3, min(len(tokens), 128)))
     order = data.draw(st.one_of(st.just(("first",)), st.tuples(st.just("random"), st.integers(0, 9))))
-    whole = Chunks(tiny, tokens, n_ctx, -1, *order)
+    whole = Chunks(tiny, tokens, Settings(n_ctx, -1, *order))
     assert sorted(whole.indices) == list(range(len(tokens) // n_ctx))
     for n in range(1, whole.n + 1):
-        some = Chunks(tiny, tokens, n_ctx, n, *order)
+        some = Chunks(tiny, tokens, Settings(n_ctx, n, *order))
         assert some.indices == whole.indices[:n]
         for mine, its in zip(some[n - 1], whole[n - 1], strict=True):
             assert (mine == its).all()
 
 
 def test_a_chunk_is_the_texts(tiny, tokens):
-    text = Chunks(tiny, tokens, N_CTX)
+    text = Chunks(tiny, tokens, Settings(N_CTX))
     assert text.indices != tuple(range(text.n))
     for position, index in enumerate(text.indices):
         ids, targets = text[position]
@@ -74,14 +74,14 @@ def test_a_chunk_is_the_texts(tiny, tokens):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"order": "last"}, "order of chunks must be random or first, not 'last'"),
-        ({"order": "first", "seed": 0}, "is for random order, not for first"),
-        ({"seed": -1}, "seed of the chunks' order must be from 0 to 2"),
+        ({"chunk_order": "last"}, "order of chunks must be random or first, not 'last'"),
+        ({"chunk_order": "first", "chunk_seed": 0}, "is for random order, not for first"),
+        ({"chunk_seed": -1}, "seed of the chunks' order must be from 0 to 2"),
     ],
 )
 def test_what_is_no_order(tiny, tokens, options, said):
     with pytest.raises(FqError, match=said):
-        Chunks(tiny, tokens, N_CTX, **options)
+        Chunks(tiny, tokens, Settings(N_CTX, **options))
 
 
 # ---------------------------------------------------------------- measurements

@@ -20,6 +20,7 @@ from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
 if TYPE_CHECKING:
     from fq_kernels.rules import FakeQuant
 
+    from ..measure.chunks import Settings
     from ..run.model import Model
     from ..run.trace import Trace
 
@@ -99,16 +100,18 @@ def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_evaluation` and `add_text` say of a measurement, as its classes take it."""
-    return {
-        "n_ctx": args.ctx_size,
-        "chunks": -1 if args.chunks is None else args.chunks,
-        "chunk_order": args.chunk_order,
-        "chunk_seed": args.chunk_seed,
-        "batch": args.batch_size,
-        "activations": args.activations,
-    }
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What `add_evaluation` and `add_text` say of a measurement."""
+    from ..measure.chunks import Settings
+
+    return Settings(
+        n_ctx=args.ctx_size,
+        chunks=-1 if args.chunks is None else args.chunks,
+        chunk_order=args.chunk_order,
+        chunk_seed=args.chunk_seed,
+        batch=args.batch_size,
+        activations=args.activations,
+    )
 
 
 def say_if_short(args: argparse.Namespace, n_chunks: int) -> None:

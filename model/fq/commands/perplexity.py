@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
         measurement = Perplexity(
             model,
             tokens,
-            **settings_of(args),
+            settings=settings_of(args),
             fake_quant=fake_quant,
             baseline=not args.no_baseline,
             control=args.control,

@@ -139,8 +139,8 @@ def main(args: argparse.Namespace) -> int:
         tokens = model.tokenizer.encode(text)
 
         def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
-            settings = settings_of(args) | changes
-            return Sweep(model, tokens, cells, executor=executor, memory_limit=limit, **settings)
+            settings = replace(settings_of(args), **changes)
+            return Sweep(model, tokens, cells, executor=executor, memory_limit=limit, settings=settings)
 
         run = sweep_of(asked)
         say_if_short(args, run.text.n)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import operator
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,65 @@ from fq_kernels import Executor
 from fq_kernels.rules import FakeQuant
 
 from ..errors import FqError, NotFiniteError
+from ..run.activations import ACTIVATIONS
 from ..run.finite import all_finite, first_not_finite, in_batches, not_finite_text
 from ..run.model import Model
 from .statistics import Paired, Reference, compare
 
-DEFAULT_BATCH = 512
 ORDERS = ("random", "first")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """On what a measurement is made, and how the model is run for it.
+
+    n_ctx        tokens per chunk; the second half of each chunk is scored
+    chunks       how many chunks, -1 for all that the text has
+    chunk_order, chunk_seed
+                 which of the text's, and in which order: `Chunks`
+    batch        tokens per evaluation
+    activations  "exact" or "ggml" (see Context)
+
+    Raises FqError for what fits no model and no text.
+    """
+
+    n_ctx: int = 512
+    chunks: int = -1
+    chunk_order: str = "random"
+    chunk_seed: int | None = None
+    batch: int = 512
+    activations: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise FqError(f"batch size must be at least 1, not {self.batch}")
+        check_activations(self.activations)
+        if self.n_ctx < 3:
+            raise FqError(f"a context of {self.n_ctx} tokens has nothing to score; take at least 3")
+        if self.chunks == 0 or self.chunks < -1:
+            raise FqError(f"chunks must be positive, or -1 for all, not {self.chunks}")
+        if self.chunk_order not in ORDERS:
+            raise FqError(f"the order of chunks must be {' or '.join(ORDERS)}, not {self.chunk_order!r}")
+        if self.chunk_order == "random":
+            if not 0 <= self.seed < 1 << 64:
+                raise FqError("the seed of the chunks' order must be from 0 to 2**64 - 1")
+        elif self.chunk_seed is not None:
+            raise FqError(f"a seed of the chunks' order is for random order, not for {self.chunk_order}")
+
+    @property
+    def seed(self) -> int:
+        """Of the random order."""
+        return operator.index(self.chunk_seed or 0)
+
+    @classmethod
+    def changed(cls, settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
+        """The settings, or the default ones, but for some. Raises TypeError for one that there is not."""
+        return replace(settings or cls(), **changes)
+
+
+def check_activations(name: str, whose: str = "") -> None:
+    if name not in ACTIVATIONS:
+        raise FqError(f"{whose}activations must be {' or '.join(ACTIVATIONS)}, not {name!r}")
 
 
 def first_scored(n_ctx: int) -> int:
@@ -42,6 +96,7 @@ def chunk_order(n: int, seed: int) -> list[int]:
 class Chunks:
     """The chunks of a text, tokenised once, that are evaluated, by their position in the run.
 
+    settings name how long they are and how many, and their
     order    "random": the beginning of one permutation of all chunks of the text, so that a longer
              run contains the shorter; "first": the text's first, as llama-perplexity takes them
     seed     of the permutation, 0 if none is given; None where there is none
@@ -49,40 +104,21 @@ class Chunks:
              how many are evaluated, how many the text has
     indices  which of the text's each one is, from 0
 
-    Raises FqError for a text that is too short, a context that does not fit, or an unknown order.
+    Raises FqError for a text that is too short, or a context that does not fit.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        tokens: Sequence[int] | np.ndarray,
-        n_ctx: int,
-        chunks: int = -1,
-        order: str = "random",
-        seed: int | None = None,
-    ) -> None:
-        ids = np.asarray(tokens, np.int64)
-        if n_ctx < 3:
-            raise FqError(f"a context of {n_ctx} tokens has nothing to score; take at least 3")
+    def __init__(self, model: Model, tokens: Sequence[int] | np.ndarray, settings: Settings) -> None:
+        ids, n_ctx = np.asarray(tokens, np.int64), settings.n_ctx
         if n_ctx > model.hparams.n_ctx_train:
             raise FqError(f"context of {n_ctx} tokens: the model allows at most {model.hparams.n_ctx_train}")
         if len(ids) < n_ctx:
             raise FqError(f"the text has {len(ids)} tokens; one chunk needs {n_ctx}")
-        if chunks == 0 or chunks < -1:
-            raise FqError(f"chunks must be positive, or -1 for all, not {chunks}")
-        if order not in ORDERS:
-            raise FqError(f"the order of chunks must be {' or '.join(ORDERS)}, not {order!r}")
-        if order == "random":
-            seed = operator.index(seed or 0)
-            if not 0 <= seed < 1 << 64:
-                raise FqError("the seed of the chunks' order must be from 0 to 2**64 - 1")
-        elif seed is not None:
-            raise FqError(f"a seed of the chunks' order is for random order, not for {order}")
-        self.model, self.tokens, self.n_ctx = model, ids, n_ctx
+        self.model, self.tokens, self.settings, self.n_ctx = model, ids, settings, n_ctx
         self.n_text = len(ids) // n_ctx
-        self.n = self.n_text if chunks == -1 else min(chunks, self.n_text)
-        self.order, self.seed = order, seed
-        all_of_it = range(self.n_text) if seed is None else chunk_order(self.n_text, seed)
+        self.n = self.n_text if settings.chunks == -1 else min(settings.chunks, self.n_text)
+        self.order = settings.chunk_order
+        self.seed = settings.seed if self.order == "random" else None
+        all_of_it = range(self.n_text) if self.seed is None else chunk_order(self.n_text, self.seed)
         self.indices = tuple(all_of_it[: self.n])
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,14 +132,14 @@ class Chunks:
         return ids, targets
 
     def where_not_finite(
-        self, position: int, rules: FakeQuant | None, executor: Executor, batch: int, activations: str
+        self, position: int, rules: FakeQuant | None, executor: Executor, activations: str
     ) -> dict[str, Any]:
         """Where in a chunk the logits are first not finite, by an evaluation of its own.
 
         rules  as they stood before the chunk; their counters go on
         """
         ids, _ = self[position]
-        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), batch)
+        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), self.settings.batch)
         where = first_not_finite(self.model, evaluations, executor, rules, activations)
         return {"chunk": self.indices[position]} | where
 

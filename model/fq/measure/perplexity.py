@@ -14,7 +14,7 @@ from fq_kernels.rules import FakeQuant
 from ..errors import FqError
 from ..run.model import Model
 from ..run.trace import Trace
-from .chunks import DEFAULT_BATCH
+from .chunks import Settings
 from .realisations import adjust, fallen_anew, has_none, summary
 from .statistics import Paired, chunk_means, is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import Stream, Streams
@@ -24,19 +24,14 @@ class Perplexity(Streams):
     """One measurement; iterate over it to run it, chunk by chunk.
 
     model, tokens  the text, tokenised once; as far as the chunks go is enough for the first ones
-    n_ctx          tokens per chunk; the second half of each chunk is scored
-    chunks         how many chunks, -1 for all that the text has
-    chunk_order, chunk_seed
-                   which of the text's, and in which order: `Chunks`
+    settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     fake_quant     the rules of the quantised stream; None: the baseline alone
     baseline       with rules, also run the model without them and compare
     control        also run the baseline a second time; every difference must be exactly 0
-    batch          tokens per evaluation
     trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
-    activations    "exact" or "ggml" (see Context)
     baseline_activations
-                   the baseline's, where they differ: then the stream is compared with it, with
-                   or without rules
+                   the baseline's, where they differ from the settings': then the stream is compared
+                   with it, with or without rules
     realisations   how often the rules' rounding is made to fall anew, its own time included, for
                    what it does to the perplexity
 
@@ -51,22 +46,19 @@ class Perplexity(Streams):
         model: Model,
         tokens: Sequence[int] | np.ndarray,
         *,
-        n_ctx: int = 512,
-        chunks: int = -1,
-        chunk_order: str = "random",
-        chunk_seed: int | None = None,
         fake_quant: FakeQuant | None = None,
         baseline: bool = True,
         control: bool = False,
         executor: Executor,
-        batch: int = DEFAULT_BATCH,
         trace: Trace | None = None,
-        activations: str = "exact",
         baseline_activations: str | None = None,
         realisations: int = 1,
+        settings: Settings | None = None,
+        **changes: Any,
     ) -> None:
+        settings = Settings.changed(settings, changes)
         self.fake_quant = fake_quant
-        self.activations = activations
+        self.activations = activations = settings.activations
         self.baseline_activations = baseline_activations or activations
         # whether there is a stream beside the baseline
         self.with_stream = fake_quant is not None or self.baseline_activations != activations
@@ -74,7 +66,7 @@ class Perplexity(Streams):
         self.with_control = control
         if control and not self.with_baseline:
             raise FqError("the control is a second baseline: it needs the baseline")
-        streams = [Stream("quantised", fake_quant, activations)] if self.with_stream else []
+        streams = [Stream("quantised", fake_quant)] if self.with_stream else []
         if realisations < 1:
             raise FqError(f"there must be 1 realisation at least, not {realisations}")
         self.n_realisations = realisations
@@ -89,7 +81,6 @@ class Perplexity(Streams):
                     FakeQuant(
                         model.values, [fallen_anew(r, number) for r in fake_quant.rules], count_errors=False
                     ),
-                    activations,
                 )
                 for number in range(1, realisations)
             ]
@@ -102,13 +93,9 @@ class Perplexity(Streams):
             baseline=Stream("baseline", activations=self.baseline_activations)
             if self.with_baseline
             else None,
-            n_ctx=n_ctx,
-            chunks=chunks,
-            chunk_order=chunk_order,
-            chunk_seed=chunk_seed,
             executor=executor,
-            batch=batch,
             trace=trace,
+            settings=settings,
         )
 
     @property

@@ -13,14 +13,13 @@ import numpy as np
 from fq_kernels import Executor, default_fpu
 from fq_kernels.rules import FakeQuant, Place
 
-from ..errors import FqError, NotFiniteError
-from ..run.activations import ACTIVATIONS
+from ..errors import NotFiniteError
 from ..run.context import Context
 from ..run.finite import all_finite, in_batches, not_finite_text, rows_seen, rules_at
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.trace import Trace
-from .chunks import DEFAULT_BATCH, Chunks, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, check_activations, compared, first_scored, n_scored_per_chunk
 from .statistics import Paired, ppl_se, score, summarise
 
 
@@ -30,12 +29,12 @@ class Stream:
 
     name         what it is called in results and traces
     fake_quant   its rules and counters, no other stream's; None: no rules
-    activations  "exact" or "ggml" (see Context)
+    activations  "exact" or "ggml" (see Context); None: the settings'
     """
 
     name: str
     fake_quant: FakeQuant | None = None
-    activations: str = "exact"
+    activations: str | None = None
 
 
 class _Chunk(NamedTuple):
@@ -52,11 +51,7 @@ class Streams:
     model, tokens  the whole text, tokenised once
     streams        what is evaluated on each chunk, in this order
     baseline       evaluated before them, once a chunk, and compared with each; None: no comparison
-    n_ctx          tokens per chunk; the second half of each chunk is scored
-    chunks         how many chunks, -1 for all that the text has
-    chunk_order, chunk_seed
-                   which of the text's, and in which order: `Chunks`
-    batch          tokens per evaluation
+    settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
 
     What streams share with the baseline is computed once, by `Fork`, unless there is a trace, which shows
@@ -78,32 +73,27 @@ class Streams:
         streams: Sequence[Stream],
         *,
         baseline: Stream | None = Stream("baseline"),
-        n_ctx: int = 512,
-        chunks: int = -1,
-        chunk_order: str = "random",
-        chunk_seed: int | None = None,
         executor: Executor,
-        batch: int = DEFAULT_BATCH,
         trace: Trace | None = None,
+        settings: Settings | None = None,
+        **changes: Any,
     ) -> None:
-        if batch < 1:
-            raise FqError(f"batch size must be at least 1, not {batch}")
-        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
+        self.settings = Settings.changed(settings, changes)
+        self.text = Chunks(model, tokens, self.settings)
         self.streams, self.baseline = tuple(streams), baseline
         self._all = self.streams if baseline is None else (baseline, *self.streams)
         for stream in self._all:
-            if stream.activations not in ACTIVATIONS:
-                known = " or ".join(ACTIVATIONS)
-                raise FqError(f"{stream.name} activations must be {known}, not {stream.activations!r}")
-        self.model, self.tokens, self.n_ctx, self.batch = model, self.text.tokens, n_ctx, batch
+            check_activations(self._activations(stream), f"{stream.name} ")
+        n_ctx, batch = self.settings.n_ctx, self.settings.batch
+        self.model, self.tokens, self.n_ctx = model, self.text.tokens, n_ctx
         self.n_chunks_text, self.n_chunks = self.text.n_text, self.text.n
         self.executor = executor
         self.trace = trace
         alike = baseline is not None and baseline.fake_quant is None
-        alike = alike and len({stream.activations for stream in self._all}) == 1
+        alike = alike and len({self._activations(stream) for stream in self._all}) == 1
         self._fork: Fork | None = None
         if alike and trace is None:
-            self._fork = Fork(model, n_ctx, executor, batch, self._all[0].activations)
+            self._fork = Fork(model, n_ctx, executor, batch, self._activations(self._all[0]))
             self.context = self._fork.context
         else:
             self.context = Context(model, n_ctx, executor)
@@ -119,6 +109,9 @@ class Streams:
             f"chunks of {self.n_ctx}; {names}>"
         )
 
+    def _activations(self, stream: Stream) -> str:
+        return stream.activations or self.settings.activations
+
     @property
     def done(self) -> int:
         """Chunks that ended."""
@@ -130,7 +123,8 @@ class Streams:
         if self._fork is not None:
             per_chunk = sum(self._fork.steps(stream.fake_quant) for stream in self._all)
         else:
-            per_chunk = -(-(self.n_ctx - 1) // self.batch) * len(self.model.graph.nodes) * len(self._all)
+            batches = -(-(self.n_ctx - 1) // self.settings.batch)
+            per_chunk = batches * len(self.model.graph.nodes) * len(self._all)
         return (self.n_chunks - self.done) * per_chunk
 
     def nll_of(self, stream: int) -> list[np.ndarray]:
@@ -205,7 +199,7 @@ class Streams:
     def _not_finite(self, position: int, stream: Stream, seen: dict[Place, int]) -> dict[str, Any]:
         """Where; ``seen`` is what its rules had seen before the chunk."""
         rules = rules_at(stream.fake_quant, seen)
-        return self.text.where_not_finite(position, rules, self.executor, self.batch, stream.activations)
+        return self.text.where_not_finite(position, rules, self.executor, self._activations(stream))
 
     def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
         """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab), of each stream in turn."""
@@ -223,14 +217,14 @@ class Streams:
         context = self.context
         context.clear()
         context.fake_quant = self._no_rules if stream.fake_quant is None else stream.fake_quant
-        context.activations = stream.activations
+        context.activations = self._activations(stream)
         context.on_node = self.on_step
         context.trace = self.trace and self.trace.labelled(
             stream=stream.name, chunk=self.text.indices[position]
         )
         parts = [
             context.eval(part, wanted)
-            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self.batch)
+            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self.settings.batch)
         ]
         parts = [part for part in parts if len(part)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -254,7 +248,7 @@ class Streams:
         ppl, se = ppl_se(np.concatenate(self.nll_base)) if self.nll_base else (math.nan, math.nan)
         streams: list[dict[str, Any]] = []
         for i, stream in enumerate(self.streams):
-            figures: dict[str, Any] = {"name": stream.name, "activations": stream.activations}
+            figures: dict[str, Any] = {"name": stream.name, "activations": self._activations(stream)}
             if stream.fake_quant is not None:
                 figures["fake_quant"] = stream.fake_quant.as_dict()
             if paired := self.paired_of(i):

@@ -14,14 +14,13 @@ from fq_kernels.rules import FakeQuant
 from ..arch.graph import N_OUTPUTS, N_TOKENS
 from ..arch.ops import buffers
 from ..errors import FqError
-from ..run.activations import ACTIVATIONS
 from ..run.attention import ATTENTION_ROWS
 from ..run.finite import all_finite
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
-from .chunks import DEFAULT_BATCH, Chunks, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, compared, first_scored, n_scored_per_chunk
 from .figures import add_nodes, figures
 from .statistics import Reference
 
@@ -33,8 +32,7 @@ class Sweep:
 
     model, tokens  the whole text, tokenised once
     cells          what is evaluated on each chunk and compared with the model without rules
-    n_ctx, chunks, chunk_order, chunk_seed, batch, activations
-                   as of Streams
+    settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
     on_step        called as a variant has passed a layer, `steps` times in all
 
@@ -54,35 +52,29 @@ class Sweep:
         tokens: Sequence[int] | np.ndarray,
         cells: Sequence[Cell],
         *,
-        n_ctx: int = 512,
-        chunks: int = -1,
-        chunk_order: str = "random",
-        chunk_seed: int | None = None,
-        batch: int = DEFAULT_BATCH,
         executor: Executor,
-        activations: str = "exact",
         memory_limit: int | None = None,
         on_step: Callable[[], None] = lambda: None,
+        settings: Settings | None = None,
+        **changes: Any,
     ) -> None:
-        if batch < 1:
-            raise FqError(f"batch size must be at least 1, not {batch}")
-        if activations not in ACTIVATIONS:
-            raise FqError(f"activations must be {' or '.join(ACTIVATIONS)}, not {activations!r}")
+        self.settings = Settings.changed(settings, changes)
         if not cells:
             raise FqError("a sweep without cells has nothing to run")
         self.model, self.cells = model, tuple(cells)
-        self.text = Chunks(model, tokens, n_ctx, chunks, chunk_order, chunk_seed)
-        self.batch, self.executor, self.activations = batch, executor, activations
+        self.text = Chunks(model, tokens, self.settings)
+        self.executor = executor
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
         self.not_finite: dict[int, dict[str, Any]] = {}
         self._rules = [FakeQuant(model.values, cell.rules) if cell.rules else None for cell in self.cells]
         # each value, and its rows in a chunk
+        n_ctx = self.settings.n_ctx
         n_tokens = n_ctx - 1, n_scored_per_chunk(n_ctx)
         self._rows = [
             (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
         ]
-        self._fork = Fork(model, n_ctx, executor, batch, activations)
+        self._fork = Fork(model, n_ctx, executor, self.settings.batch, self.settings.activations)
         self._per_group = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
 
@@ -109,9 +101,9 @@ class Sweep:
         live = sum(n_rows[rows] * width * n for (rows, width), n in buffers(graph).items())
         live -= n_scored * hp.n_vocab
         # the baseline's while a cell leaves it, and what a norm's or a product's input is rounded into
-        live += n_ctx * (most_held + hp.n_embd + (hp.n_ff if self.activations == "ggml" else 0))
+        live += n_ctx * (most_held + hp.n_embd + (hp.n_ff if self.settings.activations == "ggml" else 0))
         # a variant's, once more where batches are put together, and the reference's
-        copies = (2 if self.batch < n_ctx - 1 else 1) + 4
+        copies = (2 if self.settings.batch < n_ctx - 1 else 1) + 4
         logits = copies * n_scored * hp.n_vocab
         scratch = self.executor.threads * (
             PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
@@ -199,7 +191,7 @@ class Sweep:
         if rules is not None:
             rules = FakeQuant(rules.values, rules.rules)
             self._rewind(rules, chunk)
-        return self.text.where_not_finite(chunk, rules, self.executor, self.batch, self.activations)
+        return self.text.where_not_finite(chunk, rules, self.executor, self.settings.activations)
 
     def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
         """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
@@ -216,8 +208,8 @@ class Sweep:
             "n_ctx": self.text.n_ctx,
             "n_chunks_asked": self.text.n,
             **self.text.about(),
-            "batch": self.batch,
-            "activations": self.activations,
+            "batch": self.settings.batch,
+            "activations": self.settings.activations,
             "norms": [[*value.place, rows] for value, rows in self._rows if value.is_norm],
             "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self._rows],
         }
