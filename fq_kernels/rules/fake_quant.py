@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from .rule import Rule, Rules, as_rules, rules_text
 from .sites import NORM_N, Place, Site, Value, describe_values
 
 RowCallback = Callable[[Site, float, float], None]
+
+
+@lru_cache(maxsize=8)
+def _sites_of(values: tuple[Value, ...]) -> dict[Place, tuple[Site, ...]]:
+    """Of each place; once for all the rules of a sweep, whose cells are many."""
+    return {value.place: value.sites for value in values}
 
 
 class FakeQuant:
@@ -43,13 +50,14 @@ class FakeQuant:
         self.rules = as_rules(rules)
         self.on_row = on_row
         self.count_errors = count_errors
+        self._sites = _sites_of(self.values)
         taken = self._sites_taken()
-        norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)}
-        self._new = [
-            self._new_counter(site, taken.get(site), norm_numbers.get(value.place))
-            for value in self.values
-            for site in value.sites
-        ]
+        # whether a rule takes a value that is no norm's
+        self.rounds_values = any(site.point is None for site in taken)
+        norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)} if taken else {}
+        self._new = {
+            site: self._new_counter(site, rule, norm_numbers.get(site.place)) for site, rule in taken.items()
+        }
         self.reset()
 
     def __repr__(self) -> str:
@@ -62,7 +70,11 @@ class FakeQuant:
 
     def reset(self) -> None:
         """Zero the counters; first-call starts anew."""
-        self.counters = {counter.site: counter.copy() for counter in self._new}
+        self.counters = {
+            site: self._new[site].copy() if site in self._new else Counter(site)
+            for sites in self._sites.values()
+            for site in sites
+        }
 
     @property
     def counters(self) -> dict[Site, Counter]:
@@ -73,9 +85,9 @@ class FakeQuant:
     def counters(self, counters: dict[Site, Counter]) -> None:
         self._counters = counters
         # looking up a place's counters by their sites takes longer than a row's rounding
-        self._by_place = {v.place: tuple(counters[site] for site in v.sites) for v in self.values}
-        # whether a rule takes a value that is no norm's
-        self.rounds_values = any(c.rule for site, c in counters.items() if site.point is None)
+        self._by_place = {
+            place: tuple([counters[site] for site in sites]) for place, sites in self._sites.items()
+        }
 
     def kept(self) -> dict[Site, Counter]:
         """The counters as they are now, to be put back."""
@@ -96,9 +108,7 @@ class FakeQuant:
             taken |= dict.fromkeys(sites, rule)
         return taken
 
-    def _new_counter(self, site: Site, rule: Rule | None, norm_number: int | None) -> Counter:
-        if rule is None:
-            return Counter(site)
+    def _new_counter(self, site: Site, rule: Rule, norm_number: int | None) -> Counter:
         fmt = rule.format
         if fmt.seeded:
             # each site draws numbers of its own

@@ -111,6 +111,7 @@ def test_a_variant_starts_where_its_rules_first_act(three_layers, executor):
         ("ffn_norm[1].weighted=bf16", "ffn_norm-1"),
         ("attn_norm[2]=bf16", "attn_norm-2"),
         ("output_norm=bf16", "result_norm"),
+        ("ffn_inp[1]=bf16", "ffn_inp-1"),
         ("*=bf16", "attn_norm-0"),
     ):
         assert fork.first_node(FakeQuant(three_layers.values, rule)) == names.index(name)
