@@ -29,6 +29,7 @@ from ._kernels import (
     dequantize,
     float_to_bf16,
     force_isa,
+    geglu,
     has_mul_mat,
     isa,
     kl_divergence,
@@ -38,6 +39,7 @@ from ._kernels import (
     rms_norm_f32,
     rope,
     round_trip,
+    soft_cap,
     supported_isas,
     swiglu,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "float_to_bf16",
     "force_isa",
     "format_names",
+    "geglu",
     "get_format",
     "has_mul_mat",
     "isa",
@@ -70,6 +73,7 @@ __all__ = [
     "rms_norm_f32",
     "rope",
     "round_trip",
+    "soft_cap",
     "supported_isas",
     "swiglu",
 ]

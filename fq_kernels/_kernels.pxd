@@ -88,17 +88,21 @@ cdef extern from "rope/contract.h" nogil:
     ctypedef struct fq_rope_args:
         float *x
         int64_t token_stride, n_head, head_dim, n_rot
+        int neox
         const float *cos
         const float *sin
 
 
 cdef extern from "exp/contract.h" nogil:
-    ctypedef struct fq_swiglu_args:
+    ctypedef struct fq_glu_args:
         float *gate
         const float *up
+    ctypedef struct fq_soft_cap_args:
+        float *x
+        float cap
     ctypedef struct fq_causal_exp_args:
         float *x
-        int64_t n_rows, n, n_first
+        int64_t n_rows, n, n_first, window
         float *sums
     ctypedef struct fq_log_sum_exp_args:
         const float *x
@@ -121,7 +125,8 @@ cdef extern from "attention/contract.h" nogil:
         int64_t kv_stride
         float *out
         int64_t out_stride, n_tokens, n_past, n_head, n_head_kv, d
-        float scale
+        int64_t window
+        float scale, soft_cap
         float *scores
     int64_t fq_attend_blocks(int64_t, int64_t, int64_t, int64_t)
     void fq_attend_append(const fq_attention_args *, const float *, const float *)
@@ -145,7 +150,7 @@ cdef extern from "dispatch.h" nogil:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
         fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope
-        fq_task_fn swiglu, causal_exp, log_sum_exp, kl_divergence
+        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, kl_divergence
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -103,10 +103,17 @@ def rope(
     cos: npt.NDArray[np.float32],
     sin: npt.NDArray[np.float32],
     *,
+    neox: bool = False,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
 def swiglu(
     gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, executor: Executor | None = None
+) -> npt.NDArray[np.float32]: ...
+def geglu(
+    gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, executor: Executor | None = None
+) -> npt.NDArray[np.float32]: ...
+def soft_cap(
+    x: npt.NDArray[np.float32], cap: float, *, executor: Executor | None = None
 ) -> npt.NDArray[np.float32]: ...
 def attention(
     q: npt.NDArray[np.float32],
@@ -117,10 +124,12 @@ def attention(
     n_past: int,
     *,
     scale: float | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
     out: npt.NDArray[np.float32],
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
-def causal_exp(x: npt.NDArray[np.float32], n_first: int) -> npt.NDArray[np.float32]: ...
+def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt.NDArray[np.float32]: ...
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None
 ) -> npt.NDArray[np.float64]: ...

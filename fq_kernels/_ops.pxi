@@ -1,6 +1,6 @@
-# The model's other operations: rotary embedding, SwiGLU, exponentials of the attention and the logits.
+# The model's other operations: rotary embedding, gated activations, attention, exponentials of the logits.
 
-from libc.math cimport sqrt
+from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t
 
 import numpy as np
@@ -9,8 +9,9 @@ import numpy as np
 ATTENTION_MAX_DIM = FQ_ATTEND_MAX_DIM
 
 
-def rope(x, cos, sin, *, executor=None):
-    """Rotary embedding in place; elements (2i, 2i+1) of a head are a pair.
+def rope(x, cos, sin, *, neox=False, executor=None):
+    """Rotary embedding in place; elements (2i, 2i+1) of a head are a pair, or with neox elements
+    (i, i + n_rot / 2).
 
     x (n_tokens, n_head, head_dim) float32 C-contiguous; cos and sin (n_tokens, n_rot / 2)
     float32 C-contiguous with n_rot <= head_dim; the rest of a head stays as it is.
@@ -33,6 +34,7 @@ def rope(x, cos, sin, *, executor=None):
     a.n_rot = 2 * ac.b.shape[1]
     if a.n_rot > a.head_dim:
         raise ValueError(f"cos rotates {a.n_rot} elements, a head of x has {a.head_dim}")
+    a.neox = bool(neox)
     a.x = <float *> ax.b.buf
     a.token_stride = a.n_head * a.head_dim
     a.cos = <const float *> ac.b.buf
@@ -44,13 +46,15 @@ def rope(x, cos, sin, *, executor=None):
     return x
 
 
-def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, out, executor=None):
+def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_cap=0.0, out,
+              executor=None):
     """Causal attention of n_tokens after n_past others of one sequence (src/attention/contract.h).
 
     q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), k_cache and v_cache
     (n_head_kv, n_ctx, d): all float32 C-contiguous, n_head a multiple of n_head_kv. k and v are
-    written to the caches at n_past. The scores are multiplied by scale, 1 / sqrt(d) by default. out is float32
-    (n_tokens, n_head * d), its last axis contiguous. Returns out. The bits do not depend on
+    written to the caches at n_past. The scores are multiplied by scale, 1 / sqrt(d) by default, and
+    with a soft_cap become soft_cap * tanh(score / soft_cap). A token sees itself and those before it, or with a
+    window that many in all. out is float32 (n_tokens, n_head * d), its last axis contiguous. Returns out. The bits do not depend on
     threads; for up to MATVEC_MAX_TOKENS tokens not on the instruction set either. Raises
     TypeError or ValueError naming the argument.
     """
@@ -77,6 +81,10 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, out, executor=No
         raise ValueError(f"v_cache must be of shape {k_cache.shape}, not {v_cache.shape}")
     if not isinstance(n_past, int) or not 0 <= n_past <= n_ctx - a.n_tokens:
         raise ValueError(f"n_past must be an integer from 0 to {n_ctx - a.n_tokens}, not {n_past!r}")
+    if not isinstance(window, int) or not 0 <= window < 1 << 62:
+        raise ValueError(f"window must be an integer from 0, not {window!r}")
+    a.window = window
+    a.soft_cap = <float> _soft_cap_of(soft_cap, True)
     for array in (ak, av):
         if array.b.shape[0] != a.n_tokens or array.b.shape[1] != a.n_head_kv or array.b.shape[2] != a.d:
             raise ValueError(
@@ -115,15 +123,55 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, out, executor=No
     return out
 
 
+cdef double _soft_cap_of(value, bint or_none) except? -1:
+    cdef double cap = value
+    if not isfinite(cap) or cap < 0 or (cap == 0 and not or_none):
+        raise ValueError(f"soft_cap must be a positive number{', or 0 for none' if or_none else ''}, not {value!r}")
+    return cap
+
+
+def soft_cap(x, cap, *, executor=None):
+    """x = cap * tanh(x / cap), in place (src/exp/contract.h).
+
+    x float32, C-contiguous. Returns x. Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_soft_cap_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.soft_cap
+    cdef int64_t n
+    cdef _Array ax = _open("x", x, b"f", True)
+    if not ax.dense(ax.b.ndim):
+        raise ValueError("x must be C-contiguous")
+    n = ax.n_rows() * ax.n()
+    a.x = <float *> ax.b.buf
+    a.cap = <float> _soft_cap_of(cap, False)
+    pool = _pool_of(executor)
+    with nogil:
+        _run(pool, fn, &a, n, 1)
+    return x
+
+
 def swiglu(gate, up, *, executor=None):
     """gate = gate / (1 + exp(-gate)) * up, in place (src/exp/contract.h).
 
     gate and up float32 of one shape, C-contiguous. Returns gate. Raises TypeError or
     ValueError naming the argument.
     """
-    cdef fq_swiglu_args a
+    return _glu(table.swiglu, gate, up, executor)
+
+
+def geglu(gate, up, *, executor=None):
+    """gate = GELU(gate) * up with GELU's approximation by tanh, in place (src/exp/contract.h).
+
+    gate and up float32 of one shape, C-contiguous. Returns gate. Raises TypeError or
+    ValueError naming the argument.
+    """
+    return _glu(table.geglu, gate, up, executor)
+
+
+cdef _glu(fq_task_fn fn, gate, up, executor):
+    cdef fq_glu_args a
     cdef fq_pool *pool
-    cdef fq_task_fn fn = table.swiglu
     cdef int64_t n
     cdef _Array ag = _open("gate", gate, b"f", True)
     cdef _Array au = _open("up", up, b"f")
@@ -141,11 +189,11 @@ def swiglu(gate, up, *, executor=None):
     return gate
 
 
-def causal_exp(x, n_first):
+def causal_exp(x, n_first, window=0):
     """The exponentials of a causal softmax, in place (src/exp/contract.h).
 
-    x (heads, rows, n) float32 C-contiguous. Row i keeps n_first + i elements, which become
-    exp(element - their maximum); the others become 0. Returns the sums, float32 (heads, rows).
+    x (heads, rows, n) float32 C-contiguous. Row i keeps n_first + i elements, or with a window the last
+    so many of these, which become exp(element - their maximum); the others become 0. Returns the sums, float32 (heads, rows).
     Raises TypeError or ValueError naming the argument. Runs on the calling thread.
     """
     cdef fq_causal_exp_args a
@@ -160,6 +208,9 @@ def causal_exp(x, n_first):
     if not isinstance(n_first, int) or not 1 <= n_first <= a.n - a.n_rows + 1:
         raise ValueError(f"n_first must be an integer from 1 to {a.n - a.n_rows + 1}, not {n_first!r}")
     a.n_first = n_first
+    if not isinstance(window, int) or not 0 <= window < 1 << 62:
+        raise ValueError(f"window must be an integer from 0, not {window!r}")
+    a.window = window
     sums = np.empty(x.shape[:2], np.float32)
     cdef _Array asum = _open("sums", sums, b"f", True)
     a.sums = <float *> asum.b.buf

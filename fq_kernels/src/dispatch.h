@@ -25,6 +25,8 @@ typedef struct {
     void (*attend_many)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
     void (*rope)(void *args, int64_t begin, int64_t end);
     void (*swiglu)(void *args, int64_t begin, int64_t end);
+    void (*geglu)(void *args, int64_t begin, int64_t end);
+    void (*soft_cap)(void *args, int64_t begin, int64_t end);
     void (*causal_exp)(void *args, int64_t begin, int64_t end);
     void (*log_sum_exp)(void *args, int64_t begin, int64_t end);
     void (*kl_divergence)(void *args, int64_t begin, int64_t end);

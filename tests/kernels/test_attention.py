@@ -21,12 +21,12 @@ def arguments(n_tokens, n_past, n_head_kv, group, d, *, more=0, seed=0, spread=1
     return q, k, v, caches[0], caches[1], n_past
 
 
-def attend(q, k, v, k_cache, v_cache, n_past, executor=None):
+def attend(q, k, v, k_cache, v_cache, n_past, executor=None, **options):
     out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
-    return attention(q, k, v, k_cache.copy(), v_cache.copy(), n_past, out=out, executor=executor)
+    return attention(q, k, v, k_cache.copy(), v_cache.copy(), n_past, out=out, executor=executor, **options)
 
 
-def exact(q, k, v, k_cache, v_cache, n_past):
+def exact(q, k, v, k_cache, v_cache, n_past, window=0, soft_cap=0.0):
     n_tokens, n_head, d = q.shape
     keys = np.concatenate([k_cache[:, :n_past].transpose(1, 0, 2), k]).astype(np.float64)
     values = np.concatenate([v_cache[:, :n_past].transpose(1, 0, 2), v]).astype(np.float64)
@@ -34,9 +34,12 @@ def exact(q, k, v, k_cache, v_cache, n_past):
     out = np.empty((n_tokens, n_head, d))
     for t in range(n_tokens):
         for h in range(n_head):
-            scores = keys[: n_past + t + 1, h // group] @ q[t, h] / np.sqrt(d)
+            seen = slice(max(n_past + t + 1 - window, 0) if window else 0, n_past + t + 1)
+            scores = keys[seen, h // group] @ q[t, h] / np.sqrt(d)
+            if soft_cap:
+                scores = soft_cap * np.tanh(scores / soft_cap)
             p = np.exp(scores - scores.max())
-            out[t, h] = p @ values[: n_past + t + 1, h // group] / p.sum()
+            out[t, h] = p @ values[seen, h // group] / p.sum()
     return out.reshape(n_tokens, n_head * d)
 
 
@@ -47,17 +50,20 @@ def exact(q, k, v, k_cache, v_cache, n_past):
     group=st.integers(1, 8),
     d=st.sampled_from([1, 3, 4, 16, 20, 32, 40, 64, 80, 128]),
     spread=st.sampled_from([0.0, 1.0, 30.0]),
+    window=st.sampled_from([0, 0, 1, 2, 16, 17, 100, 255, 256, 257, 1000]),
+    soft_cap=st.sampled_from([0.0, 0.0, 2.0, 50.0]),
     seed=seeds,
 )
-def test_it_is_softmax_attention(isa, n_tokens, n_past, n_head_kv, group, d, spread, seed):
+def test_it_is_softmax_attention(isa, n_tokens, n_past, n_head_kv, group, d, spread, window, soft_cap, seed):
     given = arguments(n_tokens, n_past, n_head_kv, group, d, more=3, seed=seed, spread=spread)
     q, k, v, k_cache, v_cache, _ = given
     memory = np.full((n_tokens, n_head_kv * group * d + 5), 7, np.float32)
     out = memory[:, : n_head_kv * group * d]
     keys, values = k_cache.copy(), v_cache.copy()
-    assert attention(q, k, v, keys, values, n_past, out=out) is out
+    options = {"window": window, "soft_cap": soft_cap}
+    assert attention(q, k, v, keys, values, n_past, out=out, **options) is out
     # float32 scores are off by about 1e-6 of their size, which grows with the spread
-    np.testing.assert_allclose(out, exact(*given), rtol=0, atol=4e-6 * max(1, spread))
+    np.testing.assert_allclose(out, exact(*given, **options), rtol=0, atol=4e-6 * max(1, spread))
     assert (memory[:, n_head_kv * group * d :] == 7).all()
     for cache, before, new in ((keys, k_cache, k), (values, v_cache, v)):
         before[:, n_past : n_past + n_tokens] = new.transpose(1, 0, 2)

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_same_bits, seeds
 
-from fq_kernels import Executor, causal_exp, force_isa, kl_divergence, log_sum_exp, supported_isas, swiglu
+from fq_kernels import (
+    Executor,
+    causal_exp,
+    force_isa,
+    geglu,
+    kl_divergence,
+    log_sum_exp,
+    soft_cap,
+    supported_isas,
+    swiglu,
+)
 
 
 def exp_f32(x: np.ndarray) -> np.ndarray:
@@ -54,21 +64,23 @@ def test_causal_exp_of_a_larger_argument_than_the_maximum_of_the_rest(isa):
     n_first=st.integers(1, 300),
     more=st.integers(0, 70),
     scale=st.sampled_from([0.0, 1.0, 30.0, 1e30]),
+    window=st.sampled_from([0, 0, 1, 63, 64, 65, 200, 1000]),
     seed=seeds,
 )
-def test_causal_exp(isa, heads, rows, n_first, more, scale, seed):
+def test_causal_exp(isa, heads, rows, n_first, more, scale, window, seed):
     x = np.random.default_rng(seed).normal(0, 1, (heads, rows, n_first + rows - 1 + more)) * scale
     x = x.astype(np.float32)
     got = x.copy()
-    sums = causal_exp(got, n_first)
+    sums = causal_exp(got, n_first, window)
     assert sums.shape == (heads, rows)
     for row in range(rows):
         n = n_first + row
-        kept = x[:, row, :n]
+        hidden = max(n - window, 0) if window else 0
+        kept = x[:, row, hidden:n]
         # a difference of float32 is what exp is of
         exact = np.exp(np.maximum(kept - kept.max(axis=1, keepdims=True), -87).astype(np.float64))
-        assert (np.abs(got[:, row, :n] - exact) <= 2.4e-7 * exact).all()
-        assert not got[:, row, n:].any()
+        assert (np.abs(got[:, row, hidden:n] - exact) <= 2.4e-7 * exact).all()
+        assert not got[:, row, n:].any() and not got[:, row, :hidden].any()
         assert np.allclose(sums[:, row], exact.sum(axis=1), rtol=1e-6, atol=0)
 
 
@@ -82,6 +94,43 @@ def test_swiglu(isa, executor, n, scale, seed):
     assert swiglu(got, up, executor=executor) is got
     # below -88 it is next to nothing rather than nothing
     assert (np.abs(got - exact) <= 5e-7 * np.abs(exact) + 1e-35 * np.abs(up)).all()
+
+
+@given(n=st.integers(0, 1000), scale=st.sampled_from([0.1, 3.0, 60.0]), seed=seeds)
+def test_geglu(isa, executor, n, scale, seed):
+    rng = np.random.default_rng(seed)
+    gate, up = rng.normal(0, scale, n).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    g = gate.astype(np.float64)
+    exact = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * up
+    got = gate.copy()
+    assert geglu(got, up, executor=executor) is got
+    # the exponential's argument, of some tens where it matters, is off by its own rounding
+    assert (np.abs(got - exact) <= 4e-6 * np.abs(g * up)).all()
+
+
+def test_geglu_of_limits(isa):
+    gate = np.float32([0, -0.0, np.inf, np.nan, 3e38, 1e15])
+    got = geglu(gate.copy(), np.ones(6, np.float32))
+    assert_same_bits(got, gate)
+    assert abs(geglu(np.float32([-20]), np.ones(1, np.float32))[0]) < 1e-30
+
+
+@given(
+    n=st.integers(0, 1000),
+    cap=st.sampled_from([0.5, 30.0, 50.0]),
+    scale=st.sampled_from([0.01, 1.0, 1e3]),
+    seed=seeds,
+)
+def test_soft_cap(isa, executor, n, cap, scale, seed):
+    x = (np.random.default_rng(seed).normal(0, scale, n) * cap).astype(np.float32)
+    got = x.copy()
+    assert soft_cap(got, cap, executor=executor) is got
+    assert (np.abs(got - cap * np.tanh(x.astype(np.float64) / cap)) <= 2e-7 * cap).all()
+
+
+def test_soft_cap_of_limits(isa):
+    got = soft_cap(np.float32([np.inf, -np.inf, np.nan, 0.0, -0.0]), 30.0)
+    assert_same_bits(got, np.float32([30, -30, np.nan, 0.0, -0.0]))
 
 
 def test_swiglu_of_limits(isa):

@@ -1,8 +1,10 @@
 /* Causal attention of one sequence, over the keys and values in its cache.
  *
- * With g = h / (n_head / n_head_kv) and j from 0 to n_past + t:
+ * With g = h / (n_head / n_head_kv) and j to n_past + t, from 0 or, where there is a window, from
+ * n_past + t - window + 1:
  *     out[t, h] = sum of p[j] * v[g, j] / sum of p[j],  p[j] = exp(s[j] - m),
- *     s[j] = scale * (q[t, h] . k[g, j]),  m the largest s[j] */
+ *     s[j] = cap(scale * (q[t, h] . k[g, j])),  m the largest s[j],
+ *     cap(x) = soft_cap * tanh(x / soft_cap), or x where soft_cap is 0 */
 #ifndef FQ_ATTENTION_H
 #define FQ_ATTENTION_H
 
@@ -15,7 +17,8 @@ typedef struct {
     float *out;
     int64_t out_stride; /* floats between tokens; a token's heads follow one another */
     int64_t n_tokens, n_past, n_head, n_head_kv, d;
-    float scale;
+    int64_t window; /* 0: none */
+    float scale, soft_cap;
     float *scores; /* for attend_few: (n_tokens, n_head, n_past + n_tokens) */
 } fq_attention_args;
 

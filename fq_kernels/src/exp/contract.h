@@ -11,18 +11,26 @@
 
 #define FQ_SUM_PARTS 64
 
-/* gate = gate / (1 + exp(-gate)) * up, in place. Ranges count elements. */
+/* gate = act(gate) * up, in place. Ranges count elements.
+ *     swiglu: act(x) = x / (1 + exp(-x))
+ *     geglu:  act(x) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) * (x + 0.044715 * x^3): GELU as tanh has it */
 typedef struct {
     float *gate;
     const float *up;
-} fq_swiglu_args;
+} fq_glu_args;
 
-/* Row i of each of the heads: its first n_first + i elements become exp(x - their maximum),
- * the others 0; sums[head, i] = sum of the row. Ranges count heads * n_rows rows. */
+/* x = cap * tanh(x / cap), in place, within 2e-7 * cap. Ranges count elements. */
+typedef struct {
+    float *x, cap;
+} fq_soft_cap_args;
+
+/* Row i of each of the heads: of its first n_first + i elements the last `window`, all if it is 0,
+ * become exp(x - their maximum), the others 0; sums[head, i] = sum of the row. Ranges count
+ * heads * n_rows rows. */
 typedef struct {
     float *x;
     int64_t n_rows, n; /* n >= n_first + n_rows - 1 elements from row to row; n_first >= 1 */
-    int64_t n_first;
+    int64_t n_first, window;
     float *sums;
 } fq_causal_exp_args;
 
