@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fq_kernels.rules import FakeQuant, Place, Rule, Site
 
     from .arch.graph import Graph
-    from .arch.hparams import HParams, ModelError
+    from .arch.hparams import HParams
+    from .arch.keys import ModelError
     from .errors import FqError, NotFiniteError
     from .gguf.cache import find, pull
     from .gguf.file import GGUFError, GGUFFile
@@ -52,7 +53,7 @@ _HOMES = {
     "GGUFFile": ".gguf.file",
     "Graph": ".arch.graph",
     "HParams": ".arch.hparams",
-    "ModelError": ".arch.hparams",
+    "ModelError": ".arch.keys",
     "Perplexity": ".measure.perplexity",
     "Results": ".results.runs",
     "Run": ".results.runs",

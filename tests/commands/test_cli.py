@@ -142,7 +142,7 @@ def test_inspect(tiny_path):
     assert len(data["tensors"]) == 21 and data["bytes"] == tiny_path.stat().st_size
     assert data["sites"][:3] == ["inp_embd", "attn_norm[0].in", "attn_norm[0].raw"]
     assert len(data["sites"]) == 1 + 2 * (2 * 3 + 14) + 3
-    assert data["activations"].startswith("inp_embd, q_proj[0-1], q[0-1], ")
+    assert data["activations"].startswith("inp_embd, q_proj[0-1], k_proj[0-1], ")
 
 
 def test_inspect_names_what_fq_does_not_know_or_cannot_run(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from reference_llama import ReferenceLlama
+from reference_models import ReferenceModel
 
 from fq import Context, Executor, FakeQuant, FqError, Model, Perplexity, Sweep, cells_of
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
@@ -125,10 +125,10 @@ def test_the_path_is_that_of_a_float64_model(path, model, tokens, rules, threads
         assert distance(before, values) < RTOL
         return rounded(before, rule[point].format.name).astype(np.float64)
 
-    expected = ReferenceLlama(path).logits(tokens, at_norm, at)
+    expected = ReferenceModel(path).logits(tokens, at_norm, at)
     assert fake_quant.seen == {}  # all of them were met
     assert distance(logits, expected) < RTOL
-    plain = ReferenceLlama(path).logits(tokens)
+    plain = ReferenceModel(path).logits(tokens)
     assert distance(plain, expected) > 1e-4
 
 
@@ -245,7 +245,7 @@ def test_activation_is_every_value_once(model):
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ("mlp_out=bf16", "matches no site; there are inp_embd, attn_norm.0-2., q_proj.0-2., q.0-2."),
+        ("mlp_out=bf16", "matches no site; there are inp_embd, attn_norm.0-2., q_proj.0-2., k_proj.0-2."),
         ("l_out[3]=bf16", "matches no site"),
         ("q_norm=bf16", "matches no site"),
         ("l_out.raw=bf16", "norms alone have points, and l_out is none"),

@@ -23,8 +23,12 @@ class Op(str, Enum):
     MUL_MAT = "MUL_MAT"
     ADD = "ADD"
     ROPE = "ROPE"
+    HEADS = "RESHAPE"  # rows cut into heads, where nothing is turned
     ATTENTION = "ATTENTION"  # K and V into the cache, softmax(Q K^T) V
     SWIGLU = "SWIGLU"  # silu(gate) * up
+    GEGLU = "GEGLU"  # gelu(gate) * up
+    SCALE = "SCALE"  # by a number
+    SOFT_CAP = "SOFT_CAP"  # cap * tanh(x / cap)
     OUT_ROWS = "OUT_ROWS"  # only the rows whose logits are wanted
 
 
@@ -32,25 +36,59 @@ class NormAttributes(NamedTuple):
     eps: float
 
 
-class RopeAttributes(NamedTuple):
-    """Elements (2i, 2i+1) of a head turn by position * freq_scale / freq_base^(2i / n_rot).
+class Yarn(NamedTuple):
+    """YaRN: angles of pairs that turn often keep the scale 1, those that turn seldom take freq_scale.
 
-    factors  name of a tensor that each angle is divided by, (n_rot / 2,)
+    n_ctx_orig            tokens of context before it
+    beta_fast, beta_slow  turns within them, from which on and up to which
+    mix                   how much of it
+    """
+
+    n_ctx_orig: int
+    beta_fast: float
+    beta_slow: float
+    mix: float
+
+
+class RopeAttributes(NamedTuple):
+    """Elements (2i, 2i+1) of a head, or with neox (i, i + n_rot/2), turn by position * freq_scale /
+    freq_base^(2i / n_rot).
+
+    factors       name of a tensor that each angle is divided by, (n_rot / 2,)
+    long_factors  the same in contexts of more than n_ctx_orig tokens
+    magnitude     what the turned elements are multiplied by
     """
 
     n_rot: int
     freq_base: float
-    freq_scale: float
-    factors: str | None
+    freq_scale: float = 1.0
+    factors: str | None = None
+    neox: bool = False
+    long_factors: str | None = None
+    n_ctx_orig: int = 0
+    magnitude: float = 1.0
+    yarn: Yarn | None = None
 
 
 class AttentionAttributes(NamedTuple):
+    """window: how many tokens each one sees, itself among them, 0 for all; soft_cap: of scores, or 0."""
+
     n_head: int
     n_head_kv: int
     scale: float
+    window: int = 0
+    soft_cap: float = 0.0
 
 
-Attributes = NormAttributes | RopeAttributes | AttentionAttributes
+class ScaleAttributes(NamedTuple):
+    factor: float
+
+
+class SoftCapAttributes(NamedTuple):
+    cap: float
+
+
+Attributes = NormAttributes | RopeAttributes | AttentionAttributes | ScaleAttributes | SoftCapAttributes
 
 
 @dataclass(frozen=True)
@@ -59,6 +97,8 @@ class Node:
 
     inputs  indices of earlier nodes
     weight  a tensor's name
+    rows    which of the weight's rows, where several nodes share it; None: all
+    bias    name of a tensor that is added to a product, and of which it takes the same rows
     values  what a rule can round: of a norm its own, of another node its result, which may have two
             names (as rows of tokens, and of heads)
     """
@@ -71,6 +111,8 @@ class Node:
     weight: str | None = None
     attributes: Attributes | None = None
     values: tuple[Value, ...] = ()
+    rows: tuple[int, int] | None = None
+    bias: str | None = None
 
     @property
     def norm(self) -> Place | None:
@@ -111,10 +153,12 @@ class Graph:
         weight: str | None = None,
         attributes: Attributes | None = None,
         values: tuple[Value, ...] = (),
+        rows: tuple[int, int] | None = None,
+        bias: str | None = None,
     ) -> int:
         """Append a node and return its index. With a layer the name becomes ``name-layer``."""
         full_name = name if layer is None else f"{name}-{layer}"
-        self.nodes.append(Node(full_name, op, inputs, shape, layer, weight, attributes, values))
+        self.nodes.append(Node(full_name, op, inputs, shape, layer, weight, attributes, values, rows, bias))
         return len(self.nodes) - 1
 
     @property

@@ -9,10 +9,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fq_kernels import Executor, swiglu
+from fq_kernels import Executor, geglu, soft_cap, swiglu
 from fq_kernels.rules import FakeQuant
 
-from .graph import AttentionAttributes, Graph, Node, NormAttributes, Op, RopeAttributes
+from .graph import (
+    AttentionAttributes,
+    Graph,
+    Node,
+    NormAttributes,
+    Op,
+    RopeAttributes,
+    ScaleAttributes,
+    SoftCapAttributes,
+)
 
 Values = Sequence[np.ndarray]
 
@@ -42,7 +51,7 @@ class Evaluation(Protocol):
         """The tokens' rows of a weight, float32 (n_tokens, n)."""
 
     def product(self, node: Node, x: np.ndarray) -> np.ndarray:
-        """x (rows, n_in) times the node's weight: (rows, n_out)."""
+        """x (rows, n_in) times the node's rows of its weight, and its bias: (rows, n_out)."""
 
     def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
         """heads (n_tokens, n_head, d), turned in place."""
@@ -76,14 +85,18 @@ def _get_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
 def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     (x,) = inputs
     assert node.norm is not None and node.weight is not None and isinstance(node.attributes, NormAttributes)
-    return run.fake_quant.rms_norm(
+    weight = run.vector(node.weight)
+    of_heads = len(node.shape) == 3
+    out = run.buffer(len(x), x[:1].size) if of_heads else run.input_buffer(*x.shape)
+    run.fake_quant.rms_norm(
         node.norm,
-        x,
+        x.reshape(-1, len(weight)),
         eps=node.attributes.eps,
-        weight=run.vector(node.weight),
-        out=run.input_buffer(*x.shape),
+        weight=weight,
+        out=out.reshape(-1, len(weight)) if of_heads else out,
         executor=run.executor,
     )
+    return out
 
 
 def _mul_mat(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
@@ -100,6 +113,10 @@ def _rope(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     return run.rope(_heads(inputs[0], node.shape[-1]), node.attributes)
 
 
+def _cut(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    return _heads(inputs[0], node.shape[-1])
+
+
 def _attention(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     assert isinstance(node.attributes, AttentionAttributes)
     d = inputs[0].shape[-1]
@@ -112,12 +129,29 @@ def _swiglu(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     return swiglu(gate, up, executor=run.executor)
 
 
+def _geglu(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    gate, up = inputs
+    return geglu(gate, up, executor=run.executor)
+
+
+def _scale(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    (x,) = inputs
+    assert isinstance(node.attributes, ScaleAttributes)
+    return np.multiply(x, np.float32(node.attributes.factor), out=x)
+
+
+def _soft_cap(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
+    assert isinstance(node.attributes, SoftCapAttributes)
+    return soft_cap(inputs[0], node.attributes.cap, executor=run.executor)
+
+
 def _out_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     return inputs[0][run.out_rows]
 
 
 def _heads(x: np.ndarray, d: Any) -> np.ndarray:
-    return x.reshape(len(x), -1, d)
+    # a product's input may have gaps between its rows
+    return np.ascontiguousarray(x.reshape(len(x), -1, d))
 
 
 OPS: dict[Op, OpRow] = {
@@ -126,8 +160,12 @@ OPS: dict[Op, OpRow] = {
     Op.MUL_MAT: OpRow(_mul_mat, weight=lambda value, x, n_vocab: (value[-1], x[-1])),
     Op.ADD: OpRow(_add),
     Op.ROPE: OpRow(_rope, reuses=True),
+    Op.HEADS: OpRow(_cut, reuses=True),
     Op.ATTENTION: OpRow(_attention),
     Op.SWIGLU: OpRow(_swiglu, reuses=True),
+    Op.GEGLU: OpRow(_geglu, reuses=True),
+    Op.SCALE: OpRow(_scale, reuses=True),
+    Op.SOFT_CAP: OpRow(_soft_cap, reuses=True),
     Op.OUT_ROWS: OpRow(_out_rows, reuses=True),
 }
 

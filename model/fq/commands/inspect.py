@@ -10,7 +10,7 @@ import numpy as np
 
 from fq_kernels.rules import describe_values
 
-from ..arch.hparams import unknown_keys
+from ..arch.registry import unknown_keys
 from ..errors import FqError
 from ..gguf.file import GGUFFile
 from ..run.model import Model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fq_kernels import ATTENTION_MAX_DIM, MATVEC_MAX_TOKENS, Executor, attention, causal_exp, has_mul_mat
+from fq_kernels import soft_cap as cap_scores
 
 # Tokens per task of attention by BLAS: enough to pay for the hand-out.
 ATTENTION_ROWS = 64
@@ -19,16 +20,31 @@ def attend(
     n_past: int,
     *,
     scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
     out: np.ndarray,
     executor: Executor,
 ) -> np.ndarray:
     """Into out (n_tokens, n_head * d); k and v are put into the layer's cache at n_past.
 
-    q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), keys and values (n_head_kv, n_ctx, d)
+    window and soft_cap are AttentionAttributes'; q (n_tokens, n_head, d), k and v
+    (n_tokens, n_head_kv, d), keys and values (n_head_kv, n_ctx, d)
     """
     if len(q) > MATVEC_MAX_TOKENS and not (has_mul_mat() and q.shape[2] <= ATTENTION_MAX_DIM):
-        return _attend_by_blas(q, k, v, keys, values, n_past, scale, out, executor)
-    return attention(q, k, v, keys, values, n_past, scale=scale, out=out, executor=executor)
+        return _attend_by_blas(q, k, v, keys, values, n_past, scale, window, soft_cap, out, executor)
+    return attention(
+        q,
+        k,
+        v,
+        keys,
+        values,
+        n_past,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        out=out,
+        executor=executor,
+    )
 
 
 def _attend_by_blas(
@@ -39,6 +55,8 @@ def _attend_by_blas(
     values: np.ndarray,
     n_past: int,
     scale: float,
+    window: int,
+    soft_cap: float,
     out: np.ndarray,
     executor: Executor,
 ) -> np.ndarray:
@@ -59,12 +77,16 @@ def _attend_by_blas(
         begin = (n_blocks - 1 - block) * ATTENTION_ROWS
         end = min(begin + ATTENTION_ROWS, n_tokens)
         n_kv = n_past + end
+        first = max(n_past + begin + 1 - window, 0) if window else 0  # what is before it no row sees
         block_q = heads[begin:end, head].transpose(1, 0, 2) * factor  # (group, rows, d)
         with np.errstate(all="ignore"):  # each thread has its own
             # the heads of a group as more rows: one product rather than several
-            p = np.matmul(block_q.reshape(-1, d), keys[head, :n_kv].T)  # (group * rows, n_kv)
-            sums = causal_exp(p.reshape(group, end - begin, n_kv), n_past + begin + 1)
-            attended = np.matmul(p, values[head, :n_kv]).reshape(block_q.shape)
+            p = np.matmul(block_q.reshape(-1, d), keys[head, first:n_kv].T)  # (group * rows, n_kv)
+            if soft_cap:
+                cap_scores(p, soft_cap)
+            scores = p.reshape(group, end - begin, n_kv - first)
+            sums = causal_exp(scores, n_past + begin + 1 - first, window)
+            attended = np.matmul(p, values[head, first:n_kv]).reshape(block_q.shape)
             attended /= sums[:, :, None]
         out_heads[begin:end, head] = attended.transpose(1, 0, 2)
 

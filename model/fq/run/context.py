@@ -184,13 +184,18 @@ class Context:
     def product(self, node: Node, x: np.ndarray) -> np.ndarray:
         assert node.weight is not None
         weight = self.model.weights[node.weight]
+        if node.rows is not None:
+            weight = weight.cut(*node.rows)
         read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
-        return mul_mat(read, weight, self.executor, self.buffers.take(len(x), weight.n_out))
+        out = mul_mat(read, weight, self.executor, self.buffers.take(len(x), weight.n_out))
+        if node.bias is not None:
+            out += self.model.vectors[node.bias][slice(*(node.rows or (None,)))]
+        return out
 
     def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
         now = slice(self.n_past, self.n_past + self.ids.size)
         cos, sin = self._rope_tables.at(attributes, now)
-        return rope(heads, cos, sin, executor=self.executor)
+        return rope(heads, cos, sin, neox=attributes.neox, executor=self.executor)
 
     def attention(self, node: Node, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         assert node.layer is not None and isinstance(node.attributes, AttentionAttributes)
@@ -202,6 +207,8 @@ class Context:
             self._cache.values[node.layer],
             self.n_past,
             scale=node.attributes.scale,
+            window=node.attributes.window,
+            soft_cap=node.attributes.soft_cap,
             out=self.buffers.take_input(len(q), q[:1].size),
             executor=self.executor,
         )

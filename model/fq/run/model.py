@@ -10,8 +10,9 @@ import numpy as np
 from fq_kernels.rules import Place, Value
 
 from ..arch.graph import Graph
-from ..arch.hparams import HParams, ModelError, read_hparams
-from ..arch.llama import build_llama
+from ..arch.hparams import HParams
+from ..arch.keys import ModelError
+from ..arch.registry import read_graph
 from ..arch.tensors import check_tensors
 from ..gguf.file import GGUFFile
 from ..text.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from .weights import Weight, can_unpack
 
 
 class Model:
-    """A GGUF file of llama architecture, checked and ready to run. The weights stay packed in the file.
+    """A GGUF file of a known architecture, checked and ready to run. The weights stay packed in the file.
 
     Raises GGUFError or ModelError naming what is wrong with the file.
     """
@@ -27,8 +28,9 @@ class Model:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = GGUFFile(path)
         try:
-            self.hparams: HParams = read_hparams(self.file)
-            self.graph: Graph = build_llama(self.hparams, self.file.tensors)
+            hparams, graph = read_graph(self.file)
+            self.hparams: HParams = hparams
+            self.graph: Graph = graph
             check_tensors(self.file, self.hparams, self.graph)
             self.weights: dict[str, Weight] = {}
             self.vectors: dict[str, np.ndarray] = {}
@@ -48,7 +50,7 @@ class Model:
     def __repr__(self) -> str:
         hp = self.hparams
         return (
-            f"<Model {os.path.basename(self.path)}: llama, {hp.n_layer} layers, n_embd {hp.n_embd}, "
+            f"<Model {os.path.basename(self.path)}: {hp.arch}, {hp.n_layer} layers, n_embd {hp.n_embd}, "
             f"{hp.n_vocab} tokens>"
         )
 

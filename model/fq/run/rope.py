@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from ..arch.graph import RopeAttributes
+from ..arch.graph import RopeAttributes, Yarn
 
 
 class RopeTables:
@@ -31,8 +32,24 @@ class RopeTables:
 
     def _make(self, rope: RopeAttributes, n: int) -> tuple[np.ndarray, np.ndarray]:
         freq = rope.freq_base ** (-np.arange(0, rope.n_rot, 2, dtype=np.float64) / rope.n_rot)
-        freq *= rope.freq_scale
-        if rope.factors is not None:
-            freq /= self.vectors[rope.factors]
+        is_long = rope.long_factors is not None and self.n_ctx > rope.n_ctx_orig
+        if factors := rope.long_factors if is_long else rope.factors:
+            freq /= self.vectors[factors]
+        kept = 0.0 if rope.yarn is None else _kept_by_yarn(rope.n_rot, rope.freq_base, rope.yarn)
+        freq = freq * rope.freq_scale * (1 - kept) + freq * kept
         angles = np.arange(n, dtype=np.float64)[:, None] * freq
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = np.cos(angles) * rope.magnitude, np.sin(angles) * rope.magnitude
+        return cos.astype(np.float32), sin.astype(np.float32)
+
+
+def _kept_by_yarn(n_rot: int, freq_base: float, yarn: Yarn) -> np.ndarray:
+    """How much of each pair's angle keeps the scale 1, (n_rot / 2,)."""
+
+    def pair_of(turns: float) -> float:
+        """The pair, as a real number, that makes so many turns in the original context."""
+        return n_rot * math.log(yarn.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(freq_base))
+
+    low = max(0, math.floor(pair_of(yarn.beta_fast)))
+    high = min(n_rot - 1, math.ceil(pair_of(yarn.beta_slow)))
+    ramp = (np.arange(n_rot // 2) - low) / max(0.001, high - low)
+    return (1 - np.clip(ramp, 0, 1)) * yarn.mix

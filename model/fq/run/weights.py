@@ -36,6 +36,10 @@ class Weight:
     def n_out(self) -> int:
         return self.packed.shape[0]
 
+    def cut(self, begin: int, end: int) -> Weight:
+        """Some of its rows; nothing is copied."""
+        return Weight(self.packed[begin:end], self.type, self.n_in)
+
     def unpack(self, rows: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The rows (a slice or an index array) as float32 (k, n_in)."""
         packed = self.packed[rows]

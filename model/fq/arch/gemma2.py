@@ -1,0 +1,50 @@
+"""gemma2: Gemma 2. Norms before and after each branch, a window in every second layer, soft caps."""
+
+from __future__ import annotations
+
+import math
+
+from .builder import Architecture, Builder
+from .graph import Op
+
+N_LAYER_27B = 46
+
+
+def build(b: Builder) -> None:
+    hp, keys = b.hp, b.keys
+    window = keys.count("attention.sliding_window", 4096, most=1 << 30)
+    windows = keys.windows(hp.n_layer, window, period=2)
+    # whether or not the file has the keys: llama.cpp's defaults
+    attn_cap = keys.number("attn_logit_softcapping", 50.0, 1e-3, 1e6)
+    final_cap = keys.number("final_logit_softcapping", 30.0, 1e-3, 1e6)
+    local_base = keys.number("rope.freq_base_swa", hp.rope_freq_base, 1.0, 1e12)
+    scale = 1 / math.sqrt(hp.n_embd // hp.n_head) if hp.n_layer == N_LAYER_27B else None
+
+    rope = b.rope_attributes(neox=True)
+    local = b.rope_attributes(neox=True, freq_base=local_base)
+
+    x = b.embedding(scale=math.sqrt(hp.n_embd))
+    for il, window in enumerate(windows):
+        h = b.norm("attn_norm", x, il)
+        q, k, v = b.qkv(h, il)
+        q, k = b.heads(q, k, il, local if window else rope)
+        h = b.attention(q, k, v, il, scale=scale, window=window, soft_cap=attn_cap)
+        h, x = b.wanted_rows(il, h, x)
+        h = b.norm("attn_post_norm", h, il, tensor="post_attention_norm")
+        x = b.add("ffn_inp", h, x, il, name="sa_out")
+
+        h = b.norm("ffn_norm", x, il)
+        h = b.ffn(h, il, op=Op.GEGLU)
+        h = b.norm("ffn_post_norm", h, il, tensor="post_ffw_norm", norm_n=False)
+        x = b.add("l_out", h, x, il)
+    b.output(x, soft_cap=final_cap)
+
+
+GEMMA2 = Architecture(
+    "gemma2",
+    build,
+    frozenset({
+        "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
+        "final_logit_softcapping", "rope.freq_base_swa",
+    }),
+)  # fmt: skip

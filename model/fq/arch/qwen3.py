@@ -1,0 +1,27 @@
+"""qwen3: Qwen3. Each head of q and k passes a norm of its own before RoPE."""
+
+from __future__ import annotations
+
+from .builder import Architecture, Builder
+
+
+def build(b: Builder) -> None:
+    rope = b.rope_attributes(neox=True)
+
+    x = b.embedding()
+    for il in range(b.hp.n_layer):
+        h = b.norm("attn_norm", x, il)
+        q, k, v = b.qkv(h, il, normed=True)
+        q, k = b.head_norms(q, k, il)
+        q, k = b.heads(q, k, il, rope)
+        h = b.attention(q, k, v, il)
+        h, x = b.wanted_rows(il, h, x)
+        x = b.add("ffn_inp", h, x, il)
+
+        h = b.norm("ffn_norm", x, il)
+        h = b.ffn(h, il)
+        x = b.add("l_out", h, x, il)
+    b.output(x)
+
+
+QWEN3 = Architecture("qwen3", build)
