@@ -135,6 +135,14 @@ TINY: dict[str, Tiny] = {
             "logit_scale": 8.0,
         },
     ),
+    "exaone4": Tiny("exaone4", norms=(*_QK, *_POST), vectors={"rope_freqs.weight": (1.0, 1.5, 2.5, 8.0)}),
+    "exaone4-32b": Tiny(
+        "exaone4",
+        n_layer=64,
+        n_ff=32,
+        norms=(*_QK, *_POST),
+        meta={"attention.sliding_window": 9},
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..gguf.file import GGUFFile
 from .builder import Architecture, Builder
+from .exaone4 import EXAONE4
 from .gemma import GEMMA
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
@@ -35,6 +36,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         SMOLLM3,
         OLMO2,
         GRANITE,
+        EXAONE4,
     )
 }
 
