@@ -143,6 +143,7 @@ TINY: dict[str, Tiny] = {
         norms=(*_QK, *_POST),
         meta={"attention.sliding_window": 9},
     ),
+    "glm4": Tiny("glm4", norms=(*_PRE, *_POST), fused_ffn=True, head_dim=16, n_rot=8),
 }
 
 

@@ -11,6 +11,7 @@ from .exaone4 import EXAONE4
 from .gemma import GEMMA
 from .gemma2 import GEMMA2
 from .gemma3 import GEMMA3
+from .glm4 import GLM4
 from .granite import GRANITE
 from .graph import Graph
 from .hparams import HParams, read_hparams
@@ -37,6 +38,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         OLMO2,
         GRANITE,
         EXAONE4,
+        GLM4,
     )
 }
 
