@@ -22,7 +22,7 @@ from fq.arch.builder import Builder
 from fq.arch.graph import N_OUTPUTS, N_TOKENS, Graph, Op
 from fq.arch.hparams import HParams
 from fq.arch.keys import Keys, ModelError
-from fq.arch.llama import LLAMA
+from fq.arch.llama import build
 from fq.arch.registry import unknown_keys
 from fq.errors import FqError
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
@@ -152,7 +152,7 @@ def layer_names(il: int, last: bool) -> list[str]:
 def graph(request: pytest.FixtureRequest) -> Graph:
     keys = Keys(SimpleNamespace(path="", metadata={"general.architecture": "llama"}))
     builder = Builder(HPARAMS, keys, [] if request.param else ["output.weight"])
-    LLAMA.build(builder)
+    build(builder)
     return builder.graph
 
 

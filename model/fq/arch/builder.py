@@ -34,10 +34,9 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture: its name in ``general.architecture``, its graph, and the keys it reads itself, by what
-    follows its name."""
+    """What an architecture's file says: its graph, and the keys that it reads itself, by what follows its
+    name."""
 
-    name: str
     build: Callable[[Builder], None]
     keys: frozenset[str] = frozenset()
 

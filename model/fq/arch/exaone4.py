@@ -34,6 +34,6 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-EXAONE4 = Architecture(
-    "exaone4", build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
+ARCHITECTURE = Architecture(
+    build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 )

@@ -26,4 +26,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-GEMMA = Architecture("gemma", build)
+ARCHITECTURE = Architecture(build)

@@ -40,8 +40,7 @@ def build(b: Builder) -> None:
     b.output(x, soft_cap=final_cap)
 
 
-GEMMA2 = Architecture(
-    "gemma2",
+ARCHITECTURE = Architecture(
     build,
     frozenset({
         "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",

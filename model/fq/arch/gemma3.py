@@ -39,8 +39,7 @@ def build(b: Builder) -> None:
     b.output(x, soft_cap=final_cap)
 
 
-GEMMA3 = Architecture(
-    "gemma3",
+ARCHITECTURE = Architecture(
     build,
     frozenset({
         "attention.sliding_window", "attention.sliding_window_pattern", "final_logit_softcapping",

@@ -25,4 +25,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-GLM4 = Architecture("glm4", build)
+ARCHITECTURE = Architecture(build)

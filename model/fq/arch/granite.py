@@ -29,6 +29,6 @@ def build(b: Builder) -> None:
     b.output(x, scale=1.0 / logits)
 
 
-GRANITE = Architecture(
-    "granite", build, frozenset({"embedding_scale", "residual_scale", "attention.scale", "logit_scale"})
+ARCHITECTURE = Architecture(
+    build, frozenset({"embedding_scale", "residual_scale", "attention.scale", "logit_scale"})
 )

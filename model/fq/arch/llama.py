@@ -23,4 +23,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-LLAMA = Architecture("llama", build)
+ARCHITECTURE = Architecture(build)

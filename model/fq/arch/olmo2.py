@@ -30,6 +30,6 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-OLMO2 = Architecture(
-    "olmo2", build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
+ARCHITECTURE = Architecture(
+    build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 )

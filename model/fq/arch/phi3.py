@@ -28,4 +28,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-PHI3 = Architecture("phi3", build, frozenset({"attention.sliding_window"}))
+ARCHITECTURE = Architecture(build, frozenset({"attention.sliding_window"}))

@@ -23,4 +23,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-QWEN2 = Architecture("qwen2", build)
+ARCHITECTURE = Architecture(build)

@@ -24,4 +24,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-QWEN3 = Architecture("qwen3", build)
+ARCHITECTURE = Architecture(build)

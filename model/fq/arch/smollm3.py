@@ -26,4 +26,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-SMOLLM3 = Architecture("smollm3", build)
+ARCHITECTURE = Architecture(build)
