@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-from reference_models import ReferenceModel
+from held_reference import Recorder, hold
 
 from fq import Context, Executor, FakeQuant, FqError, Model, Perplexity, Sweep, cells_of
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.run.trace import Trace
-from fq_kernels import Executor as KernelExecutor
-from fq_kernels import reference, round_trip
-from fq_kernels.rules import POINTS, Place, Rule, Site, Value
+from fq_kernels import round_trip
+from fq_kernels.rules import Place, Rule
 
 # As test_runner's: largest |difference| over the largest |value|.
 RTOL = 5e-6
@@ -54,82 +50,11 @@ def tokens():
     return [int(i) for i in np.random.default_rng(1).integers(3, 512, N_TOKENS)]
 
 
-class Recorder(FakeQuant):
-    """Keeps what its rules round at values that are no norm's, before and after."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.seen: dict[Place, tuple[np.ndarray, np.ndarray]] = {}
-        self.read: dict[Place, np.ndarray] = {}
-
-    def round(self, values: Sequence[Value], x: np.ndarray, executor: KernelExecutor | None = None) -> None:
-        for value in values:
-            before = x.copy()
-            super().round([value], x, executor)
-            if self.takes(value.place):
-                self.seen[value.place] = before, x.copy()
-
-    def rms_norm(self, norm: Place, x: np.ndarray, **options: Any) -> np.ndarray:
-        self.read[norm] = x.copy()
-        return super().rms_norm(norm, x, **options)
-
-
-def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected.reshape(found.shape)).max() / np.abs(expected).max())
-
-
-def rounded(x: np.ndarray, fmt: str) -> np.ndarray:
-    """By numpy and ml_dtypes alone."""
-    if fmt == "fp8_e4m3fn":
-        return np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    return reference.round_trip(x, fmt)
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_the_path_is_that_of_a_float64_model(path, model, tokens, rules, threads):
-    """Held against it at each rounding, it goes on with what came out: no step can fall otherwise."""
-    fake_quant = Recorder(model.values, rules)
     with Executor(threads) as executor:
-        logits = Context(model, 128, executor, fake_quant).eval(tokens, ALL)
-
-    def at(kind: str, layer: int | None, values: np.ndarray) -> np.ndarray:
-        counter = fake_quant.counters[Site(Place(kind, layer))]
-        if counter.rule is None:
-            return values
-        before, after = fake_quant.seen.pop(Place(kind, layer))
-        assert distance(before, values) < RTOL
-        assert after.tobytes() == rounded(before, counter.rule.format.name).tobytes()
-        assert after.tobytes() != before.tobytes()
-        return after.astype(np.float64).reshape(values.shape)
-
-    def at_norm(kind: str, layer: int | None, point: str, values: np.ndarray) -> np.ndarray:
-        norm = Place(kind, layer)
-        rule = {p: fake_quant.counters[Site(norm, p)].rule for p in POINTS}
-        read = fake_quant.read[norm]
-        if point == "in":
-            if rule["in"] is None:
-                return values
-            assert distance(read, values) < RTOL
-            return rounded(read, rule["in"].format.name).astype(np.float64)
-        if rule[point] is None:
-            return values
-        # what it computes of what it reads, before the rounding and after it
-        x = read if rule["in"] is None else rounded(read, rule["in"].format.name)
-        before = reference.rms_norm_f32(x, eps=model.hparams.rms_eps)
-        weight = model.vectors[f"blk.{layer}.{kind}.weight" if layer is not None else f"{kind}.weight"]
-        if point == "weighted":
-            if rule["raw"] is not None:
-                before = rounded(before, rule["raw"].format.name)
-            before = before * weight
-        assert distance(before, values) < RTOL
-        return rounded(before, rule[point].format.name).astype(np.float64)
-
-    expected = ReferenceModel(path).logits(tokens, at_norm, at)
-    assert fake_quant.seen == {}  # all of them were met
-    assert distance(logits, expected) < RTOL
-    plain = ReferenceModel(path).logits(tokens)
-    assert distance(plain, expected) > 1e-4
+        hold(path, model, tokens, rules, executor, RTOL)
 
 
 @pytest.mark.parametrize("kind", KINDS)
