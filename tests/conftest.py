@@ -20,7 +20,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "smollm2_path" in getattr(item, "fixturenames", ()):
+        if {"smollm2_path", "gemma3_path"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("downloads")
 
 
@@ -45,6 +45,17 @@ def isa(request):
 def smollm2_path():
     """The real model, from the user's cache, fetched into it at first use. Without it tests fail."""
     return find("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path():
+    """Another, whose norms are of every role."""
+    return find("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_path):
+    return Model(gemma3_path)
 
 
 @pytest.fixture(scope="session")

