@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from fq.errors import FqError
+from fq.text.pre_tokenizers import _ROWS, PRE_TOKENIZERS
+from fq.text.segments import _Words
 from fq.text.tokenizer import _N_SHORT_TEXTS, Tokenizer, TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -209,6 +211,40 @@ def test_bpe_known_ids(text, parse_special, ids):
 @pytest.mark.parametrize(("pre", "text", "ids"), PRE_KNOWN)
 def test_pre_tokenizers_differ_as_they_should(pre, text, ids):
     assert Tokenizer.from_metadata(bpe_metadata(pre=pre)).encode(text) == ids
+
+
+@pytest.mark.parametrize(("pre", "text", "words"), [
+    ("gpt-2", "I'm X'S 12345.\nabCd", "I|'m| X|'|S| 12345|.|\n|abCd"),
+    ("olmo", "I'm X'S 12345.\nabCd", "I|'m| X|'|S| 12345|.|\n|abCd"),
+    ("exaone4", "12345", "12345"),
+    ("smollm", "X'S 12345.\nabCd", "X|'|S| |1|2|3|4|5|.|\n|abCd"),
+    ("command-r", "a 12", "a| |1|2"),
+    ("llama-bpe", "I'm X'S 12345.\nabCd", "I|'m| X|'S| |123|45|.\n|abCd"),
+    ("glm4", "X'S 12345", "X|'S| |123|45"),
+    ("qwen2", "X'S 123.\n", "X|'S| |1|2|3|.\n"),
+    ("qwen35", "a\u0301b 12", "a\u0301b| |1|2"),
+    ("minicpm5", "12345", "123|45"),
+    ("falcon", "a `b 12345", "a| |`|b| |123|45"),
+    ("default", "a `b 12345", "a| `|b| |123|45"),
+    ("gpt-4o", "abCd X's 1234./\nE", "ab|Cd| X's| |123|4|./\n|E"),
+    ("tekken", "abCd X's 12./\nE", "ab|Cd| X|'s| |1|2|./\n|E"),
+    ("deepseek-llm", "ab!\r\n 中文12 я.", "ab|!|\r|\n| |中文|12| я|."),
+    ("deepseek-coder", "ab! 中文12", "ab|!| |中文|1|2"),
+    ("deepseek-v3", "a!b 中文12345.\n", "a|!b| |中文|123|45|.\n"),
+])  # fmt: skip
+def test_what_pre_tokenizers_cut(pre, text, words):
+    """By the library, which merges what is inside of a word alone, and by the search in long texts."""
+    from tokenizers import Regex, pre_tokenizers
+
+    patterns = PRE_TOKENIZERS[pre].patterns
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    found = pre_tokenizers.Sequence(splits).pre_tokenize_str(text)
+    assert [word for word, _ in found] == words.split("|")
+    assert [text[b:e] for b, e in _Words(text, patterns)._spans(0, len(text))] == words.split("|")
+
+
+def test_pre_tokenizers_are_each_named_once():
+    assert len(PRE_TOKENIZERS) == sum(len(names) for names, _ in _ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +458,7 @@ def test_long_texts_have_the_ids_of_the_whole(text, data):
 
 CUTTING = [
     Tokenizer.from_metadata(metadata) for metadata in (
-        *(bpe_metadata(pre=pre) for pre in ("default", "gpt-2", "smollm", "llama-bpe", "qwen2")),
+        *(bpe_metadata(pre=pre) for pre in {rule: name for name, rule in PRE_TOKENIZERS.items()}.values()),
         spm_metadata(), without_bytes(), spanning_metadata(),
     )
 ]  # fmt: skip

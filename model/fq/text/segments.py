@@ -14,9 +14,11 @@ from .bpe import SPACE
 Span = tuple[int, int]
 _LOOK_AHEAD = 4  # characters that decide a word at most ('re), but for what it and space run on to
 
-# Places where every pre-tokenizer cuts, and whose left side is cut alike without the right: no word has a
-# space after something else, goes on after a line feed, or has punctuation after a letter or digit. Only of
-# spaces does it matter what follows them, and one line feed alone is a word either way.
+# Places where pre-tokenizers cut, and whose left side is cut alike without the right: no word has a
+# space after something else and, of those that break at lines, none goes on after a line feed, or has
+# punctuation after a letter or digit. Only of spaces does it matter what follows them, and one line feed
+# alone is a word either way.
+_SPACE_BREAK = re.compile(r"(?<=\S)(?= )")
 _BYTE_LEVEL_BREAK = re.compile(
     r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])"
 )
@@ -36,11 +38,13 @@ def spm_segments(text: str, by_word: bool, size: int) -> Iterator[tuple[str, boo
         yield text[start:], False
 
 
-def byte_level_segments(text: str, patterns: Sequence[str], size: int) -> Iterator[tuple[str, bool]]:
+def byte_level_segments(
+    text: str, patterns: Sequence[str], size: int, breaks_at_lines: bool = True
+) -> Iterator[tuple[str, bool]]:
     """Segments of a text, and whether each is a long word; patterns: those that cut it into words."""
-    start, words = 0, None
+    start, words, places = 0, None, _BYTE_LEVEL_BREAK if breaks_at_lines else _SPACE_BREAK
     while len(text) - start > size:
-        found = _BYTE_LEVEL_BREAK.search(text, start + size, start + 2 * size)
+        found = places.search(text, start + size, start + 2 * size)
         if found:
             yield text[start : found.start()], False
             start = found.start()
@@ -72,7 +76,8 @@ class _Words:
             others = pre_tokenizers.Split(Regex(name), "removed").pre_tokenize_str(characters)
             return re.escape("".join(sorted(set(characters).difference(*(part for part, _ in others)))))
 
-        classes = {name: members(name) for name in (r"\p{L}", r"\p{N}", r"\p{P}", r"\s")}
+        named = {name for pattern in patterns for name in re.findall(r"\\p\{\w\}", pattern)}
+        classes = {name: members(name) for name in (*named, r"\s")}
 
         def translated(found: re.Match[str]) -> str:
             piece = found[0]

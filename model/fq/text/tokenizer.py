@@ -15,12 +15,13 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import FqError
 from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, spm_merger
+from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from .segments import byte_level_segments, spm_segments
 
 _BYTE_OF = byte_level_alphabet()
@@ -35,32 +36,6 @@ _N_SHORT_TEXTS = 8
 # Every cut of an SPM token is tried when its merges are made; real ones have some tens of characters.
 _MAX_SPM_TOKEN = 1024
 
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-class _Pre(NamedTuple):
-    """How a BPE vocabulary cuts text into words: the patterns are applied one after another."""
-
-    patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is a token is taken whole
-    add_bos: bool = False  # when the file does not say
-
-
-_LLAMA3_PRE = _Pre((_LLAMA3,), ignore_merges=True, add_bos=True)
-_PRE_TOKENIZERS = {
-    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": _Pre((_GPT2,)),
-    "smollm": _Pre((r"\p{N}", _GPT2)),
-    "llama-bpe": _LLAMA3_PRE,
-    "llama3": _LLAMA3_PRE,
-    "llama-v3": _LLAMA3_PRE,
-    "qwen2": _Pre((_LLAMA3.replace("{1,3}", ""),)),
-}
 
 # Files often name one end only, or give it the type of plain text; llama.cpp knows these by their text.
 _END_TEXTS = (
@@ -297,7 +272,7 @@ class Tokenizer:
             ends.remove(self._ids[text])
         return frozenset(i for i in ends if i is not None)
 
-    def _byte_level(self, keys: _Keys, pre: _Pre) -> Callable[[str | None], Merger]:
+    def _byte_level(self, keys: _Keys, pre: PreTokenizer) -> Callable[[str | None], Merger]:
         vocab, merges = self._vocab, keys.strings("ggml.merges")
         for i, merge in enumerate(merges):
             left, right = merge_pair(merge)
@@ -378,7 +353,7 @@ class Tokenizer:
     def _segments(self, text: str) -> Iterator[tuple[str, bool]]:
         if self._pre is None:
             return spm_segments(text, len(text) > _SEGMENT and self._by_word, _SEGMENT)
-        return byte_level_segments(text, self._pre.patterns, _SEGMENT)
+        return byte_level_segments(text, self._pre.patterns, _SEGMENT, self._pre.breaks_at_lines)
 
     @cached_property
     def _by_word(self) -> bool:
@@ -478,11 +453,11 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.chat_template failed: {error}") from None
 
 
-def _pre_tokenizer(keys: _Keys) -> _Pre:
+def _pre_tokenizer(keys: _Keys) -> PreTokenizer:
     name = keys.text("ggml.pre") or "default"
-    if name not in _PRE_TOKENIZERS:
+    if name not in PRE_TOKENIZERS:
         raise TokenizerError(f"tokenizer.ggml.pre {name!r:.60} is not a known pre-tokenizer")
-    return _PRE_TOKENIZERS[name]
+    return PRE_TOKENIZERS[name]
 
 
 def _utf8(text: str) -> bytes:
