@@ -8,6 +8,7 @@ from held_reference import hold
 from tiny_models import TINY, some_tokens, write_tiny
 
 from fq import Context, FakeQuant, Model
+from fq.run.fork import Fork
 from fq_kernels.rules import Place
 
 N_TOKENS = 24
@@ -70,6 +71,18 @@ def test_a_norm_of_heads_scales_each_head_by_itself(path_of, executor):
     assert counter.elements == N_TOKENS * TINY["qwen3"].n_head * TINY["qwen3"].head_dim
     # each row's largest element is on the grid: at least that one does not change
     assert counter.changed <= counter.elements - counter.rows_quantised
+
+
+def test_rows_that_pass_by_are_rows_of_heads(path_of, executor):
+    """In an evaluation that is shared up to layer 2, and in one of its own."""
+    model, tokens = Model(path_of("qwen3")), some_tokens(N_TOKENS)
+    shared, alone = (FakeQuant(model.values, "l_out[2]=bf16") for _ in range(2))
+    for _ in Fork(model, N_TOKENS, executor, N_TOKENS).logits(tokens, 12, [shared]):
+        pass
+    Context(model, N_TOKENS, executor, alone).eval(tokens, slice(12, None))
+    rows = {str(norm): shared.rows_seen(norm) for norm in model.norms}
+    assert rows == {str(norm): alone.rows_seen(norm) for norm in model.norms}
+    assert rows["q_norm[0]"] == N_TOKENS * TINY["qwen3"].n_head
 
 
 ROLES = {

@@ -80,7 +80,9 @@ def test_compare_and_score_give_the_same_nll(executor):
     assert (paired.nll == score(other, targets, executor)).all()
 
 
-def test_a_reference_compares_as_compare_does(executor):
+@pytest.mark.parametrize("most", [1 << 20, 0], ids=["probabilities kept", "logits kept"])
+def test_a_reference_compares_as_compare_does(executor, monkeypatch, most):
+    monkeypatch.setattr("fq.measure.statistics.MAX_REFERENCE", most)
     base = logits(1)
     base[0, 3] = -np.inf  # a probability of 0
     targets = targets_for(base)

@@ -113,19 +113,36 @@ def _top(logits: np.ndarray, executor: Executor) -> np.ndarray:
     return top
 
 
-class Reference:
-    """A baseline that many streams are compared with, as by `compare`: its part is computed once.
+# Bytes of probabilities that a Reference keeps at most.
+MAX_REFERENCE = 256 << 20
 
-    Keeps 16 bytes for each of its logits, float32 (n, n_vocab), and not the logits.
+
+def reference_floats(n_logits: int) -> int:
+    """How many float32 a Reference takes for each logit."""
+    return 4 if 16 * n_logits <= MAX_REFERENCE else 1
+
+
+class Reference:
+    """A baseline that many streams are compared with, as by `compare`.
+
+    Its part is computed once, and kept in 16 bytes for each of its logits, float32 (n, n_vocab). Where that
+    would be too much, as with a large vocabulary, it keeps the logits, and computes a row's part each time.
     """
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._log_p = self._p = np.empty((0, 0))
+        self._logits = np.empty((0, 0), np.float32)
 
     @default_fpu()
     def set(self, logits: np.ndarray, targets: np.ndarray) -> None:
         """Take a baseline, in the memory of the one before: fresh pages cost more than the work."""
+        self._targets, self._whole = targets, reference_floats(logits.size) == 1
+        if self._whole:
+            if self._logits.shape != logits.shape:
+                self._logits = np.empty(logits.shape, np.float32)
+            self._logits[:] = logits
+            return
         if self._p.shape != logits.shape:
             self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
 
@@ -134,13 +151,14 @@ class Reference:
             np.exp(self._log_p[i], out=self._p[i])
 
         self._executor.map(row, len(logits))
-        self._targets = targets
         self._lp = np.take_along_axis(self._log_p, targets[:, None], axis=1)[:, 0]
         self._top = _top(logits, self._executor)
 
     @default_fpu()
     def compare(self, other: np.ndarray) -> Paired:
         """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
+        if self._whole:
+            return compare(self._logits, other, self._targets, self._executor)
         found = kl_divergence(other, self._log_p, self._p, executor=self._executor)
         return _paired(self._lp, self._top, other, found, self._targets, self._executor)
 

@@ -22,7 +22,7 @@ from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
 from .chunks import Chunks, Settings, compared, first_scored, n_scored_per_chunk
 from .figures import add_nodes, figures
-from .statistics import Reference
+from .statistics import Reference, reference_floats
 
 
 class Sweep:
@@ -103,7 +103,7 @@ class Sweep:
         # the baseline's while a cell leaves it, and what a norm's or a product's input is rounded into
         live += n_ctx * (most_held + hp.n_embd + (hp.n_ff if self.settings.activations == "ggml" else 0))
         # a variant's, once more where batches are put together, and the reference's
-        copies = (2 if self.settings.batch < n_ctx - 1 else 1) + 4
+        copies = (2 if self.settings.batch < n_ctx - 1 else 1) + reference_floats(n_scored * hp.n_vocab)
         logits = copies * n_scored * hp.n_vocab
         scratch = self.executor.threads * (
             PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
