@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """A file's SHA-256 in hexadecimal. Raises OSError."""
+def sha256_of(*paths: str | os.PathLike[str]) -> str:
+    """A file's SHA-256 in hexadecimal, or that of several one after the other. Raises OSError."""
     import hashlib  # a millisecond, and most commands need none
 
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -921,8 +921,6 @@ EPS, BASE = "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"
         ({"llama.vocab_size": 511}, "llama.vocab_size is 511"),
         ({"llama.vocab_size": [512, 512]}, "llama.vocab_size must be int"),
         ({"llama.embedding_length": 128}, "token_embd.weight has shape"),
-        ({"split.count": 3, "split.no": 0}, "one of 3 parts .split.count."),
-        ({"split.count": [3, 3]}, "split.count must be int"),
         ({"llama.feed_forward_length": 95}, "ffn_gate.weight"),
         ({"llama.block_count": 1}, "blk.1.attn_norm.weight"),
         ({"llama.block_count": 3}, "blk.2.attn_norm.weight is missing"),

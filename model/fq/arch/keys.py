@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import FqError
 from ..gguf.file import GGUFFile
+from ..gguf.split import Parts
 
 
 class ModelError(FqError):
@@ -17,7 +18,7 @@ class ModelError(FqError):
 class Keys:
     """The keys ``ARCHITECTURE.*`` of a file. What is read must have exactly the type that is asked for."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile | Parts) -> None:
         self.file, self._meta = file, file.metadata
         self.architecture: str = self._scalar("general.architecture", str, None)
         self.prefix = f"{self.architecture}."

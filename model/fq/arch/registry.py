@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..gguf.file import GGUFFile
+from ..gguf.split import Parts
 from .builder import Architecture, Builder
 from .graph import Graph
 from .hparams import HParams, read_hparams
@@ -49,14 +50,9 @@ _LACKING = {
 }
 
 
-def read_graph(file: GGUFFile) -> tuple[HParams, Graph]:
+def read_graph(file: GGUFFile | Parts) -> tuple[HParams, Graph]:
     """Of a file whose architecture is known. Raises ModelError saying what is missing."""
-    n_parts = file.metadata.get("split.count", 1)
     keys = Keys(file)
-    if type(n_parts) is not int:
-        raise keys.fail(f"split.count must be int, not {type(n_parts).__name__}")
-    if n_parts > 1:
-        raise keys.fail(f"one of {n_parts} parts (split.count); join them first (llama-gguf-split --merge)")
     if keys.architecture not in ARCHITECTURES:
         why = f", as it has {_LACKING[keys.architecture]}" if keys.architecture in _LACKING else ""
         known = ", ".join(ARCHITECTURES)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..gguf.file import GGUFFile
+from ..gguf.split import Parts
 from .graph import Graph, Node, RopeAttributes
 from .hparams import HParams
 from .keys import ModelError
 from .ops import OPS
 
 
-def check_tensors(file: GGUFFile, hp: HParams, graph: Graph) -> None:
+def check_tensors(file: GGUFFile | Parts, hp: HParams, graph: Graph) -> None:
     """Every weight of the graph is there with its shape, and no tensor is left over.
 
     Raises ModelError naming the tensor. A tensor that the graph does not use is refused: the result
@@ -51,7 +52,7 @@ def _shape(node: Node, graph: Graph, hp: HParams) -> tuple[int, ...]:
     return row.weight(node.shape, source, hp.n_vocab)
 
 
-def _check(file: GGUFFile, name: str, want: tuple[int, ...], *, vector: bool) -> None:
+def _check(file: GGUFFile | Parts, name: str, want: tuple[int, ...], *, vector: bool) -> None:
     info = file.tensors.get(name)
     if info is None:
         raise ModelError(f"{file.path}: tensor {name} is missing")
@@ -61,7 +62,7 @@ def _check(file: GGUFFile, name: str, want: tuple[int, ...], *, vector: bool) ->
         raise ModelError(f"{file.path}: tensor {name} has type {info.type.name}, not F32")
 
 
-def _check_factors(file: GGUFFile, name: str, n: int) -> None:
+def _check_factors(file: GGUFFile | Parts, name: str, n: int) -> None:
     """Of RoPE's angles."""
     info = file.tensors.get(name)
     if info is None or info.shape != (n,) or info.type.name != "F32":

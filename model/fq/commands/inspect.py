@@ -13,6 +13,7 @@ from fq_kernels.rules import describe_values
 from ..arch.registry import unknown_keys
 from ..errors import FqError
 from ..gguf.file import GGUFFile
+from ..gguf.split import Parts
 from ..run.model import Model
 from ..words import ascii_safe, table
 from .files import write_json
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
             model, fault = Model(path), None
         except FqError as error:  # what it says of itself can be read all the same
             model, fault = None, str(error)
-        data = _data(file, model) | {"fault": fault}
+        data = _data(model.file if model else file, model) | {"fault": fault}
     if args.json:
         write_json(data, "-")
     else:
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data(file: GGUFFile, model: Model | None) -> dict[str, Any]:
+def _data(file: GGUFFile | Parts, model: Model | None) -> dict[str, Any]:
     by_type = Tally(info.type.name for info in file.tensors.values())
     n_bytes: Tally[str] = Tally()
     for info in file.tensors.values():

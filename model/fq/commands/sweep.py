@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> int:
         run = sweep_of(asked)
         say_if_short(args, run.text.n)
         about = Run(
-            sha256_of(model.path),
+            sha256_of(*model.file.paths),
             hashlib.sha256(text.encode()).hexdigest(),
             run.cells,
             run.about() | {"text": text_name, "command": args.command_line},

@@ -269,6 +269,10 @@ class GGUFFile:
         return f"<GGUFFile {name}: version {self.version}, {len(self.tensors)} tensors, {self.size} bytes>"
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 

@@ -163,7 +163,7 @@ def _evaluate(
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    digest = sha256_of(model.path)
+    digest = sha256_of(*model.file.paths)
     hp = model.hparams
     known = ALIASES[DEFAULT_ALIAS]
     assert isinstance(known, PackagedModel)

@@ -15,6 +15,7 @@ from ..arch.keys import ModelError
 from ..arch.registry import read_graph
 from ..arch.tensors import check_tensors
 from ..gguf.file import GGUFFile
+from ..gguf.split import Parts, open_model
 from ..text.tokenizer import Tokenizer
 from .weights import Weight, can_unpack
 
@@ -22,11 +23,13 @@ from .weights import Weight, can_unpack
 class Model:
     """A GGUF file of a known architecture, checked and ready to run. The weights stay packed in the file.
 
+    Of one that is cut into parts, ``path`` is the first.
+
     Raises GGUFError or ModelError naming what is wrong with the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.file = GGUFFile(path)
+        self.file: GGUFFile | Parts = open_model(path)
         try:
             hparams, graph = read_graph(self.file)
             self.hparams: HParams = hparams
