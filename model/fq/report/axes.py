@@ -122,7 +122,9 @@ def legend(axis: Any) -> None:
     """Above the axis, where there is more than one series to tell apart."""
     handles, labels = _by_label([axis])
     if len(labels) > 1:
-        axis.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, borderaxespad=0.1)
+        # many would reach the title, on the left: above it then
+        y = 1 if len(labels) <= 4 else 1.1
+        axis.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, y), ncols=6, borderaxespad=0.1)
 
 
 def shared_legend(figure: Any, axes: Sequence[Any]) -> None:

@@ -31,6 +31,8 @@ LIGHT = {
     "s3": "#a8447f",
     "s4": "#8a6100",
     "s5": "#3f4a9e",
+    "s6": "#8f1d2c",
+    "s7": "#5d6b16",
 }
 DARK = {
     "ground": "#15181d",
@@ -43,7 +45,10 @@ DARK = {
     "s3": "#e39bc7",
     "s4": "#e6b84d",
     "s5": "#a5adf5",
+    "s6": "#ff8f9b",
+    "s7": "#bfce5e",
 }
+N_SERIES = sum(name[0] == "s" for name in LIGHT)
 _STAND_INS = {name: f"#fe01{i:02x}" for i, name in enumerate(LIGHT)}
 SVG = "{http://www.w3.org/2000/svg}"
 _STYLE: dict[Any, Any] = {
@@ -80,7 +85,7 @@ class Ink:
         return self.colours[name]
 
     def series(self, i: int) -> str:
-        return self.colours[f"s{i % 6}"]
+        return self.colours[f"s{i % N_SERIES}"]
 
 
 FOR_PAGE, FOR_PNG = Ink(_STAND_INS), Ink(LIGHT)
