@@ -183,15 +183,13 @@ class Builder:
             hp.n_rot, base, hp.rope_freq_scale, tensor, neox, magnitude=magnitude, yarn=yarn
         )
 
-    def heads(
-        self, q: int, k: int, il: int, rope: RopeAttributes | None, *, names: str = "cur"
-    ) -> tuple[int, int]:
+    def heads(self, q: int, k: int, il: int, rope: RopeAttributes | None) -> tuple[int, int]:
         """q and k as attention takes them: cut into heads and turned; rope None: cut alone."""
         hp, found = self.hp, []
         for letter, source, n_head in (("q", q, hp.n_head), ("k", k, hp.n_head_kv)):
             found.append(
                 self.graph.add(
-                    f"{letter.upper()}{names}",
+                    f"{letter.upper()}cur",
                     Op.HEADS if rope is None else Op.ROPE,
                     (source,),
                     (N_TOKENS, n_head, hp.n_embd_head),

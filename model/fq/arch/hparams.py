@@ -76,8 +76,8 @@ _SCALINGS = ("none", "linear", "yarn", "longrope")
 class HParams:
     """llama.cpp's names; counts are elements, lengths are tokens.
 
-    rope_scaling  "none", "linear", "yarn" or "longrope"; freq_scale is 1 / its factor
-    n_ctx_orig    what the model was trained on before its context was made longer
+    n_ctx_orig  what the model was trained on before its context was made longer
+    yarn_mix    how much of YaRN: 0 for none
     """
 
     arch: str
@@ -93,7 +93,6 @@ class HParams:
     rope_freq_base: float
     rope_freq_scale: float
     rms_eps: float
-    rope_scaling: str = "linear"
     n_ctx_orig: int = 0
     rope_attn_factor: float = 1.0
     yarn_mix: float = 0.0
@@ -118,7 +117,7 @@ def unknown_keys(metadata: Mapping[str, Any], prefix: str | None, read: Collecti
     ]
 
 
-def check_neutral(keys: Keys, read: Collection[str]) -> None:
+def _check_neutral(keys: Keys, read: Collection[str]) -> None:
     """Raises ModelError for a known key, none of those that the architecture reads itself, whose value asks
     for another graph."""
     for key, neutral in _NEUTRAL.items():
@@ -178,7 +177,7 @@ def read_hparams(keys: Keys, read: Collection[str]) -> HParams:
             raise fail(
                 f"{prefix}attention.sliding_window is {window}; {keys.architecture} has no windows here"
             )
-    check_neutral(keys, read)
+    _check_neutral(keys, read)
 
     embd = file.tensors.get("token_embd.weight")
     if embd is None:
@@ -204,7 +203,6 @@ def read_hparams(keys: Keys, read: Collection[str]) -> HParams:
         rope_freq_base=freq_base,
         rope_freq_scale=1.0 / factor,
         rms_eps=keys.number("attention.layer_norm_rms_epsilon", None, 0.0, 1.0),
-        rope_scaling=scaling,
         n_ctx_orig=keys.count("rope.scaling.original_context_length", n_ctx_train, most=1 << 30),
         rope_attn_factor=keys.number("rope.scaling.attn_factor", 1.0, 1e-3, 1e3),
         yarn_mix=mix,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +98,7 @@ def open_model(path: str | os.PathLike[str]) -> GGUFFile | Parts:
 
 
 def _count(file: GGUFFile, key: str, default: int) -> int:
-    metadata: Mapping[str, Any] = file.metadata
-    value = metadata.get(key, default)
+    value = file.metadata.get(key, default)
     if type(value) is not int:
         raise GGUFError(file.path, f"must be int, not {type(value).__name__}", field=key)
     return value
