@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 
 from fq.errors import FqError
 from fq.text.pre_tokenizers import _ROWS, PRE_TOKENIZERS
-from fq.text.segments import _Words
+from fq.text.segments import _Words, byte_level_segments
 from fq.text.tokenizer import _N_SHORT_TEXTS, Tokenizer, TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -226,7 +226,7 @@ def test_pre_tokenizers_differ_as_they_should(pre, text, ids):
     ("minicpm5", "12345", "123|45"),
     ("falcon", "a `b 12345", "a| |`|b| |123|45"),
     ("default", "a `b 12345", "a| `|b| |123|45"),
-    ("gpt-4o", "abCd X's 1234./\nE", "ab|Cd| X's| |123|4|./\n|E"),
+    ("gpt-4o", "abCd X's 1234.\n/E", "ab|Cd| X's| |123|4|.\n/|E"),
     ("tekken", "abCd X's 12./\nE", "ab|Cd| X|'s| |1|2|./\n|E"),
     ("deepseek-llm", "ab!\r\n 中文12 я.", "ab|!|\r|\n| |中文|12| я|."),
     ("deepseek-coder", "ab! 中文12", "ab|!| |中文|1|2"),
@@ -241,6 +241,19 @@ def test_what_pre_tokenizers_cut(pre, text, words):
     found = pre_tokenizers.Sequence(splits).pre_tokenize_str(text)
     assert [word for word, _ in found] == words.split("|")
     assert [text[b:e] for b, e in _Words(text, patterns)._spans(0, len(text))] == words.split("|")
+
+
+@pytest.mark.parametrize("pre", {rule: name for name, rule in PRE_TOKENIZERS.items()}.values())
+def test_segments_end_where_words_do(pre):
+    """Also of rules whose words go on after a line feed."""
+    text, rule = "a.\n/b, c;\n/d x1 " * 5, PRE_TOKENIZERS[pre]
+    ends = {end for _, end in _Words(text, rule.patterns)._spans(0, len(text))}
+    for size in range(1, 9):
+        at = 0
+        for segment, _ in byte_level_segments(text, rule.patterns, size, rule.breaks_at_lines):
+            at += len(segment)
+            assert at in ends
+        assert at == len(text)
 
 
 def test_pre_tokenizers_are_each_named_once():
