@@ -80,14 +80,15 @@ def test_compare_and_score_give_the_same_nll(executor):
     assert (paired.nll == score(other, targets, executor)).all()
 
 
-@pytest.mark.parametrize("most", [1 << 20, 0], ids=["probabilities kept", "logits kept"])
-def test_a_reference_compares_as_compare_does(executor, monkeypatch, most):
-    monkeypatch.setattr("fq.measure.statistics.MAX_REFERENCE", most)
+@pytest.mark.parametrize("before", [0, 5, -7])
+def test_a_reference_compares_as_compare_does(executor, before):
+    """After one of as many rows, of more and of fewer, in whose memory it may be."""
     base = logits(1)
     base[0, 3] = -np.inf  # a probability of 0
     targets = targets_for(base)
     reference = Reference(executor)
-    reference.set(logits(5), targets_for(base, 6))  # of which nothing may be left
+    other = logits(5, rows=len(base) + before)
+    reference.set(other, targets_for(other, 6))  # of which nothing may be left
     reference.set(base.copy(), targets)
     for other in (logits(2), base):
         got, want = reference.compare(other), compare(base, other, targets, executor)

@@ -125,7 +125,9 @@ def test_memory_is_bounded_and_nothing_else_changes(tiny, tokens, executor):
     assert 1 <= run._per_group
     run._per_group = 2
     # the baseline runs once more for each further group of a chunk
-    assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(None)
+    assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(
+        None, N_CTX - 1, N_CTX // 2
+    )
     assert len(list(run)) == len(cells) * CHUNKS
     assert run.result() == whole
 

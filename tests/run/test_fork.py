@@ -70,14 +70,18 @@ def assert_as_separate(model, executor, ids, rules, **options):
     fork = Fork(model, len(ids) + 1, executor, batch, activations)
     steps = []
     for _ in range(2):  # the counters go on, as first-call and stochastic rounding must see
-        found = [x.copy() for x in fork.logits(ids, FIRST_OUTPUT, forked, lambda: steps.append(1))]
+        blocks = [x.copy() for x in fork.logits(ids, FIRST_OUTPUT, forked, lambda: steps.append(1))]
+        n = 1 + len(forked)
+        found = [np.concatenate(blocks[i::n]) for i in range(n)]
         expected = [separate(model, executor, ids, rule, **options) for rule in [None, *alone]]
         for got, want, rule in zip(found, expected, [None, *rules], strict=True):
             assert got.shape == want.shape
             assert got.tobytes() == want.tobytes(), rule
     for got, want in zip(forked, alone, strict=True):
         assert got is want is None or got.as_dict() == want.as_dict()
-    assert len(steps) == 2 * sum(fork.steps(rules) for rules in [None, *forked])
+    sizes = len(ids), FIRST_OUTPUT
+    assert len(steps) == 2 * sum(fork.steps(rules, *sizes) for rules in [None, *forked])
+    return len(blocks) / n
 
 
 @pytest.mark.parametrize("batch", [4, 10, 64])
@@ -91,6 +95,27 @@ def test_on_every_instruction_set(three_layers, executor, isa):
     """Products of many tokens go through BLAS or a kernel, whose bits may depend on the shape or may not."""
     ids = np.random.default_rng(2).integers(3, 512, N_TOKENS)
     assert_as_separate(three_layers, executor, ids, RULES["several"], batch=N_TOKENS)
+
+
+@pytest.mark.parametrize("activations", ["exact", "ggml"])
+@pytest.mark.parametrize("batch, n_blocks", [(128, 5), (60, 3 + 2)])
+def test_logits_of_a_large_vocabulary(three_layers, executor, isa, monkeypatch, batch, n_blocks, activations):
+    """By blocks of rows, of each batch apart, where all of them would take much memory."""
+    monkeypatch.setattr("fq.run.weights.MAX_PRODUCT", 20 * 4 * 512)
+    ids = np.random.default_rng(3).integers(3, 512, 100)
+    rules = [*RULES["several"], "output_norm=bf16:stochastic,seed=3", None]
+    options = {"batch": batch, "activations": activations}
+    assert assert_as_separate(three_layers, executor, ids, rules, **options) == n_blocks
+
+
+def test_blocks_of_logits_take_the_memory_of_two(three_layers, executor, monkeypatch):
+    """Though the last one has fewer rows."""
+    monkeypatch.setattr("fq.run.weights.MAX_PRODUCT", 40 * 4 * 512)
+    fork = Fork(three_layers, 128, executor, 128)
+    blocks = [len(x) for x in fork.logits(np.arange(3, 103), 5, [None])]
+    assert blocks == [32, 32, 32, 32, 31, 31]
+    assert sorted(shape for shape in fork.context.buffers._free if shape[1] == 512) == [(32, 512)]
+    assert len(fork.context.buffers._free[32, 512]) == 2
 
 
 def test_ggml_activations(three_layers, executor):
@@ -116,9 +141,9 @@ def test_a_variant_starts_where_its_rules_first_act(three_layers, executor):
     ):
         assert fork.first_node(FakeQuant(three_layers.values, rule)) == names.index(name)
     assert fork.first_node(None) == 0
-    # embedding, three layers, output; then without the embedding and layer 0
-    assert fork.steps(None) == 5
-    assert fork.steps(FakeQuant(three_layers.values, "ffn_norm[1]=bf16")) == 3
+    # embedding, three layers, the last norm, logits; then without the embedding and layer 0
+    assert fork.steps(None, 16, 5) == 6
+    assert fork.steps(FakeQuant(three_layers.values, "ffn_norm[1]=bf16"), 16, 5) == 4
 
 
 def test_no_node_of_the_shared_layers_is_computed_again(three_layers, executor, monkeypatch):
@@ -154,6 +179,6 @@ def test_a_sequence_takes_the_memory_of_the_one_before(three_layers, executor, b
 
     first, again, shorter = free_after(20), free_after(20), free_after(16)
     assert {id(array) for array in first} == {id(array) for array in again}
-    # logits: one array for all variants, or one per batch and one in which these are put together
-    assert sum(array.shape[1] == 512 for array in first) == (1 if batch == 32 else 4 + 1)
+    # logits: the baseline's and one array for all variants, whatever the batch that they are of
+    assert sum(array.shape[1] == 512 for array in first) == 2
     assert not any(len(array) in (20, 15) for array in shorter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import operator
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,28 +155,33 @@ def compared(
     executor: Executor,
     reference: Reference | None,
     baseline_lost: Callable[[], dict[str, Any]],
-) -> Iterator[tuple[Paired, bool]]:
-    """Each of n variants beside the baseline, and whether its logits are finite, as an evaluation gives them.
+) -> list[tuple[Paired, bool]]:
+    """Each of n variants beside the baseline, and whether its logits are finite.
 
-    evaluation     logits of the baseline, then of each variant; those of the baseline hold until the end
-                   where there is no reference
+    evaluation     logits by blocks of rows: of each the baseline's, which hold until the next block, and
+                   then each variant's
     reference      what keeps the baseline's part for many variants; None: it is computed for each
     baseline_lost  says where the baseline is not finite
 
     Raises NotFiniteError if the baseline's logits are not finite.
     """
+    parts: list[list[Paired]] = [[] for _ in range(n)]
+    finite = [True] * n
+    done = 0
     with contextlib.closing(evaluation):
-        base = next(evaluation)
-        if not all_finite(base):
-            raise NotFiniteError(not_finite_text("baseline", baseline_lost()))
-        if reference is not None:
-            reference.set(base, targets)
-        for _ in range(n):
-            logits = next(evaluation)
-            finite = all_finite(logits)
+        for base in evaluation:
+            correct = targets[done : done + len(base)]
+            done += len(base)
+            if not all_finite(base):
+                raise NotFiniteError(not_finite_text("baseline", baseline_lost()))
             if reference is not None:
-                found = reference.compare(logits)
-            else:
-                found = compare(base, logits, targets, executor)
-            del logits  # before the next ones are made
-            yield found, finite
+                reference.set(base, correct)
+            for i in range(n):
+                logits = next(evaluation)
+                finite[i] &= all_finite(logits)
+                if reference is not None:
+                    parts[i].append(reference.compare(logits))
+                else:
+                    parts[i].append(compare(base, logits, correct, executor))
+                del logits  # before the next ones are made
+    return [(Paired.concatenate(blocks), one) for blocks, one in zip(parts, finite, strict=True)]

@@ -113,38 +113,24 @@ def _top(logits: np.ndarray, executor: Executor) -> np.ndarray:
     return top
 
 
-# Bytes of probabilities that a Reference keeps at most.
-MAX_REFERENCE = 256 << 20
-
-
-def reference_floats(n_logits: int) -> int:
-    """How many float32 a Reference takes for each logit."""
-    return 4 if 16 * n_logits <= MAX_REFERENCE else 1
-
-
 class Reference:
-    """A baseline that many streams are compared with, as by `compare`.
+    """A baseline that many streams are compared with, as by `compare`; its part is computed once.
 
-    Its part is computed once, and kept in 16 bytes for each of its logits, float32 (n, n_vocab). Where that
-    would be too much, as with a large vocabulary, it keeps the logits, and computes a row's part each time.
+    It keeps 16 bytes for each of its logits, float32 (n, n_vocab).
     """
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._log_p = self._p = np.empty((0, 0))
-        self._logits = np.empty((0, 0), np.float32)
+        self._memory = np.empty((2, 0, 0))
 
     @default_fpu()
     def set(self, logits: np.ndarray, targets: np.ndarray) -> None:
         """Take a baseline, in the memory of the one before: fresh pages cost more than the work."""
-        self._targets, self._whole = targets, reference_floats(logits.size) == 1
-        if self._whole:
-            if self._logits.shape != logits.shape:
-                self._logits = np.empty(logits.shape, np.float32)
-            self._logits[:] = logits
-            return
-        if self._p.shape != logits.shape:
-            self._log_p, self._p = np.empty(logits.shape), np.empty(logits.shape)
+        n, n_vocab = logits.shape
+        if self._memory.shape[1] < n or self._memory.shape[2] != n_vocab:
+            self._memory = np.empty((2, n, n_vocab))
+        self._log_p, self._p = self._memory[:, :n]
+        self._targets = targets
 
         def row(i: int) -> None:
             _log_softmax(logits[i], self._log_p[i])
@@ -157,8 +143,6 @@ class Reference:
     @default_fpu()
     def compare(self, other: np.ndarray) -> Paired:
         """Paired figures of the baseline and a stream's logits, float32 (n, n_vocab)."""
-        if self._whole:
-            return compare(self._logits, other, self._targets, self._executor)
         found = kl_divergence(other, self._log_p, self._p, executor=self._executor)
         return _paired(self._lp, self._top, other, found, self._targets, self._executor)
 

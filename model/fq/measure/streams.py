@@ -121,7 +121,8 @@ class Streams:
     def steps(self) -> int:
         """What is left to do, in layers passed or nodes computed; ``on_step`` is called as each is."""
         if self._fork is not None:
-            per_chunk = sum(self._fork.steps(stream.fake_quant) for stream in self._all)
+            sizes = self.n_ctx - 1, first_scored(self.n_ctx)
+            per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
             batches = -(-(self.n_ctx - 1) // self.settings.batch)
             per_chunk = batches * len(self.model.graph.nodes) * len(self._all)
@@ -163,8 +164,8 @@ class Streams:
     def _run_chunk(self, position: int) -> _Chunk:
         ids, targets = self.text[position]
         seen = [rows_seen(stream.fake_quant) for stream in self._all]
+        nll: list[np.ndarray] = []
         if self.baseline is None:
-            nll: list[np.ndarray] = []
             for logits in self._evaluation(position, ids):
                 finite = all_finite(logits)
                 nll.append(score(logits, targets, self.executor))
@@ -172,11 +173,13 @@ class Streams:
                 self._look(len(nll) - 1, finite, position, seen[len(nll) - 1])
             return _Chunk(None, nll, [])
         if not self.streams:
-            (base,) = self._evaluation(position, ids)
-            if not all_finite(base):
-                where = self._not_finite(position, self.baseline, seen[0])
-                raise NotFiniteError(not_finite_text("baseline", where))
-            return _Chunk(score(base, targets, self.executor), [], [])
+            for logits in self._evaluation(position, ids):
+                if not all_finite(logits):
+                    where = self._not_finite(position, self.baseline, seen[0])
+                    raise NotFiniteError(not_finite_text("baseline", where))
+                done = sum(map(len, nll))
+                nll.append(score(logits, targets[done : done + len(logits)], self.executor))
+            return _Chunk(np.concatenate(nll), [], [])
         baseline, paired = self.baseline, []
         for i, (found, finite) in enumerate(
             compared(
@@ -202,16 +205,13 @@ class Streams:
         return self.text.where_not_finite(position, rules, self.executor, self._activations(stream))
 
     def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
-        """Logits of the scored positions of a chunk, float32 (n_scored, n_vocab), of each stream in turn."""
+        """Logits of the scored positions of a chunk, by blocks of rows; of each, each stream's in turn."""
         if self._fork is None:
             for stream in self._all:
                 yield self._logits(position, ids, stream)
             return
         rules = [stream.fake_quant for stream in self.streams]
-        logits = self._fork.logits(ids[:-1], first_scored(self.n_ctx), rules, self.on_step)
-        base = next(logits)
-        yield base.copy() if rules else base  # which the others are compared with
-        yield from logits
+        yield from self._fork.logits(ids[:-1], first_scored(self.n_ctx), rules, self.on_step)
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
         context = self.context

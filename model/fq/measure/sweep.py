@@ -18,11 +18,11 @@ from ..run.attention import ATTENTION_ROWS
 from ..run.finite import all_finite
 from ..run.fork import Fork
 from ..run.model import Model
-from ..run.weights import PANEL_ELEMENTS
+from ..run.weights import PANEL_ELEMENTS, row_blocks
 from .cells import COUNT_COLUMNS, Cell, CellChunk
 from .chunks import Chunks, Settings, compared, first_scored, n_scored_per_chunk
 from .figures import add_nodes, figures
-from .statistics import Reference, reference_floats
+from .statistics import Reference
 
 
 class Sweep:
@@ -102,9 +102,10 @@ class Sweep:
         live -= n_scored * hp.n_vocab
         # the baseline's while a cell leaves it, and what a norm's or a product's input is rounded into
         live += n_ctx * (most_held + hp.n_embd + (hp.n_ff if self.settings.activations == "ggml" else 0))
-        # a variant's, once more where batches are put together, and the reference's
-        copies = (2 if self.settings.batch < n_ctx - 1 else 1) + reference_floats(n_scored * hp.n_vocab)
-        logits = copies * n_scored * hp.n_vocab
+        # the baseline's of a block of rows, a variant's, and the reference's, which are float64
+        logits = (
+            (2 + 4) * max(rows.stop - rows.start for rows in row_blocks(n_scored, hp.n_vocab)) * hp.n_vocab
+        )
         scratch = self.executor.threads * (
             PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
         )
@@ -136,9 +137,10 @@ class Sweep:
     @property
     def steps(self) -> int:
         """What is left to do, in layers passed by a variant."""
-        one = [self._fork.steps(rules) for rules in self._rules]
+        sizes = self.text.n_ctx - 1, first_scored(self.text.n_ctx)
+        baseline, *one = (self._fork.steps(rules, *sizes) for rules in (None, *self._rules))
         groups = [group for chunk in range(self.text.n) for group in self._groups(chunk)]
-        return sum(self._fork.steps(None) + sum(one[i] for i in group) for group in groups)
+        return sum(baseline + sum(one[i] for i in group) for group in groups)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for chunk in range(self.text.n):

@@ -14,9 +14,11 @@ class Buffers:
         self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def take(self, rows: int, n: int) -> np.ndarray:
-        """Uninitialised (rows, n), C-contiguous."""
-        free = self._free.get((rows, n))
-        return free.pop() if free else np.empty((rows, n), np.float32)
+        """Uninitialised (rows, n), C-contiguous; it may be a part of one with a few rows more."""
+        for more in (rows, *(r for r, width in self._free if width == n and rows < r <= rows + rows // 8)):
+            if free := self._free.get((more, n)):
+                return free.pop()[:rows] if more > rows else free.pop()
+        return np.empty((rows, n), np.float32)
 
     def take_input(self, rows: int, n: int) -> np.ndarray:
         """As take, for a product: rows a multiple of 4096 bytes apart would share cache lines."""
@@ -31,7 +33,8 @@ class Buffers:
 
     def give(self, array: np.ndarray) -> None:
         """Take back what `take` has given."""
-        self._free.setdefault(array.shape, []).append(array)
+        owner = array if array.base is None else array.base
+        self._free.setdefault(owner.shape, []).append(owner)
 
     def release(self, values: dict[int, np.ndarray], i: int) -> None:
         """Remove node i's value and take its memory back, unless another value that is left shares it."""

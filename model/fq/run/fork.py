@@ -8,6 +8,8 @@ All variants pass a layer before any of them enters the next one. Between two la
 its residual alone, K and V of a layer live no longer than its turn there, and a layer's packed
 weights are in the processor's cache for all of them. Each unpacks them again, which is 3 to 7 %
 of a product with 511 tokens; more tokens in one product lose as much, as their sums leave L2.
+Logits come last, of all variants by blocks of rows: those of a whole chunk would take more
+memory than all else where the vocabulary is large.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fq_kernels.rules import FakeQuant
 
 from .context import Context
 from .model import Model
-from .weights import blas_threads
+from .weights import blas_threads, row_blocks
 
 
 class _Variant(NamedTuple):
@@ -50,7 +52,10 @@ class Fork:
         self._sizes = (0, 0)
         self._nodes = model.graph.nodes
         layers = groupby(range(len(self._nodes)), key=lambda i: self._nodes[i].layer)
-        self._layers = [range(nodes[0], nodes[-1] + 1) for nodes in (list(group) for _, group in layers)]
+        groups = [list(group) for _, group in layers]
+        # the logits' nodes: what follows the last value that a rule takes, each row alone
+        self._head = range(1 + max(i for i, node in enumerate(self._nodes) if node.values), len(self._nodes))
+        self._layers = [range(nodes[0], min(nodes[-1] + 1, self._head.start)) for nodes in groups]
 
     def first_node(self, rules: FakeQuant | None) -> int:
         """Where a variant leaves the baseline: the first node whose value a rule takes.
@@ -63,10 +68,11 @@ class Fork:
                     return i
         return 0
 
-    def steps(self, rules: FakeQuant | None) -> int:
-        """How many layers a variant computes, the embedding and the output counted as one each."""
+    def steps(self, rules: FakeQuant | None, n_tokens: int, first_output: int) -> int:
+        """How many layers a variant computes, embedding and last norm among them, and blocks of logits."""
         first = self.first_node(rules)
-        return sum(nodes.stop > first for nodes in self._layers)
+        layers = sum(nodes.stop > first for nodes in self._layers)
+        return layers + sum(len(blocks) for blocks in self._blocks(n_tokens, first_output))
 
     def logits(
         self,
@@ -75,34 +81,54 @@ class Fork:
         variants: Sequence[FakeQuant | None],
         on_step: Callable[[], None] = lambda: None,
     ) -> Generator[np.ndarray, None, None]:
-        """Logits of the baseline, then of each variant in order; its rows are in its counters.
+        """Logits by blocks of rows: of each block the baseline's, then each variant's in order.
 
         ids           tokens of one sequence
         first_output  from which token on logits are wanted
         on_step       called for each of a variant's `steps` as it ends
 
-        Yields float32 (len(ids) - first_output, n_vocab), which hold until the next ones.
+        Yields float32 (rows, n_vocab), which hold until the next ones, the baseline's for its block. A
+        variant's rows are in its counters before the first.
         """
         self._begin(ids, first_output)
         base = self._variant(None)
         others = [self._variant(rules) for rules in variants]
-        last = self._layers[-1]
+        give = self.context.buffers.give
         with blas_threads.single():
             for layer in self._layers:
                 self._baseline(layer, base, others)
                 on_step()
-                if layer is last:
-                    yield self._logits(base)
                 for variant in others:
                     if variant.start < layer.stop:
                         self._advance(range(max(layer.start, variant.start), layer.stop), variant)
                         on_step()
-                        if layer is last:
-                            yield self._logits(variant)
+            for part, blocks in enumerate(self._blocks(len(ids), first_output)):
+                for rows in blocks:
+                    held = self._logits(base, part, rows)
+                    on_step()
+                    yield held
+                    for variant in others:
+                        logits = self._logits(variant, part, rows)
+                        on_step()
+                        yield logits
+                        give(logits)
+                    give(held)
+            for variant in (base, *others):
+                for values in variant.values:
+                    self.context.buffers.release(values, self._head.start - 1)
+
+    def _batches(self, n_tokens: int) -> list[slice]:
+        return [slice(b, min(b + self.batch, n_tokens)) for b in range(0, n_tokens, self.batch)]
+
+    def _blocks(self, n_tokens: int, first_output: int) -> list[list[slice]]:
+        """Of each batch, the rows whose logits are made at a time, among those that are wanted."""
+        wanted = (batch.stop - max(batch.start, first_output) for batch in self._batches(n_tokens))
+        n_vocab = self.model.hparams.n_vocab
+        return [row_blocks(n, n_vocab) if n > 0 else [] for n in wanted]
 
     def _begin(self, ids: np.ndarray, first_output: int) -> None:
         self._ids = ids
-        self._parts = [slice(b, min(b + self.batch, len(ids))) for b in range(0, len(ids), self.batch)]
+        self._parts = self._batches(len(ids))
         self._outputs = [
             slice(max(first_output - part.start, 0), part.stop - part.start) for part in self._parts
         ]
@@ -138,14 +164,12 @@ class Fork:
             context.n_past = part.start
             context.evaluate(nodes, values, self._ids[part], outputs)
 
-    def _logits(self, variant: _Variant) -> np.ndarray:
-        """The values that are left at the end, of all batches; their memory is free for what comes next."""
-        context, last = self.context, len(self._nodes) - 1
-        parts = [values[last] for values in variant.values if len(values[last])]
-        whole = parts[0]
-        if len(parts) > 1:
-            whole = np.concatenate(parts, out=context.buffers.take(self._n_outputs, whole.shape[1]))
-            context.buffers.give(whole)
-        for values in variant.values:
-            context.buffers.release(values, last)
-        return whole
+    def _logits(self, variant: _Variant, part: int, rows: slice) -> np.ndarray:
+        """Of some of the wanted rows of a batch."""
+        context, last = self.context, self._head.stop - 1
+        source = self._head.start - 1
+        # a copy, as each input's memory is taken back
+        values = {source: context.buffers.copy(variant.values[part][source][rows])}
+        context.fake_quant = variant.rules
+        context.evaluate(self._head, values, self._ids[self._parts[part]], self._outputs[part])
+        return values[last]

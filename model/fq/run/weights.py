@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from .activations import Rounded, minimums
 # multiplying.
 PANEL_ELEMENTS = 384 * 1024
 MIN_PANEL_ROWS, MAX_PANEL_ROWS = 96, 512
+
+# Bytes of a product that are made at a time: logits of a large vocabulary take as much as a small model.
+MAX_PRODUCT = 64 << 20
+MIN_BLOCK_ROWS = 16
 
 _scratch = threading.local()
 
@@ -72,6 +77,16 @@ def _panel_buffer(rows: int, n_in: int) -> np.ndarray:
     return buffer[:size].reshape(rows, n_in)
 
 
+def row_blocks(n_tokens: int, n_out: int) -> list[slice]:
+    """The rows of a product that are made at a time: alike in number, fewer last; all if it is not large.
+
+    A block alone has the bits that it has in the whole product.
+    """
+    n = max(min(-(-4 * n_tokens * n_out // MAX_PRODUCT), n_tokens // MIN_BLOCK_ROWS), 1)
+    edges = [-(-n_tokens * i // n) for i in range(n + 1)]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
+
+
 def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
@@ -95,6 +110,7 @@ def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np
         packed_mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
         if sum_error is None:
             return out
+    blocks = row_blocks(n_tokens, weight.n_out)
     panel = min(max(PANEL_ELEMENTS // weight.n_in // 16 * 16, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
 
     def multiply(i: int) -> None:
@@ -102,7 +118,8 @@ def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np
         with np.errstate(all="ignore"):  # each thread has its own
             if not own_kernel:
                 values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
-                np.matmul(x, values.T, out=out[:, rows])
+                for block in blocks:
+                    np.matmul(x[block], values.T, out=out[block, rows])
             if sum_error is not None:
                 out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
 
