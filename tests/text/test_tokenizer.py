@@ -78,6 +78,30 @@ def bpe_metadata(**changes: object) -> dict[str, object]:
     } | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
 
 
+# Line feeds of 2 and 3 are tokens that no merge makes.
+RAW_MERGES = (
+    "h e|l l|he ll|hell o|\u2581 w|o r|\u2581w or|l d|\u2581wor ld|"
+    "\u2581 \u2581|\u2581\u2581 \u2581\u2581|é é"
+).split("|")
+
+
+def raw_metadata(**changes: object) -> dict[str, object]:
+    """unk, bos, eos, 255 bytes (of é the second is missing), characters, merged tokens, line feeds, [tag]."""
+    merged = [m.replace(" ", "") for m in RAW_MERGES]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256) if b != 0xA9)]
+    tokens += [*"\u2581helowrd\n", "é", *merged, "\n\n", "\n\n\n", "[tag]"]
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 255]
+    types += [NORMAL] * (len(tokens) - len(types) - 1) + [USER_DEFINED]
+    return {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.ggml.merges": RAW_MERGES,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    } | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+
+
 def without(metadata: dict[str, object], key: str) -> dict[str, object]:
     return {k: v for k, v in metadata.items() if k != f"tokenizer.ggml.{key}"}
 
@@ -90,6 +114,7 @@ def without_bytes() -> dict[str, object]:
 
 
 SPM = Tokenizer.from_metadata(spm_metadata())
+RAW = Tokenizer.from_metadata(raw_metadata())
 BPE = Tokenizer.from_metadata(bpe_metadata())
 
 
@@ -107,6 +132,23 @@ def spm_reference(text: str) -> list[int]:
         symbols[i : i + 2] = [whole]
     found = [[ids[s]] if s in ids else [ids[f"<0x{b:02X}>"] for b in s.encode()] for s in symbols]
     return [i for part in found for i in part]
+
+
+def raw_reference(text: str) -> list[int]:
+    """llama.cpp's rule of Gemma 4: in each line the merge of lowest rank, leftmost first, till none is."""
+    ids = {t: i for i, t in enumerate(raw_metadata()["tokenizer.ggml.tokens"])}
+    rank = {tuple(merge.split(" ")): i for i, merge in enumerate(RAW_MERGES)}
+    found: list[int] = []
+    for line in re.findall("\n+|[^\n]+", text.replace(" ", "\u2581")):
+        symbols = [line] if line in ids and line[0] == "\n" else list(line)
+        while pairs := [(rank[p], i) for i, p in enumerate(pairwise(symbols)) if p in rank]:
+            _, i = min(pairs)
+            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+        for s in symbols:
+            found += (
+                [ids[s]] if s in ids else [ids[b] for b in map("<0x{:02X}>".format, s.encode()) if b in ids]
+            )
+    return found
 
 
 SPM_KNOWN = [
@@ -229,8 +271,18 @@ def test_pre_tokenizers_differ_as_they_should(pre, text, ids):
     ("gpt-4o", "abCd X's 1234.\n/E", "ab|Cd| X's| |123|4|.\n/|E"),
     ("tekken", "abCd X's 12./\nE", "ab|Cd| X|'s| |1|2|./\n|E"),
     ("deepseek-llm", "ab!\r\n 中文12 я.", "ab|!|\r|\n| |中文|12| я|."),
+    ("deepseek-llm", "  \u3000\u2003\u3002中\u2003文", "  \u3000|\u2003|\u3002|中|\u2003|文"),
     ("deepseek-coder", "ab! 中文12", "ab|!| |中文|1|2"),
+    ("deepseek-coder", "中\u2003文\u3000", "中|\u2003|文|\u3000"),
     ("deepseek-v3", "a!b 中文12345.\n", "a|!b| |中文|123|45|.\n"),
+    ("spark2_5", "a!b 中文12345.\n", "a|!b| |中文|1|2|3|4|5|.|\n"),
+    ("bloom", "a, , b1 (c) d", "a|, ,| b1| (|c|)| d"),
+    ("viking", "a, , b1 (c) d", "a|, ,| b|1| (|c|)| d"),
+    ("jais-2", "a" + " " * 7 + "b1234", "a|    |  | b|123|4"),
+    ("bailingmoe", "a'Ll b\n\nc", "a|'Ll| b|\n\n|c"),
+    ("seed-coder", "a!!\n12", "a|!!|\n|1|2"),
+    ("ufakzeka", "a's 12", "a|'s| |1|2"),
+    ("laguna", "a  \n\n b", "a|  |\n\n| b"),
 ])  # fmt: skip
 def test_what_pre_tokenizers_cut(pre, text, words):
     """By the library, which merges what is inside of a word alone, and by the search in long texts."""
@@ -250,7 +302,7 @@ def test_segments_end_where_words_do(pre):
     ends = {end for _, end in _Words(text, rule.patterns)._spans(0, len(text))}
     for size in range(1, 9):
         at = 0
-        for segment, _ in byte_level_segments(text, rule.patterns, size, rule.breaks_at_lines):
+        for segment, _ in byte_level_segments(text, rule.patterns, size, rule.breaks):
             at += len(segment)
             assert at in ends
         assert at == len(text)
@@ -472,7 +524,7 @@ def test_long_texts_have_the_ids_of_the_whole(text, data):
 CUTTING = [
     Tokenizer.from_metadata(metadata) for metadata in (
         *(bpe_metadata(pre=pre) for pre in {rule: name for name, rule in PRE_TOKENIZERS.items()}.values()),
-        spm_metadata(), without_bytes(), spanning_metadata(),
+        spm_metadata(), without_bytes(), spanning_metadata(), raw_metadata(),
     )
 ]  # fmt: skip
 
@@ -535,6 +587,21 @@ def test_spm_equals_the_plain_rule(text):
     assert SPM.encode(text, add_special=False) == spm_reference(text)
 
 
+@given(st.lists(st.sampled_from(["\n", "\n\n\n", "hello world", "©é", "éé"]) | st.text("helowrd é\u20ac\n")))
+def test_bpe_on_characters_equals_the_plain_rule(parts):
+    text = "".join(parts)
+    assert RAW.encode(text, add_special=False) == raw_reference(text)
+
+
+def test_bpe_on_characters():
+    known = [RAW._ids[t] for t in ("hello", "\u2581world", "\n\n", "\u2581", "é")]
+    assert RAW.encode("hello world\n\n é") == [1, *known]
+    assert RAW.decode(known) == "hello world\n\n é"
+    # the Euro sign's bytes
+    assert RAW.decode(RAW.encode("\u20ac")) == "\u20ac" and len(RAW.encode("\u20ac")) == 1 + 3
+    assert Tokenizer.from_metadata(raw_metadata(add_bos_token=False)).add_bos  # as llama.cpp overrides it
+
+
 MIXED = st.lists(
     st.sampled_from(["hello", " world", "\u2581", "[tag]", "aba", "xyz", " ", "\n"]) | st.text(max_size=3)
 )
@@ -542,7 +609,8 @@ MIXED = st.lists(
 
 @given(MIXED.map("".join), st.booleans())
 def test_a_merger_for_one_text_gives_the_ids_of_the_one_for_all(text, parse_special):
-    for metadata in (spm_metadata(), bpe_metadata(), without_bytes(), bpe_metadata(pre="llama-bpe")):
+    made = spm_metadata(), bpe_metadata(), without_bytes(), bpe_metadata(pre="llama-bpe"), raw_metadata()
+    for metadata in made:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fq.text.tokenizer._SHORT_TEXT", 1 << 40)
             one = Tokenizer.from_metadata(metadata)
@@ -723,8 +791,9 @@ def test_malformed_spm_metadata(key, value):
 
 @pytest.mark.parametrize(("key", "value"), BPE_FAULTS)
 def test_malformed_bpe_metadata(key, value):
-    with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}\b"):
-        Tokenizer.from_metadata(bpe_metadata(**{key: value}))
+    for make in (bpe_metadata, raw_metadata) if key == "merges" else (bpe_metadata,):
+        with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}\b"):
+            Tokenizer.from_metadata(make(**{key: value}))
 
 
 def test_more_malformed_metadata():
@@ -746,7 +815,7 @@ junk = st.one_of(
 )  # fmt: skip
 
 
-@given(st.sampled_from([spm_metadata, bpe_metadata]), st.data())
+@given(st.sampled_from([spm_metadata, bpe_metadata, raw_metadata]), st.data())
 def test_junk_metadata_raises_nothing_else(make, data):
     metadata = make()
     for key in data.draw(st.sets(st.sampled_from(sorted(metadata)), min_size=1, max_size=3)):

@@ -107,19 +107,48 @@ def byte_level_merger(
     alphabet = byte_level_alphabet()
     if text is not None:
         characters = {byte: char for char, byte in alphabet.items()}
-        vocab = _inside("".join([characters[byte] for byte in text.encode()]), vocab)
-        usable = {f"{left} {right}" for left, right in _cuts(vocab, vocab)}
-        merges = [merge for merge in merges if merge in usable]
+        vocab, merges = _of_text("".join([characters[byte] for byte in text.encode()]), vocab, merges)
     # Like llama.cpp, drop a byte that the vocabulary lacks.
     vocab, stand_ins = _with_stand_ins(vocab, alphabet, n_vocab, lambda char: [])
-    pairs: dict[tuple[str, str], None] = {}  # a repeated pair keeps its first rank
-    for merge in merges:
-        pairs[merge_pair(merge)] = None
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Sequence([*splits, byte_level])
-    bpe = _bpe(vocab, list(pairs), words, ignore_merges=ignore_merges)
+    bpe = _bpe(vocab, _pairs(merges), words, ignore_merges=ignore_merges)
     return Merger(bpe, _of_model(bpe.model, byte_level), stand_ins, _longest(vocab))
+
+
+def raw_merger(
+    vocab: dict[str, int],
+    merges: Sequence[str],
+    n_vocab: int,
+    fallback: Callable[[str], list[int]],
+    text: str | None = None,
+) -> Merger:
+    """A merger for BPE on characters, not bytes, each text one word; for `text` alone unless it is None.
+
+    As `byte_level_merger`; spaces are `SPACE`, and fallback: ids of a character that is no token.
+    """
+    if text is not None:
+        vocab, merges = _of_text(text, vocab, merges)
+    characters = set("".join(vocab) if text is None else text)
+    # the library falls back to all of a character's bytes or to none; here those that there are
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    vocab, of_bytes = _with_stand_ins(vocab, names, n_vocab, lambda name: [])
+    vocab, stand_ins = _with_stand_ins(vocab, characters, n_vocab + len(of_bytes), fallback)
+    bpe = _bpe(vocab, _pairs(merges), None, byte_fallback=True)
+    return Merger(bpe, bpe, of_bytes | stand_ins, _longest(vocab))
+
+
+def _of_text(text: str, vocab: dict[str, int], merges: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """What of a vocabulary and its merges a text can come to."""
+    vocab = _inside(text, vocab)
+    usable = {f"{left} {right}" for left, right in _cuts(vocab, vocab)}
+    return vocab, [merge for merge in merges if merge in usable]
+
+
+def _pairs(merges: Iterable[str]) -> list[tuple[str, str]]:
+    """Each once: a repeated pair keeps its first rank."""
+    return list(dict.fromkeys(map(merge_pair, merges)))
 
 
 def spm_merger(

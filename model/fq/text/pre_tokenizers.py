@@ -14,13 +14,14 @@ class PreTokenizer(NamedTuple):
     """patterns       applied one after another
     ignore_merges  a word that is a token is taken whole
     add_bos        when the file does not say
-    breaks_at_lines  whether no word goes on after a line feed, or takes punctuation after a letter or digit
+    breaks         where words surely end: "lines", at spaces and line feeds and between a letter or digit and
+                   punctuation; "spaces", only between something else and a space; "never", nowhere
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
-    breaks_at_lines: bool = True
+    breaks: str = "lines"
 
 
 # 's, 't and so on, in lower case or in any
@@ -29,9 +30,15 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _llama3(digits: str, word: str = r"\p{L}+", rest: str = r"\p{L}\p{N}") -> str:
+def _llama3(
+    digits: str,
+    word: str = r"\p{L}+",
+    rest: str = r"\p{L}\p{N}",
+    spaces: str = _SPACES,
+    short: str = _SHORT + "|",
+) -> str:
     """Llama 3's and its kin: how many digits make a word, what a word is, and what punctuation is not."""
-    return rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?{word}|{digits}| ?[^\s{rest}]+[\r\n]*|{_SPACES}"
+    return rf"{short}[^\r\n\p{{L}}\p{{N}}]?{word}|{digits}| ?[^\s{rest}]+[\r\n]*|{spaces}"
 
 
 def _cased(digits: str, short: str) -> str:
@@ -59,11 +66,15 @@ _DEEPSEEK_LETTERS = (
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 _ASCII_MARKS = r"""!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"""
-_EAST_ASIAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+# without the spaces among them, as in the marks below: llama.cpp shows them to \s alone
+_EAST_ASIAN = (
+    "[\u4e00-\u9fa5\u0800-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff"
+    "\u3001-\u4e00\uac00-\ud7ff]+"
+)
 _DEEPSEEK_LLM = (
     "[\r\n]",
     rf"\s?[{_DEEPSEEK_LETTERS}]+",
-    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+",
     r"\s+$",
     _EAST_ASIAN,
     r"\p{N}+",
@@ -75,6 +86,17 @@ _DEEPSEEK3 = (
     rf"[{_ASCII_MARKS}][A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
 )
+_SPARK = (
+    rf"[{_ASCII_MARKS}][A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
+)
+_JAIS2_SPACES = (
+    r"\s*[\r\n]+|"
+    + "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+    + r"|\s{1}"
+)
+# BLOOM's words; what lies between them is a word too
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _DIGIT_THEN_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
 
 _ROWS: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
@@ -105,17 +127,37 @@ _ROWS: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
     (("falcon",), PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))),
     (
         ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
-        PreTokenizer((_cased(r"\p{N}{1,3}", f"{_SHORT}?"),), breaks_at_lines=False),
+        PreTokenizer((_cased(r"\p{N}{1,3}", f"{_SHORT}?"),), breaks="spaces"),
     ),
     (
         ("tekken",),
-        PreTokenizer((_cased(r"\p{N}", ""),), ignore_merges=True, add_bos=True, breaks_at_lines=False),
+        PreTokenizer((_cased(r"\p{N}", ""),), ignore_merges=True, add_bos=True, breaks="spaces"),
     ),
-    (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM, breaks_at_lines=False)),
-    (("deepseek-coder",), PreTokenizer(_DEEPSEEK_CODER, breaks_at_lines=False)),
+    (("poro-chat", "bloom", "gpt3-finnish"), PreTokenizer((_BLOOM,), breaks="never")),
+    (("viking",), PreTokenizer((_BLOOM, r"\p{N}"), breaks="never")),
+    (
+        ("jais-2",),
+        PreTokenizer((_llama3(r"\p{N}{1,3}", spaces=_JAIS2_SPACES),)),
+    ),
+    (
+        ("bailingmoe", "bailingmoe2", "llada-moe"),
+        PreTokenizer(
+            (_llama3(r"\p{N}", short=r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|",
+                     spaces=r"\s*[\r\n]|\s+(?!\S)|\s+"),)
+        ),
+    ),
+    (
+        ("seed-coder",),
+        PreTokenizer((_QWEN2.replace(r"\p{N}]+[\r\n]*", r"\p{N}\r\n]+"),)),
+    ),
+    (("ufakzeka",), PreTokenizer((_llama3(r"\p{N}", short=""),))),
+    (("laguna",), PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
+    (("spark2_5",), PreTokenizer((*_DEEPSEEK3[:2], _SPARK, r"\p{N}"), breaks="spaces")),
+    (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM, breaks="spaces")),
+    (("deepseek-coder",), PreTokenizer(_DEEPSEEK_CODER, breaks="spaces")),
     (
         ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"),
-        PreTokenizer(_DEEPSEEK3, breaks_at_lines=False),
+        PreTokenizer(_DEEPSEEK3, breaks="spaces"),
     ),
 )  # fmt: skip
 

@@ -14,14 +14,17 @@ from .bpe import SPACE
 Span = tuple[int, int]
 _LOOK_AHEAD = 4  # characters that decide a word at most ('re), but for what it and space run on to
 
-# Places where pre-tokenizers cut, and whose left side is cut alike without the right: no word has a
-# space after something else and, of those that break at lines, none goes on after a line feed, or has
-# punctuation after a letter or digit. Only of spaces does it matter what follows them, and one line feed
+# Places where pre-tokenizers cut, by their `breaks`, and whose left side is cut alike without the right: no
+# word has a space after something else and, of those that break at lines, none goes on after a line feed, or
+# has punctuation after a letter or digit. Only of spaces does it matter what follows them, and one line feed
 # alone is a word either way.
-_SPACE_BREAK = re.compile(r"(?<=\S)(?= )")
-_BYTE_LEVEL_BREAK = re.compile(
-    r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])"
-)
+_BREAKS = {
+    "lines": re.compile(
+        r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])"
+    ),
+    "spaces": re.compile(r"(?<=\S)(?= )"),
+    "never": re.compile(r"(?!)"),
+}
 _SPM_BREAK = re.compile(f"(?<=[^{SPACE}])(?={SPACE})")
 
 
@@ -38,11 +41,16 @@ def spm_segments(text: str, by_word: bool, size: int) -> Iterator[tuple[str, boo
         yield text[start:], False
 
 
+def line_segments(line: str, size: int) -> Iterator[tuple[str, bool]]:
+    """A line is one word; whether it is a long one."""
+    yield line, len(line) > 2 * size
+
+
 def byte_level_segments(
-    text: str, patterns: Sequence[str], size: int, breaks_at_lines: bool = True
+    text: str, patterns: Sequence[str], size: int, breaks: str = "lines"
 ) -> Iterator[tuple[str, bool]]:
-    """Segments of a text, and whether each is a long word; patterns: those that cut it into words."""
-    start, words, places = 0, None, _BYTE_LEVEL_BREAK if breaks_at_lines else _SPACE_BREAK
+    """Segments of a text, and whether each is a long word; patterns, breaks: `PreTokenizer`'s."""
+    start, words, places = 0, None, _BREAKS[breaks]
     while len(text) - start > size:
         found = places.search(text, start + size, start + 2 * size)
         if found:

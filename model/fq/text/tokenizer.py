@@ -1,8 +1,9 @@
 """Text to token ids and back, from the vocabulary that a GGUF file carries.
 
-Two kinds of vocabulary are read, named as `tokenizer.ggml.model` names them: `gpt2` (byte-level BPE) and
-`llama` (SentencePiece BPE, "SPM"). The ids are those of llama.cpp for the same file and text; the merging
-itself is done by the `tokenizers` library (bpe.py).
+Three kinds of vocabulary are read, named as `tokenizer.ggml.model` names them: `gpt2` (byte-level BPE),
+`llama` (SentencePiece BPE, "SPM") and `gemma4` (BPE by merges on SPM's characters, line by line). The ids
+are those of llama.cpp for the same file and text; the merging itself is done by the `tokenizers` library
+(bpe.py).
 
 SPM limit: llama.cpp merges the pair whose union scores highest and, among equal scores, the leftmost one.
 `tokenizers` has no equal ranks, so a vocabulary with equal scores can give another, equally scored, split.
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FqError
-from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, spm_merger
+from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, raw_merger, spm_merger
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from .segments import byte_level_segments, spm_segments
+from .segments import byte_level_segments, line_segments, spm_segments
 
 _BYTE_OF = byte_level_alphabet()
 # Values of tokenizer.ggml.token_type.
@@ -159,16 +160,18 @@ class StreamDecoder:
 class Tokenizer:
     """Built by `Tokenizer.from_metadata`; its attributes do not change afterwards.
 
-    kind: "llama" (SPM) or "gpt2" (BPE). n_vocab: number of tokens. bos_id, eos_id, unk_id: id or None.
-    eog_ids: ids that end a generation. add_bos, add_eos: whether `encode` adds them around a text.
+    kind: "llama" (SPM), "gpt2" or "gemma4" (BPE). n_vocab: number of tokens. bos_id, eos_id, unk_id: id or
+    None. eog_ids: ids that end a generation. add_bos, add_eos: whether `encode` adds them around a text.
     add_space_prefix: SPM only, a space is put before the text. chat_template: Jinja source or None.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         keys = _Keys(metadata)
         kind = keys.text("ggml.model")
-        if kind not in ("llama", "gpt2"):
-            raise TokenizerError(f"tokenizer.ggml.model {kind!r:.60} is not supported, llama and gpt2 are")
+        if kind not in ("llama", "gpt2", "gemma4"):
+            raise TokenizerError(
+                f"tokenizer.ggml.model {kind!r:.60} is not supported; llama, gpt2 and gemma4 are"
+            )
         self.kind: str = kind
         spm = kind == "llama"
 
@@ -216,13 +219,14 @@ class Tokenizer:
         if not _is_utf8("".join(self._tokens)):
             self._vocab = {t: i for t, i in self._ids.items() if _is_utf8(t)}
         self._longest = max(map(len, self._tokens))
-        self._pre = pre = None if spm else _pre_tokenizer(keys)
-        self._new_merger = self._spm(keys) if pre is None else self._byte_level(keys, pre)
+        self._pre = pre = _pre_tokenizer(keys) if kind == "gpt2" else None
+        self._new_merger = self._spm(keys) if spm else self._by_merges(keys, pre)
         self._merger: Merger | None = None  # for all texts, made when it is needed
         self._n_short_texts = 0
         self._pieces: dict[int, bytes] = {}
 
-        self.add_bos = keys.flag("ggml.add_bos_token", pre is None or pre.add_bos)
+        # of Gemma 4, llama.cpp overrides a file that says no
+        self.add_bos = kind == "gemma4" or keys.flag("ggml.add_bos_token", pre is None or pre.add_bos)
         self.add_eos = keys.flag("ggml.add_eos_token", False)
         for wanted, token, word in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
             if wanted and token is None:
@@ -272,7 +276,8 @@ class Tokenizer:
             ends.remove(self._ids[text])
         return frozenset(i for i in ends if i is not None)
 
-    def _byte_level(self, keys: _Keys, pre: PreTokenizer) -> Callable[[str | None], Merger]:
+    def _by_merges(self, keys: _Keys, pre: PreTokenizer | None) -> Callable[[str | None], Merger]:
+        """Byte-level with a pre-tokenizer, else on characters."""
         vocab, merges = self._vocab, keys.strings("ggml.merges")
         for i, merge in enumerate(merges):
             left, right = merge_pair(merge)
@@ -280,6 +285,8 @@ class Tokenizer:
                 raise TokenizerError(
                     f"tokenizer.ggml.merges: entry {i} ({merge!r:.60}) is no pair of known tokens"
                 )
+        if pre is None:
+            return lambda text: raw_merger(vocab, merges, self.n_vocab, self._fallback, text)
         return lambda text: byte_level_merger(
             vocab, merges, self.n_vocab, pre.patterns, pre.ignore_merges, text
         )
@@ -298,9 +305,9 @@ class Tokenizer:
         return lambda text: spm_merger(self._vocab, ranked, self.n_vocab, self._fallback, unk, text)
 
     def _fallback(self, char: str) -> list[int]:
-        """Ids of a character that is no token: its bytes, else the unknown token."""
+        """Ids of a character that is no token: its bytes; in SPM the unknown token if one is missing."""
         ids = [self._ids.get(f"<0x{byte:02X}>") for byte in _utf8(char)]
-        if None in ids:
+        if None in ids and self.kind == "llama":
             ids = [self.unk_id]
         return [i for i in ids if i is not None]
 
@@ -319,6 +326,8 @@ class Tokenizer:
             # The start of a text, and what follows a token matched whole, is the start of a word.
             prefix = SPACE * self.add_space_prefix
             parts = [p if isinstance(p, int) else prefix + p.replace(" ", SPACE) for p in parts]
+        elif self.kind == "gemma4":
+            parts = [line for p in parts for line in ([p] if isinstance(p, int) else self._lines(p))]
         texts = [part for part in parts if isinstance(part, str)]
         merger = self._merger_for(texts) if texts else None
         for part in parts:
@@ -339,6 +348,11 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids if limit is None else ids[:limit]
 
+    def _lines(self, text: str) -> list[str | int]:
+        """The lines of a text and the line feeds between them, which are one token where there is one."""
+        lines = re.split("(\n+)", text.replace(" ", SPACE))
+        return [self._ids.get(line, line) if line[0] == "\n" else line for line in lines if line]
+
     def _merger_for(self, texts: list[str]) -> Merger:
         if self._merger is None:
             if sum(map(len, texts)) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
@@ -351,9 +365,11 @@ class Tokenizer:
         return self._merger
 
     def _segments(self, text: str) -> Iterator[tuple[str, bool]]:
+        if self.kind == "gemma4":
+            return line_segments(text, _SEGMENT)
         if self._pre is None:
             return spm_segments(text, len(text) > _SEGMENT and self._by_word, _SEGMENT)
-        return byte_level_segments(text, self._pre.patterns, _SEGMENT, self._pre.breaks_at_lines)
+        return byte_level_segments(text, self._pre.patterns, _SEGMENT, self._pre.breaks)
 
     @cached_property
     def _by_word(self) -> bool:
@@ -396,7 +412,7 @@ class Tokenizer:
             return _utf8(token)
         if kind == _BYTE:
             return bytes([int(token[3:5], 16)])
-        if self.kind == "llama":
+        if self.kind != "gpt2":
             return _utf8(token.replace(SPACE, " "))
         try:
             return bytes([_BYTE_OF[char] for char in token])
