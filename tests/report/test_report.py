@@ -19,7 +19,8 @@ from example_page import CHARTS, example
 from report_store import CONTROL, TIED, WINNER, cells_for, data_for, data_of, layers, run_of, save
 
 from fq.report import svg as report_svg
-from fq.report.data import kl_text, same_top_text
+from fq.report.axes import positions
+from fq.report.data import groups_of, kl_text, same_top_text
 from fq.report.page import pngs, report_html
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-report.html"
@@ -159,6 +160,20 @@ def test_realisations_have_no_place_of_their_own():
         "of the mean over several realisations where there are some, else of this one rounding alone"
         in captions
     )
+
+
+def test_values_that_are_no_norms():
+    """The embedding stands before the layers, where output_norm stands after them."""
+    data = data_for(WINNER)
+    assert "what rounding its norms costs" in Page(report_html(data)).text("h1")
+    for entry, site in zip(data["cells"][1:], (("inp_embd", None), ("l_out", 0), ("l_out", 1)), strict=False):
+        entry["sites"][0] |= dict(zip(("kind", "layer"), site, strict=True), point=None)
+    data["cells"][4]["sites"][0] |= {"kind": "output_norm", "layer": None}
+    page = Page(report_html(data))
+    assert "what rounding its values costs" in page.text("h1")
+    assert "“emb” is inp_embd. “out” is output_norm." in page.text("figcaption")
+    (group,) = groups_of(data)
+    assert positions([group]) == {0: 0, 1: 1, "emb": -2, "out": 3}
 
 
 def test_both_controls_are_drawn_beside_their_format():

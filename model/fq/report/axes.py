@@ -45,25 +45,40 @@ def panels_of(n: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
     return figure, list(axes[:n])
 
 
-def positions(groups: Sequence[Group]) -> dict[int | None, int]:
-    """Where a layer stands on the axis; output_norm, which has none, after a gap."""
-    layers = {site_of(entry)[1] for group in groups for entry in group.singles}
-    known = sorted(layer for layer in layers if layer is not None)
-    places: dict[int | None, int] = {layer: layer for layer in known}
-    if None in layers:
-        places[None] = known[-1] + 2 if known else 0
+# what has no layer
+EMBEDDING, OUTPUT = "emb", "out"
+OUTSIDE = {EMBEDDING: "inp_embd", OUTPUT: "output_norm"}
+Places = dict[int | str, int]
+
+
+def layer_of(entry: Entry) -> int | str:
+    """Of a single cell's site, or what stands for it where it is in none."""
+    kind, layer, _ = site_of(entry)
+    if layer is not None:
+        return layer
+    return EMBEDDING if kind == OUTSIDE[EMBEDDING] else OUTPUT
+
+
+def positions(groups: Sequence[Group]) -> Places:
+    """Where a layer stands on the axis; what is in none, before the first or after the last, beyond a gap."""
+    layers = {layer_of(entry) for group in groups for entry in group.singles}
+    known = sorted(layer for layer in layers if isinstance(layer, int))
+    places: Places = {layer: layer for layer in known}
+    if EMBEDDING in layers:
+        places[EMBEDDING] = known[0] - 2 if known else 0
+    if OUTPUT in layers:
+        places[OUTPUT] = known[-1] + 2 if known else 2 * (EMBEDDING in layers)
     return places
 
 
-def layer_axis(axis: Any, places: dict[int | None, int], more: Sequence[tuple[float, str]] = ()) -> None:
-    known = [layer for layer in places if layer is not None]
+def layer_axis(axis: Any, places: Places, more: Sequence[tuple[float, str]] = ()) -> None:
+    known = [layer for layer in places if isinstance(layer, int)]
     # as many labels as there is room for
     points = axis.get_position().width * WIDTH * 72
     span = known[-1] - known[0] + 1 if known else 1
     step = next((s for s in (1, 2, 5, 10, 20, 50) if span / s * 17 <= points), 100)
     ticks: list[tuple[float, str]] = [(layer, str(layer)) for layer in known if not layer % step]
-    if None in places:
-        ticks.append((places[None], "out"))
+    ticks += [(at, layer) for layer, at in places.items() if isinstance(layer, str)]
     ticks += more
     axis.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
     axis.set_xlabel("layer")

@@ -6,8 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .axes import extremes, figure_of, layer_axis, legend, positions, series_of, tick, value_axis, whiskers
-from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain, site_of
+from .axes import (
+    OUTSIDE,
+    extremes,
+    figure_of,
+    layer_axis,
+    layer_of,
+    legend,
+    positions,
+    series_of,
+    tick,
+    value_axis,
+    whiskers,
+)
+from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
 
@@ -87,7 +99,7 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
     tips, everything = {}, []
     for j, one in enumerate(series):
         entries = [entry for entry in one.entries if math.isfinite(kld(entry))]
-        at = [places[site_of(entry)[1]] + (j - (len(series) - 1) / 2) * width for entry in entries]
+        at = [places[layer_of(entry)] + (j - (len(series) - 1) / 2) * width for entry in entries]
         values = [kld(entry) for entry in entries]
         intervals = [kld_interval(entry) for entry in entries]
         fill = one.fill(ink)
@@ -196,7 +208,7 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
     tips = {}
     for y, (group, _, cells) in enumerate(rows):
         for entry in cells:
-            x, value = places[site_of(entry)[1]], kld(entry)
+            x, value = places[layer_of(entry)], kld(entry)
             ok = math.isfinite(value) and value > 0
             cell = Rectangle(
                 (x - 0.5, y - 0.5),
@@ -245,7 +257,7 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
         "Mean KL divergence, layer × format",
         "Brighter is worse, on a logarithmic scale. A dot marks the first place of each group, several dots "
         "a place that is shared; none, that no order is resolved."
-        + (" “out” is output_norm." if None in places else ""),
+        + "".join(f" “{short}” is {name}." for short, name in OUTSIDE.items() if short in places),
         f"A heat map of the mean KL divergence of each site alone. {found}.",
         figure,
         tips,

@@ -22,6 +22,12 @@ SECTIONS = {
 }
 
 
+def _norms_alone(data: dict[str, Any]) -> bool:
+    """Of values that are no norm's, the points have no name."""
+    sites = (site for entry in data["cells"] for site in entry["sites"])
+    return all(site["point"] is not None for site in sites)
+
+
 def report_html(data: dict[str, Any]) -> str:
     """The page; the same for the same figures and the same matplotlib.
 
@@ -34,7 +40,7 @@ def report_html(data: dict[str, Any]) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     model = plain(os.path.basename(data["model"]))
     return template.render(
-        title=f"{model}: what rounding its norms costs",
+        title=f"{model}: what rounding its {'norms' if _norms_alone(data) else 'values'} costs",
         data=data,
         baseline=_baseline(data),
         text=plain(os.path.basename(data.get("text") or "a text")),

@@ -9,8 +9,10 @@ from typing import Any
 
 from .axes import (
     MARKERS,
+    OUTSIDE,
     Series,
     layer_axis,
+    layer_of,
     panels_of,
     positions,
     series_of,
@@ -18,7 +20,7 @@ from .axes import (
     value_axis,
     whiskers,
 )
-from .data import Group, finite, kl_text, ppl_change, ppl_interval, realisations, significant, site_of
+from .data import Group, finite, kl_text, ppl_change, ppl_interval, realisations, significant
 from .perplexity import ONE_ROUNDING, ppl_text
 from .svg import Chart, Ink
 
@@ -40,7 +42,7 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
         axis.axhline(0, color=ink.muted, linewidth=0.9)
         for j, one in enumerate(series):
             shift = (j - (len(series) - 1) / 2) * 0.8 / len(series)
-            _dots(axis, [places[site_of(entry)[1]] + shift for entry in one.entries], one, ink)
+            _dots(axis, [places[layer_of(entry)] + shift for entry in one.entries], one, ink)
         for j, one in enumerate(wholes):
             _dots(axis, [end + (j - (len(wholes) - 1) / 2) * 0.5 for _ in one.entries], one, ink)
         value_axis(axis, "y", [], "change of PPL, %", log=False)
@@ -123,11 +125,11 @@ def errors(key: str, kinds: str, groups: Sequence[Group], ink: Ink) -> Chart:
             entries = group.panels[kinds]
             values = [value_of(entry["sites"][0]) for entry in entries]
             look = {"marker": MARKERS[i % len(MARKERS)], "color": ink.series(i), "markersize": 2.8}
-            points = [(site_of(entry)[1], value) for entry, value in zip(entries, values, strict=True)]
-            # no line to output_norm
+            points = [(layer_of(entry), value) for entry, value in zip(entries, values, strict=True)]
+            # no line to what is in no layer
             for label, of in (
-                (names[i], [(places[layer], y) for layer, y in points if layer is not None]),
-                (None, [(places[layer], y) for layer, y in points if layer is None]),
+                (names[i], [(places[layer], y) for layer, y in points if layer not in OUTSIDE]),
+                *((None, [(places[layer], y)]) for layer, y in points if layer in OUTSIDE),
             ):
                 axis.plot([x for x, _ in of], [y for _, y in of], linewidth=0.9, label=label, **look)
             known = [value for value in values if math.isfinite(value)]
@@ -163,7 +165,7 @@ def distributions(key: str, panels: Sequence[tuple[Group, str]], ink: Ink) -> Ch
     names = ("max", "99.9%", "99%", "90%", "median", "10%", "1%")
     found = {
         (group.name, kinds): [
-            (site_of(entry)[1], {name: finite(entry["comparison"]["kld"][name]) for name in names})
+            (layer_of(entry), {name: finite(entry["comparison"]["kld"][name]) for name in names})
             for entry in group.panels[kinds]
         ]
         for group, kinds in panels
