@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from reference_models import ReferenceModel
@@ -13,6 +16,9 @@ from fq.arch.registry import ARCHITECTURES
 N_TOKENS = 40
 # Float32 arithmetic leaves some 1e-6 of the largest logit; the smallest mistake tried leaves 1e-3.
 RTOL = 2e-5
+# Of tokens 11 and 39 the first eight logits that llama.cpp computes from these files, and the largest of all
+# tokens: float32 KV cache, no flash attention, GELU by its formula (its own is a table of float16).
+LLAMA_CPP = json.loads((Path(__file__).parent / "llama_cpp_logits.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +49,12 @@ def test_logits_are_the_references(path_of, executor, name):
         context = Context(model, n_ctx, executor)
         parts = [context.eval(part, slice(None)) for part in np.split(tokens, [1, 2, 5, 21])]
         assert is_close(np.concatenate(parts), expected) < RTOL
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_are_llama_cpps(path_of, executor, name):
+    model = Model(path_of(name))
+    for n_ctx, kept in LLAMA_CPP[name].items():
+        found = Context(model, int(n_ctx), executor).eval(some_tokens(N_TOKENS), slice(None))
+        for row, expected in kept["rows"].items():
+            assert np.abs(found[int(row), :8] - expected).max() < 1e-5 * kept["largest"]
