@@ -88,7 +88,7 @@ KERNELS = {
     "x86_64": {
         "scalar": SCALAR_FLAGS,
         "sse2": [],
-        "avx2": ["-mavx2"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
         # without the preference gcc stays at 256 bits
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     },

@@ -120,8 +120,8 @@ LINE = re.compile(
 
 
 def numerics() -> str:
-    """What the last digits depend on: where there are no kernels for products, on BLAS too."""
-    return isa() if isa() == "avx512" else f"{isa()} with {' and '.join(machine.blas_libraries())}"
+    """What made the figures."""
+    return isa()
 
 
 def commands_text(block: Block) -> str:

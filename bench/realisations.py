@@ -1,10 +1,10 @@
-"""Whether dither scatters a perplexity as other batches and summation orders do.
+"""Whether dither scatters a perplexity as other summation orders do.
 
-A rounding is a step function: where the sums before it are added in another order, by another batch
-or instruction set, single roundings fall on the other side, and after some layers the errors are
-others. Each such run is a realisation of the same rounding; so is each seed of its dither. For every
-chunk the first table has the standard deviation of ln(PPL ratio) over the realisations of each sort. A
-third sort moves what is rounded by a unit in float32's last place: any summation order, as it were.
+A rounding is a step function: where the sums before it are added in another order, by another program,
+single roundings fall on the other side, and after some layers the errors are others. Each such run is a
+realisation of the same rounding; so is each seed of its dither. For every chunk the first table has the
+standard deviation of ln(PPL ratio) over the realisations of each sort. fq itself has one order alone;
+any other is stood for by what is rounded moved by a unit in float32's last place.
 
 The second table says how far two realisations of a sort have the same rounding errors: the correlation of
 rounded minus unrounded over all elements of one chunk. Were every site's errors to count alike, and
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fq import FqError, Model, Stream, Streams, find
-from fq_kernels import Executor, force_isa, get_format, isa, register_format, rms_norm_f32
+from fq_kernels import Executor, get_format, register_format, rms_norm_f32
 from fq_kernels.formats import unregister_format
 from fq_kernels.formats.dither import uniform
 from fq_kernels.rules import FakeQuant, Place, Rule, Site, Value
@@ -36,23 +36,9 @@ Ratios = npt.NDArray[np.float64]  # (realisations, chunks): ln(PPL ratio)
 
 Errors = dict[Place, npt.NDArray[np.float32]]  # of the first chunk, (rows, n_embd) at each site
 
-# (instruction set, tokens per evaluation); None: the best there is, all tokens of a chunk. With
-# scalar kernels numpy's BLAS multiplies, where the best ones may not need it. 1 to 7 tokens are one order.
-ORDERS = ((None, None), (None, 7), ("scalar", None), ("scalar", 16), ("scalar", 8))
 KEPT = 3  # realisations of a sort whose errors are kept
 SHOWN = 6  # sites in the table
 Z = 1.96
-
-
-@contextmanager
-def _forced(name: str | None) -> Iterator[None]:
-    before = isa()
-    if name is not None:
-        force_isa(name)
-    try:
-        yield
-    finally:
-        force_isa(before)
 
 
 @contextmanager
@@ -137,12 +123,12 @@ def ratios(
 
 
 def sorts(model: Model, tokens: npt.NDArray[np.int64], args: argparse.Namespace) -> dict[str, Found]:
-    """{sort of realisation: what was found}; orders that gave the same bits are one."""
+    """{sort of realisation: what was found}"""
     rule = Rule.parse(args.rule)
     if rule.mode != "every":
         raise FqError(f"--rule must round every row, not {rule}")
     sites, spec = str(rule).split("=", 1)
-    many, n = args.ctx_size, args.seeds
+    n = args.seeds
     kept = min(KEPT, n)
     dithered = [f"{sites}={spec}{',' if ':' in spec else ':'}dither,seed={k}" for k in range(n)]
     with moved(spec, n) as names:
@@ -151,19 +137,12 @@ def sorts(model: Model, tokens: npt.NDArray[np.int64], args: argparse.Namespace)
             tokens,
             [*dithered, *(f"{sites}={name}" for name in names)],
             args,
-            many,
+            args.ctx_size,
             [*range(kept), *range(n, n + kept)],
         )
-    orders = Found(np.empty((0, both.ratios.shape[1])), [])
-    for name, batch in ORDERS:
-        with _forced(name):
-            one = ratios(model, tokens, [str(rule)], args, batch or many, [0])
-        if not (orders.ratios == one.ratios).all(axis=1).any():
-            orders = Found(np.concatenate([orders.ratios, one.ratios]), orders.errors + one.errors)
     return {
         "dithers": Found(both.ratios[:n], both.errors[:kept]),
         "one unit in the last place": Found(both.ratios[n:], both.errors[kept:]),
-        "batches and instruction sets": orders,
     }
 
 

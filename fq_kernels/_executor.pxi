@@ -130,7 +130,7 @@ cdef class Executor:
     def map(self, fn, n):
         """Call ``fn(i)`` for every i in range(n), on all threads, in no fixed order.
 
-        For Python functions that spend their time with the GIL released (numpy, BLAS).
+        For Python functions that spend their time with the GIL released (numpy).
         The first exception is raised here once the calls under way have ended; calls not
         yet begun are dropped.
         """

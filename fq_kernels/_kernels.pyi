@@ -89,7 +89,6 @@ def matvec(
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
-def has_mul_mat() -> bool: ...
 def mul_mat(
     x: npt.NDArray[np.float32],
     packed: npt.NDArray[np.uint8],
@@ -127,6 +126,7 @@ def attention(
     window: int = 0,
     soft_cap: float = 0.0,
     out: npt.NDArray[np.float32],
+    decoding: bool = False,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
 def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt.NDArray[np.float32]: ...

@@ -47,21 +47,22 @@ def rope(x, cos, sin, *, neox=False, executor=None):
 
 
 def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_cap=0.0, out,
-              executor=None):
+              decoding=False, executor=None):
     """Causal attention of n_tokens after n_past others of one sequence (src/attention/contract.h).
 
     q (n_tokens, n_head, d), k and v (n_tokens, n_head_kv, d), k_cache and v_cache
     (n_head_kv, n_ctx, d): all float32 C-contiguous, n_head a multiple of n_head_kv. k and v are
     written to the caches at n_past. The scores are multiplied by scale, 1 / sqrt(d) by default, and
     with a soft_cap become soft_cap * tanh(score / soft_cap). A token sees itself and those before it, or with a
-    window that many in all. out is float32 (n_tokens, n_head * d), its last axis contiguous. Returns out. The bits do not depend on
-    threads; for up to MATVEC_MAX_TOKENS tokens not on the instruction set either. Raises
-    TypeError or ValueError naming the argument.
+    window that many in all. out is float32 (n_tokens, n_head * d), its last axis contiguous. With decoding up to
+    MATVEC_MAX_TOKENS tokens are added up in another order, which is faster; so they are where d is more than
+    ATTENTION_MAX_DIM. The bits depend on nothing else, neither on threads nor on the instruction set. Returns
+    out. Raises TypeError or ValueError naming the argument.
     """
     cdef fq_attention_args a
     cdef fq_pool *pool
     cdef fq_task_fn fn
-    cdef int64_t tasks, n_ctx
+    cdef int64_t tasks, n_ctx, n_tokens, few, n_past_all
     cdef _Array aq = _open("q", q, b"f")
     cdef _Array ak = _open("k", k, b"f")
     cdef _Array av = _open("v", v, b"f")
@@ -105,21 +106,28 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
     a.kv_stride = n_ctx * a.d
     a.out = <float *> ao.b.buf
     a.out_stride = ao.b.strides[0] // ao.b.itemsize
-    a.n_past = n_past
+    a.n_past = n_past_all = n_past
     a.scale = 1.0 / sqrt(<double> a.d) if scale is None else <double> scale
     pool = _pool_of(executor)
     fq_attend_append(&a, <const float *> ak.b.buf, <const float *> av.b.buf)
-    if a.n_tokens > FQ_MATVEC_MAX_TOKENS and table.attend_many != NULL and a.d <= FQ_ATTEND_MAX_DIM:
+    if a.d <= FQ_ATTEND_MAX_DIM and not (decoding and a.n_tokens <= FQ_MATVEC_MAX_TOKENS):
         fn = table.attend_many
         tasks = a.n_head_kv * fq_attend_blocks(a.n_tokens, a.n_head, a.n_head_kv, a.d)
         with nogil:
             fq_pool_run(pool, fn, &a, tasks, 1)
     else:
         fn = table.attend_few
-        scores = _open("scores", np_empty((a.n_tokens, a.n_head, n_past + a.n_tokens), np.float32), b"f")
+        # some at a time: the scores of a whole prompt would take much memory
+        n_tokens, few = a.n_tokens, min(a.n_tokens, FQ_MATVEC_MAX_TOKENS)
+        scores = _open("scores", np_empty((few, a.n_head, n_past + n_tokens), np.float32), b"f")
         a.scores = <float *> scores.b.buf
         with nogil:
-            _run(pool, fn, &a, a.n_tokens * a.n_head, (a.n_past + a.n_tokens) * a.d)
+            while a.n_past < n_past_all + n_tokens:
+                a.n_tokens = min(few, n_past_all + n_tokens - a.n_past)
+                _run(pool, fn, &a, a.n_tokens * a.n_head, (a.n_past + a.n_tokens) * a.d)
+                a.q += a.n_tokens * a.n_head * a.d
+                a.out += a.n_tokens * a.out_stride
+                a.n_past += a.n_tokens
     return out
 
 

@@ -107,11 +107,6 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     return out
 
 
-def has_mul_mat():
-    """Whether ``mul_mat`` has a kernel for the instruction set in use."""
-    return table.mul_mat != NULL
-
-
 cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:
     """Several, which read x from one another's cache, but as few as it takes to end together."""
     cdef int64_t best = 1, best_time = (panels + threads - 1) // threads, time, n
@@ -128,9 +123,8 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
 
     x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
     (n, row_bytes) uint8 C-contiguous. Rows of x a multiple of 4096 bytes apart share cache
-    lines, which costs some 5 %. Returns out. The bits depend on neither threads nor n_tokens.
-    Raises TypeError or ValueError naming the argument, RuntimeError where the instruction set
-    in use has no such kernel (``has_mul_mat``).
+    lines, which costs some 5 %. Returns out. The bits depend on neither threads, instruction set nor
+    n_tokens. Raises TypeError or ValueError naming the argument.
     """
     cdef fq_mul_mat_args a
     cdef fq_pool *pool
@@ -140,8 +134,6 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     cdef _Array ap = _open("packed", packed, b"B")
     cdef _Array ao = _open("out", out, b"f", True)
     a.k = _row_length(ap, ggml_type)
-    if fn == NULL:
-        raise RuntimeError(f"mul_mat has no kernel for {isa()}")
     if packed.ndim != 2 or not packed.flags.c_contiguous:
         raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
     a.n_rows = packed.shape[0]

@@ -54,7 +54,7 @@ def run_of(cells, norms, chunks, **settings):
         "b" * 64,
         tuple(cells),
         about | settings,
-        {"isa": "avx2", "threads": 2, "blas": ["openblas 0.3"]},
+        {"isa": "avx2", "threads": 2},
         {"fq": "1.2", "numpy": "2"},
         {"date": "2026-01-01", "processor": "p"},
     )

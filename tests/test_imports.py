@@ -47,9 +47,9 @@ def loaded(program: str, path: Path) -> set[str]:
     ("program", "needs", "others"),
     [
         ("import fq", "", {"numpy", "fq_kernels"}),
-        ("import fq_kernels.rules", "import numpy", {"fq", "tokenizers", "threadpoolctl", "json"}),
+        ("import fq_kernels.rules", "import numpy", {"fq", "tokenizers", "json"}),
         ("from fq.run.model import Model", "import numpy", {"tokenizers"}),
-        (RUN, "import numpy, tokenizers, threadpoolctl", set()),
+        (RUN, "import numpy, tokenizers", set()),
     ],
     ids=["package", "kernels", "runner", "run"],
 )

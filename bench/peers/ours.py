@@ -25,7 +25,7 @@ def main(path: str, threads: str, n_ctx: str) -> None:
         seconds = [perf_counter() - begin] if n_first is None else []
         for token in [] if n_first is None else ids[n_first:]:
             begin = perf_counter()
-            context.eval([token])
+            context.eval([token], decoding=True)
             seconds.append(perf_counter() - begin)
         print("ok", *seconds, flush=True)
 

@@ -26,12 +26,14 @@ int fq_table_supported(int i) {
 #if defined(__x86_64__)
     /* the compiler's own check reads XCR0 too: the operating system must save the registers */
     __builtin_cpu_init();
+    const int avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (i == 2) {
-        return __builtin_cpu_supports("avx2") != 0;
+        return avx2;
     }
     if (i == 3) {
 #ifdef FQ_SIMDE
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return avx2;
 #else
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -20,9 +20,9 @@ typedef struct {
     void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
     void (*dequantize)(void *args, int64_t begin, int64_t end);
     void (*matvec)(void *args, int64_t begin, int64_t end);
-    void (*mul_mat)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
+    void (*mul_mat)(void *args, int64_t begin, int64_t end);
     void (*attend_few)(void *args, int64_t begin, int64_t end);
-    void (*attend_many)(void *args, int64_t begin, int64_t end); /* NULL: BLAS does it */
+    void (*attend_many)(void *args, int64_t begin, int64_t end);
     void (*rope)(void *args, int64_t begin, int64_t end);
     void (*swiglu)(void *args, int64_t begin, int64_t end);
     void (*geglu)(void *args, int64_t begin, int64_t end);

@@ -18,13 +18,11 @@
 #include "matvec/avx512.inc"
 #include "matvec/portable.inc"
 #include "mul_mat/avx512.inc"
+#include "mul_mat/panels.inc"
 #include "rope/portable.inc"
 #include "exp/portable.inc"
 #include "attention/few_avx512.inc"
 #include "attention/portable.inc"
-#include "attention/many_avx512.inc"
-
-#define FQ_MUL_MAT FQ_NAME(mul_mat)
-#define FQ_ATTEND_MANY FQ_NAME(attend_many)
+#include "attention/many.inc"
 
 #include "table.inc"

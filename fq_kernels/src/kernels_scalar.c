@@ -3,4 +3,5 @@
 #include "isa.h"
 
 #include "norm/in_order.inc"
+#include "mul_mat/portable.inc"
 #include "portable.inc"

@@ -2,4 +2,5 @@
 #include "isa.h"
 
 #include "norm/lanes.inc"
+#include "mul_mat/portable.inc"
 #include "portable.inc"

@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit status."""
-    # Where BLAS is called, our own threads call it. Its own would look for work all the same,
-    # for tens of milliseconds from numpy's import on, on the processors that ours need.
+    # Nothing is left to numpy's BLAS. Its threads would look for work all the same, for tens of
+    # milliseconds from numpy's import on, on the processors that ours need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _open_closed_streams()
     warnings.formatwarning = _warning

@@ -78,14 +78,6 @@ def processor() -> str:
     return f"{name} (family {family} model {model})"
 
 
-def blas_libraries() -> list[str]:
-    """The BLAS libraries in use and the processors that they take this one for."""
-    from threadpoolctl import threadpool_info
-
-    found = (info for info in threadpool_info() if info["user_api"] == "blas")
-    return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture', '')}".strip() for i in found})
-
-
 def describe(*libraries: str) -> dict[str, str]:
     """What a reader of timings wants to know; ``libraries`` are packages, named where installed."""
     import datetime

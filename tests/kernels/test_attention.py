@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_same_bits, seeds
 
-from fq_kernels import MATVEC_MAX_TOKENS, Executor, attention, force_isa, has_mul_mat
+from fq_kernels import MATVEC_MAX_TOKENS, Executor, attention, force_isa
 
 
 def arguments(n_tokens, n_past, n_head_kv, group, d, *, more=0, seed=0, spread=1.0):
@@ -80,39 +80,43 @@ def test_the_bits_do_not_depend_on_the_threads(isa, n_tokens, n_past):
 
 
 @given(
-    n_tokens=st.integers(1, MATVEC_MAX_TOKENS),
-    n_past=st.integers(0, 90),
+    n_tokens=st.integers(1, 40),
+    n_past=st.integers(0, 90) | st.integers(200, 300),
     d=st.sampled_from([5, 16, 40, 64, 128]),
+    window=st.sampled_from([0, 1, 20, 270]),
+    soft_cap=st.sampled_from([0.0, 5.0]),
+    decoding=st.booleans(),
     seed=seeds,
 )
-def test_of_few_tokens_the_bits_do_not_depend_on_the_instruction_set(isa, n_tokens, n_past, d, seed):
+def test_the_bits_do_not_depend_on_the_instruction_set(isa, n_tokens, n_past, d, seed, decoding, **options):
     given = arguments(n_tokens, n_past, n_head_kv=2, group=2, d=d, seed=seed)
-    got = attend(*given)
+    got = attend(*given, decoding=decoding, **options)
     force_isa("scalar")
     try:
-        assert_same_bits(got, attend(*given))
+        assert_same_bits(got, attend(*given, decoding=decoding, **options))
     finally:
         force_isa(isa)
 
 
 @pytest.mark.parametrize("d", [20, 64])
+@pytest.mark.parametrize("decoding", [False, True])
 @pytest.mark.parametrize("cuts", [(9, 300), (100, 256), (150,), (1, 2, 5)])
-def test_the_bits_do_not_depend_on_the_other_tokens(isa, cuts, d):
-    """A sequence in pieces, as long as all have many tokens, or all few."""
-    n_tokens = MATVEC_MAX_TOKENS if cuts[-1] < MATVEC_MAX_TOKENS else 400
-    if n_tokens > MATVEC_MAX_TOKENS and not has_mul_mat():
-        n_tokens, cuts = 90, (9, 50)
+def test_the_bits_do_not_depend_on_the_other_tokens(isa, cuts, d, decoding):
+    """A sequence in pieces; decoding, as long as all have few tokens."""
+    few = decoding or cuts[-1] < MATVEC_MAX_TOKENS
+    cuts, n_tokens = ((1, 2, 5), MATVEC_MAX_TOKENS) if few else (cuts, 400)
     q, k, v, k_cache, v_cache, _ = arguments(n_tokens, 0, n_head_kv=2, group=3, d=d)
-    whole = attend(q, k, v, k_cache, v_cache, 0)
+    whole = attend(q, k, v, k_cache, v_cache, 0, decoding=decoding)
     parts = []
     for begin, end in zip((0, *cuts), (*cuts, n_tokens), strict=True):
         out = np.empty((end - begin, whole.shape[1]), np.float32)
-        parts.append(attention(q[begin:end], k[begin:end], v[begin:end], k_cache, v_cache, begin, out=out))
+        now = slice(begin, end)
+        parts.append(attention(q[now], k[now], v[now], k_cache, v_cache, begin, out=out, decoding=decoding))
     assert_same_bits(np.concatenate(parts), whole)
 
 
 def test_large_heads(isa):
-    for d in (300, 1024, 1030):
+    for d in (300, 1024, 1030):  # the last takes few tokens at a time
         given = arguments(20, 30, n_head_kv=1, group=2, d=d)
         np.testing.assert_allclose(attend(*given), exact(*given), rtol=0, atol=4e-6)
 

@@ -15,17 +15,12 @@ from hypothesis import strategies as st
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 from weight_blocks import SCALES as ALL_SCALES
 
-import fq_kernels
-from fq.gguf.types import GGML_TYPES
-from fq.run.weights import Weight
-from fq.run.weights import mul_mat as weights_mul_mat
 from fq_kernels import (
     MATVEC_MAX_TOKENS,
     PACKED_TYPES,
     Executor,
     dequantize,
     force_isa,
-    has_mul_mat,
     matvec,
     mul_mat,
     rope,
@@ -274,11 +269,10 @@ for isa in fq_kernels.supported_isas():
                     print(isa, ggml_type, blocks, tokens, rows)
                     fq_kernels.matvec(x, at_the_end(packed), ggml_type)
                     fq_kernels.matvec(at_the_end(x), packed, ggml_type)
-                    if fq_kernels.has_mul_mat():
-                        out = np.empty((tokens, rows), np.float32)
-                        fq_kernels.mul_mat(x, at_the_end(packed), ggml_type, out=out)
-                        fq_kernels.mul_mat(at_the_end(x), packed, ggml_type, out=out)
-                        fq_kernels.mul_mat(x, packed, ggml_type, out=at_the_end(out))
+                    out = np.empty((tokens, rows), np.float32)
+                    fq_kernels.mul_mat(x, at_the_end(packed), ggml_type, out=out)
+                    fq_kernels.mul_mat(at_the_end(x), packed, ggml_type, out=out)
+                    fq_kernels.mul_mat(x, packed, ggml_type, out=at_the_end(out))
 """
 
 
@@ -326,35 +320,6 @@ def test_matvec_errors():
 # mul_mat
 
 
-def forced(name: str) -> bool:
-    force_isa(name)
-    return has_mul_mat()
-
-
-BEST = fq_kernels.isa()
-MUL_MAT_ISAS = [name for name in fq_kernels.supported_isas() if forced(name)]
-force_isa(BEST)
-
-
-@pytest.fixture(scope="class", params=MUL_MAT_ISAS)
-def mul_mat_isa(request):
-    """Each instruction set that does not leave products to BLAS, forced for one test."""
-    force_isa(request.param)
-    yield request.param
-    force_isa(BEST)
-
-
-def test_without_a_kernel_products_are_left_to_blas(isa):
-    x, packed = np.ones((2, 256), np.float32), np.zeros((3, 144), np.uint8)
-    if isa not in MUL_MAT_ISAS:
-        with pytest.raises(RuntimeError, match=f"mul_mat has no kernel for {isa}"):
-            mul_mat(x, packed, TYPES["Q4_K"], out=np.empty((2, 3), np.float32))
-    weight = Weight(packed, GGML_TYPES[TYPES["Q4_K"]], 256)
-    out = np.ones((9, 3), np.float32)
-    with Executor(1) as executor:
-        assert not weights_mul_mat(np.ones((9, 256), np.float32), weight, executor, out).any()
-
-
 def strided(shape: tuple[int, int], gap: int, seed: int) -> np.ndarray:
     """Normal float32 rows with NaN before and after them and in the gaps between."""
     memory = np.full((shape[0] + 2, shape[1] + gap), np.nan, np.float32)
@@ -371,7 +336,7 @@ def strided(shape: tuple[int, int], gap: int, seed: int) -> np.ndarray:
     gaps=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     seed=seeds,
 )
-def test_mul_mat(mul_mat_isa, executor, name, tokens, rows, blocks, gaps, seed):
+def test_mul_mat(isa, executor, name, tokens, rows, blocks, gaps, seed):
     k, type_ = min(blocks, 1 + 1300 // PACKED_TYPES[TYPES[name]][0]), TYPES[name]
     packed = tame(random_blocks(type_, rows, k, seed), name)
     x = strided((tokens, k * PACKED_TYPES[type_][0]), gaps[0], seed)
@@ -389,7 +354,27 @@ def test_mul_mat(mul_mat_isa, executor, name, tokens, rows, blocks, gaps, seed):
         assert_same_bits(mul_mat(x[t : t + 1], packed, type_, out=alone), found[t : t + 1])
 
 
-def test_mul_mat_sums_blocks_of_256(mul_mat_isa):
+@given(
+    name=st.sampled_from(["F32", "Q8_0", "Q4_K"]),
+    tokens=st.integers(1, 30),
+    rows=st.integers(1, 70),
+    blocks=st.integers(1, 12),
+    seed=seeds,
+)
+def test_mul_mat_has_the_same_bits_on_every_instruction_set(isa, executor, name, tokens, rows, blocks, seed):
+    block, _ = PACKED_TYPES[TYPES[name]]
+    k = blocks if block > 1 else blocks * 61
+    packed = tame(random_blocks(TYPES[name], rows, k, seed), name)
+    x = strided((tokens, k * block), 3, seed)
+    found = mul_mat(x, packed, TYPES[name], out=np.empty((tokens, rows), np.float32), executor=executor)
+    force_isa("scalar")
+    try:
+        assert_same_bits(mul_mat(x, packed, TYPES[name], out=np.empty_like(found)), found)
+    finally:
+        force_isa(isa)
+
+
+def test_mul_mat_sums_blocks_of_256(isa):
     # 2^24 + 1 is no float32: ones are lost beside it, but not in a block of their own
     x = np.ones((1, 600), np.float32)
     x[0, 0] = 2.0**24
@@ -403,7 +388,7 @@ def test_mul_mat_sums_blocks_of_256(mul_mat_isa):
     assert out[0, 0] == np.float32((1 + 2**-12) ** 2) - 1
 
 
-def test_mul_mat_of_nothing(mul_mat_isa):
+def test_mul_mat_of_nothing(isa):
     empty, q4_k = np.empty((3, 0), np.float32), TYPES["Q4_K"]
     out = np.ones((3, 2), np.float32)
     assert not mul_mat(empty, np.empty((2, 0), np.uint8), q4_k, out=out).any()
@@ -411,7 +396,7 @@ def test_mul_mat_of_nothing(mul_mat_isa):
     mul_mat(np.ones((0, 256), np.float32), np.zeros((2, 144), np.uint8), q4_k, out=out[:0])
 
 
-def test_mul_mat_errors(mul_mat_isa):
+def test_mul_mat_errors(isa):
     x, packed, q4_k = np.ones((2, 512), np.float32), np.zeros((3, 288), np.uint8), TYPES["Q4_K"]
     out = np.ones((2, 3), np.float32)
     shared = np.lib.stride_tricks.as_strided(out, (2, 3), (4, 4))
@@ -433,13 +418,6 @@ def test_mul_mat_errors(mul_mat_isa):
         with pytest.raises(error, match=message):
             mul_mat(*arguments, **({"out": out} | options))
     assert (x == 1).all() and (out == 1).all()
-
-
-def test_mul_mat_where_there_is_none(isa):
-    if has_mul_mat():
-        return
-    with pytest.raises(RuntimeError, match=isa):
-        mul_mat(np.ones((1, 1), np.float32), np.zeros((1, 4), np.uint8), 0, out=np.ones((1, 1), np.float32))
 
 
 # rope

@@ -20,11 +20,11 @@ from fq.measure.statistics import Reference, compare, summarise
 from fq.measure.streams import Stream, Streams
 from fq.results.compare import Side, compare_cells, compare_runs
 from fq.results.runs import Results
-from fq.run.attention import attend
 from fq.run.finite import in_batches, rows_seen, rules_at
 from fq.run.generation import generate
 from fq.run.kv_cache import KVCache
 from fq.run.weights import mul_mat
+from fq_kernels import attention
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 32
@@ -222,7 +222,7 @@ def test_infinities_in_a_product_are_no_warning(isa, tiny, executor):
     assert np.isnan(mul_mat(x, tiny.weights["blk.0.attn_q.weight"], executor, out)).all()
     q, k = np.full((16, 4, 16), -np.inf, np.float32), x[:, :32].copy().reshape(16, 2, 16)
     cache = KVCache(1, 2, N_CTX, 16)
-    found = attend(q, k, k, cache.keys[0], cache.values[0], 0, scale=0.25, out=out, executor=executor)
+    found = attention(q, k, k, cache.keys[0], cache.values[0], 0, scale=0.25, out=out, executor=executor)
     assert np.isnan(found).all()
 
 

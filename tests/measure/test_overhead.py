@@ -109,8 +109,8 @@ def log(monkeypatch):
     made = []
     evaluate = Context.eval
 
-    def logged(self, tokens, outputs=None):
-        logits = evaluate(self, tokens, outputs)
+    def logged(self, tokens, outputs=None, **options):
+        logits = evaluate(self, tokens, outputs, **options)
         made.append((self.fake_quant, self.n_past - len(tokens), list(tokens), len(logits)))
         assert not gc.isenabled()
         return logits
@@ -219,7 +219,7 @@ def test_the_rounds_that_ended_are_kept(tiny, executor, monkeypatch):
     rounds = iter(run)
     for _ in range(3):
         next(rounds)
-    monkeypatch.setattr(Context, "eval", lambda *_: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(Context, "eval", lambda *_, **options: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         next(rounds)
     assert gc.isenabled()

@@ -75,11 +75,11 @@ def test_interrupted_in_any_stream_and_resumed(tiny, tokens, executor, monkeypat
     after_one = run.result()
     plain, calls = run.context.evaluate, []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(1)
         if len(calls) == 4 * evaluation + 3:  # each of some nodes of one stream in one batch
             raise KeyboardInterrupt
-        return plain(*args)
+        return plain(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(run.context, "evaluate", interrupted)
@@ -111,11 +111,11 @@ def test_an_interrupted_baselines_rows_are_in_no_counter(tiny, tokens, executor,
     run = started(tiny, tokens, executor, baseline=Stream("base", rules))
     plain, calls = run.context.evaluate, []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return plain(*args)
+        return plain(*args, **options)
 
     monkeypatch.setattr(run.context, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -197,7 +197,7 @@ def test_provenance(data, page):
     assert facts["model SHA-256"] == "a" * 64 and facts["text SHA-256"] == "b" * 64
     assert facts["model"] == "m.gguf" and facts["text"] == "t.txt"
     assert facts["versions"] == "fq 1.2, numpy 2" and facts["machine: processor"] == "p"
-    assert "isa avx2" in facts["numerics"] and "blas openblas 0.3" in facts["numerics"]
+    assert "isa avx2" in facts["numerics"]
     assert facts["started"].startswith("2026-01-01")
 
 

@@ -92,7 +92,7 @@ def test_the_bits_and_counts_of_separate_runs(three_layers, executor, rules, bat
 
 
 def test_on_every_instruction_set(three_layers, executor, isa):
-    """Products of many tokens go through BLAS or a kernel, whose bits may depend on the shape or may not."""
+    """Whichever kernels."""
     ids = np.random.default_rng(2).integers(3, 512, N_TOKENS)
     assert_as_separate(three_layers, executor, ids, RULES["several"], batch=N_TOKENS)
 
@@ -101,7 +101,7 @@ def test_on_every_instruction_set(three_layers, executor, isa):
 @pytest.mark.parametrize("batch, n_blocks", [(128, 5), (60, 3 + 2)])
 def test_logits_of_a_large_vocabulary(three_layers, executor, isa, monkeypatch, batch, n_blocks, activations):
     """By blocks of rows, of each batch apart, where all of them would take much memory."""
-    monkeypatch.setattr("fq.run.weights.MAX_PRODUCT", 20 * 4 * 512)
+    monkeypatch.setattr("fq.run.fork.MAX_LOGITS", 20 * 4 * 512)
     ids = np.random.default_rng(3).integers(3, 512, 100)
     rules = [*RULES["several"], "output_norm=bf16:stochastic,seed=3", None]
     options = {"batch": batch, "activations": activations}
@@ -110,7 +110,7 @@ def test_logits_of_a_large_vocabulary(three_layers, executor, isa, monkeypatch, 
 
 def test_blocks_of_logits_take_the_memory_of_two(three_layers, executor, monkeypatch):
     """Though the last one has fewer rows."""
-    monkeypatch.setattr("fq.run.weights.MAX_PRODUCT", 40 * 4 * 512)
+    monkeypatch.setattr("fq.run.fork.MAX_LOGITS", 40 * 4 * 512)
     fork = Fork(three_layers, 128, executor, 128)
     blocks = [len(x) for x in fork.logits(np.arange(3, 103), 5, [None])]
     assert blocks == [32, 32, 32, 32, 31, 31]

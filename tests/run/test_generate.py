@@ -137,7 +137,12 @@ def test_batches_of_the_prompt_change_neither_tokens_nor_counts(tiny, executor, 
 
 def test_a_batch_size_gives_pieces_of_that_size(context, prompt, monkeypatch):
     sizes, plain = [], context.eval
-    monkeypatch.setattr(context, "eval", lambda ids, *rest: sizes.append(len(ids)) or plain(ids, *rest))
+
+    def counted(ids, *rest, **options):
+        sizes.append(len(ids))
+        return plain(ids, *rest, **options)
+
+    monkeypatch.setattr(context, "eval", counted)
     list(generate(context, prompt, 3, Sampler(), batch=4))
     whole, rest = divmod(len(prompt), 4)
     assert sizes == [4] * whole + [rest] * (rest > 0) + [1, 1]

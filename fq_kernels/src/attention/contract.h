@@ -34,9 +34,10 @@ typedef struct {
  *
  * Contract: fused multiply-adds in float32 in the order of the elements, and of the keys by
  * FQ_ATTEND_KEYS of them, whose exponentials refer to the largest score so far. The bits of finite
- * values depend on neither the ranges nor the number of tokens; an infinity or NaN among the values
- * may reach a few tokens before it. Not every table has it: only where it beats BLAS. */
+ * values depend on neither the instruction set nor the ranges nor the number of tokens; an infinity or
+ * NaN among the values may reach a few tokens before it. */
 #define FQ_ATTEND_KEYS 256
+#define FQ_ATTEND_TOKENS 12 /* rows whose values are added together: up to the last one's key */
 #define FQ_ATTEND_MAX_DIM 1024
 
 /* Rows, which are the heads of a group at one token after the other, that a range takes: as many

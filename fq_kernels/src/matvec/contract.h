@@ -9,7 +9,7 @@
 
 #include "unpack/contract.h"
 
-#define FQ_MATVEC_MAX_TOKENS 7 /* from 8 on mul_mat is faster, and so is BLAS */
+#define FQ_MATVEC_MAX_TOKENS 7 /* from 8 on mul_mat is faster */
 typedef struct {
     int type;
     fq_dequant_fn fn; /* the type's */

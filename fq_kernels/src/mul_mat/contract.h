@@ -2,14 +2,15 @@
  * panels of FQ_MUL_MAT_ROWS packed rows, the last of which may be shorter; up to
  * FQ_MUL_MAT_PANELS in a range share reads of x.
  *
- * Contract: fused multiply-adds in float32 in the order of k, a sum for every 256 of them,
- * these sums added in order; so the bits depend on neither the thread count nor the number of
- * tokens. Not every table has it: only where it beats BLAS. */
+ * Contract: fused multiply-adds in float32 in the order of k, from zero, a sum for every FQ_MUL_MAT_K of
+ * them, these sums added in order; so the bits depend on neither the instruction set nor the thread
+ * count nor the number of tokens. Without such an instruction it is C's fmaf, which is slow. */
 #ifndef FQ_MUL_MAT_H
 #define FQ_MUL_MAT_H
 
 #include "unpack/contract.h"
 
+#define FQ_MUL_MAT_K 256 /* a multiple of every type's block */
 #define FQ_MUL_MAT_ROWS 32
 #define FQ_MUL_MAT_PANELS 6
 typedef struct {

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             int,
             None,
             "N",
-            "threads, BLAS included (default: the processors that this process may use)",
+            "threads (default: the processors that this process may use)",
         ),
         (("--json",), str, None, "FILE", "write the figures as JSON to FILE, or - for stdout"),
     ):

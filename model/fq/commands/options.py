@@ -77,7 +77,7 @@ def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -
         type=int,
         default=None,
         metavar="N",
-        help="threads, BLAS included (default: the processors that this process may use)",
+        help="threads (default: the processors that this process may use)",
     )
     parser.add_argument(
         "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"

@@ -36,8 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             int,
             None,
             "N",
-            "threads, BLAS included, of all but the timings "
-            "(default: the processors that this process may use)",
+            "threads of all but the timings (default: the processors that this process may use)",
         ),
     ):
         shown = "" if default is None else " (default %(default)s)"

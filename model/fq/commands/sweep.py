@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
             hashlib.sha256(text.encode()).hexdigest(),
             run.cells,
             run.about() | {"text": text_name, "command": args.command_line},
-            numerics(executor, args.activations) | {"blas": machine.blas_libraries()},
+            numerics(executor, args.activations),
             {
                 "fq": machine.package_version("fq") or "not installed",
                 "numpy": np.__version__,

@@ -187,7 +187,7 @@ class Overhead:
         context.fake_quant = self._fake_quants[k]
         context.n_past = begin  # the same place in the sequence for every configuration
         start = perf_counter_ns()
-        context.eval(self._tokens[begin:end], None if n_outputs else slice(0, 0))
+        context.eval(self._tokens[begin:end], None if n_outputs else slice(0, 0), decoding=True)
         return (perf_counter_ns() - start) * 1e-9
 
     def _look(self) -> None:
@@ -197,9 +197,9 @@ class Overhead:
             fake_quant.reset()
             self.context.fake_quant = fake_quant
             self.context.clear()
-            if not all(all_finite(self.context.eval(*step)) for step in wanted):
+            if not all(all_finite(self.context.eval(*step, decoding=True)) for step in wanted):
                 rules = _fake_quant(self.model, configuration.rules)
-                where = first_not_finite(self.model, wanted, self.executor, rules)
+                where = first_not_finite(self.model, wanted, self.executor, rules, decoding=True)
                 raise NotFiniteError(not_finite_text(configuration.name, where))
 
     def result(self) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from fq_kernels.rules import FakeQuant
 from ..arch.graph import N_OUTPUTS, N_TOKENS
 from ..arch.ops import buffers
 from ..errors import FqError
-from ..run.attention import ATTENTION_ROWS
 from ..run.finite import all_finite
-from ..run.fork import Fork
+from ..run.fork import Fork, row_blocks
 from ..run.model import Model
-from ..run.weights import PANEL_ELEMENTS, row_blocks
+from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
 from .chunks import Chunks, Settings, compared, first_scored, n_scored_per_chunk
 from .figures import add_nodes, figures
@@ -106,9 +105,7 @@ class Sweep:
         logits = (
             (2 + 4) * max(rows.stop - rows.start for rows in row_blocks(n_scored, hp.n_vocab)) * hp.n_vocab
         )
-        scratch = self.executor.threads * (
-            PANEL_ELEMENTS + 2 * ATTENTION_ROWS * n_ctx * hp.n_head // hp.n_head_kv
-        )
+        scratch = self.executor.threads * PANEL_ELEMENTS
         cell = float32 * n_ctx * most_held
         return float32 * (kv * n_ctx + live + logits + scratch) + cell, cell
 

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fq_kernels import Executor, default_fpu, rope
+from fq_kernels import Executor, attention, default_fpu, rope
 from fq_kernels.rules import FakeQuant, Rules, rules_text
 
 from ..arch.graph import AttentionAttributes, Node, RopeAttributes
 from ..arch.ops import OPS
 from ..errors import FqError
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
-from .attention import attend
 from .buffers import Buffers
 from .kv_cache import KVCache
 from .model import Model
 from .rope import RopeTables
-from .weights import Weight, blas_threads, mul_mat
+from .weights import Weight, mul_mat
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -68,6 +67,7 @@ class Context:
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
         # the last rounded input of a product: the node it came from, the format, the values
         self._input: tuple[int, str, Rounded] | None = None
+        self._decoding = False
         self.ids: np.ndarray = np.empty(0, np.int64)
         self.out_rows = slice(0, 0)
 
@@ -108,11 +108,16 @@ class Context:
         """Forget the sequence; rules and counters stay."""
         self.n_past = 0
 
-    def eval(self, tokens: Sequence[int] | np.ndarray, outputs: slice | None = None) -> np.ndarray:
+    def eval(
+        self, tokens: Sequence[int] | np.ndarray, outputs: slice | None = None, *, decoding: bool = False
+    ) -> np.ndarray:
         """Append ``tokens`` to the sequence and return logits, float32 (n_outputs, n_vocab).
 
-        outputs picks the tokens whose logits are wanted; None: the last one. Raises FqError
-        if the context is full or a token is not in the vocabulary.
+        outputs   the tokens whose logits are wanted; None: the last one
+        decoding  up to MATVEC_MAX_TOKENS tokens are evaluated in another order of summation, which is
+                  faster. Else the logits have the same bits however a sequence is cut into evaluations
+
+        Raises FqError if the context is full or a token is not in the vocabulary.
         """
         ids = np.asarray(tokens)
         if ids.ndim != 1 or not ids.size:
@@ -130,22 +135,28 @@ class Context:
             self.buffers.clear()
             self._sizes = sizes
         begin = perf_counter_ns()
-        with blas_threads.single():
-            self.evaluate(range(len(self.model.graph.nodes)), values, ids, out_rows)
+        self.evaluate(range(len(self.model.graph.nodes)), values, ids, out_rows, decoding=decoding)
         if self.trace is not None:
             self.trace.evaluated(begin, *sizes, self.n_past)
         self.n_past += ids.size
         return values[len(self.model.graph.nodes) - 1]
 
     def evaluate(
-        self, nodes: Iterable[int], values: dict[int, np.ndarray], ids: np.ndarray, out_rows: slice
+        self,
+        nodes: Iterable[int],
+        values: dict[int, np.ndarray],
+        ids: np.ndarray,
+        out_rows: slice,
+        *,
+        decoding: bool = False,
     ) -> None:
         """Compute consecutive nodes for the tokens ``ids`` at positions n_past and on.
 
         values    of nodes that are still to be read: those before, and then those after
         out_rows  the tokens whose logits are wanted
+        decoding  as of `eval`
         """
-        self.ids, self.out_rows, self._input = ids, out_rows, None
+        self.ids, self.out_rows, self._input, self._decoding = ids, out_rows, None, decoding
         graph, trace = self.model.graph.nodes, self.trace
         # infinities and NaN are looked for in the logits
         with default_fpu(), np.errstate(all="ignore"):
@@ -187,7 +198,8 @@ class Context:
         if node.rows is not None:
             weight = weight.cut(*node.rows)
         read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
-        out = mul_mat(read, weight, self.executor, self.buffers.take(len(x), weight.n_out))
+        out = self.buffers.take(len(x), weight.n_out)
+        mul_mat(read, weight, self.executor, out, decoding=self._decoding)
         if node.bias is not None:
             out += self.model.vectors[node.bias][slice(*(node.rows or (None,)))]
         return out
@@ -199,7 +211,7 @@ class Context:
 
     def attention(self, node: Node, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         assert node.layer is not None and isinstance(node.attributes, AttentionAttributes)
-        return attend(
+        return attention(
             q,
             k,
             v,
@@ -210,6 +222,7 @@ class Context:
             window=node.attributes.window,
             soft_cap=node.attributes.soft_cap,
             out=self.buffers.take_input(len(q), q[:1].size),
+            decoding=self._decoding,
             executor=self.executor,
         )
 

@@ -79,6 +79,8 @@ def first_not_finite(
     executor: Executor,
     rules: FakeQuant | None = None,
     activations: str = "exact",
+    *,
+    decoding: bool = False,
 ) -> dict[str, Any]:
     """The first node, in order, with a value that is not finite in the first evaluation that has one.
 
@@ -94,7 +96,7 @@ def first_not_finite(
         start = len(ids) - 1 if outputs is None else outputs.indices(len(ids))[0]
         look.first_output = look.begin + start
         try:
-            context.eval(ids, outputs)
+            context.eval(ids, outputs, decoding=decoding)
         except _Found:
             return look.where
     return {}

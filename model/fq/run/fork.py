@@ -1,8 +1,8 @@
 """Several variants of the model over one sequence, layer by layer; what they share is computed once.
 
 A variant whose rules first act at some node is the baseline up to there. It starts from a copy
-of the baseline's values at that node, and since every product after it has the shape that it
-has in an evaluation of its own, its logits are the same to the last bit.
+of the baseline's values at that node, and its logits are the same to the last bit as those of an
+evaluation of its own.
 
 All variants pass a layer before any of them enters the next one. Between two layers each holds
 its residual alone, K and V of a layer live no longer than its turn there, and a layer's packed
@@ -25,7 +25,17 @@ from fq_kernels.rules import FakeQuant
 
 from .context import Context
 from .model import Model
-from .weights import blas_threads, row_blocks
+
+# Bytes of logits that are made at a time: those of a large vocabulary take as much as a small model.
+MAX_LOGITS = 64 << 20
+MIN_BLOCK_ROWS = 16
+
+
+def row_blocks(n_tokens: int, n_vocab: int) -> list[slice]:
+    """The rows whose logits are made at a time: alike in number, fewer last; all if they are not large."""
+    n = max(min(-(-4 * n_tokens * n_vocab // MAX_LOGITS), n_tokens // MIN_BLOCK_ROWS), 1)
+    edges = [-(-n_tokens * i // n) for i in range(n + 1)]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
 class _Variant(NamedTuple):
@@ -94,28 +104,27 @@ class Fork:
         base = self._variant(None)
         others = [self._variant(rules) for rules in variants]
         give = self.context.buffers.give
-        with blas_threads.single():
-            for layer in self._layers:
-                self._baseline(layer, base, others)
-                on_step()
-                for variant in others:
-                    if variant.start < layer.stop:
-                        self._advance(range(max(layer.start, variant.start), layer.stop), variant)
-                        on_step()
-            for part, blocks in enumerate(self._blocks(len(ids), first_output)):
-                for rows in blocks:
-                    held = self._logits(base, part, rows)
+        for layer in self._layers:
+            self._baseline(layer, base, others)
+            on_step()
+            for variant in others:
+                if variant.start < layer.stop:
+                    self._advance(range(max(layer.start, variant.start), layer.stop), variant)
                     on_step()
-                    yield held
-                    for variant in others:
-                        logits = self._logits(variant, part, rows)
-                        on_step()
-                        yield logits
-                        give(logits)
-                    give(held)
-            for variant in (base, *others):
-                for values in variant.values:
-                    self.context.buffers.release(values, self._head.start - 1)
+        for part, blocks in enumerate(self._blocks(len(ids), first_output)):
+            for rows in blocks:
+                held = self._logits(base, part, rows)
+                on_step()
+                yield held
+                for variant in others:
+                    logits = self._logits(variant, part, rows)
+                    on_step()
+                    yield logits
+                    give(logits)
+                give(held)
+        for variant in (base, *others):
+            for values in variant.values:
+                self.context.buffers.release(values, self._head.start - 1)
 
     def _batches(self, n_tokens: int) -> list[slice]:
         return [slice(b, min(b + self.batch, n_tokens)) for b in range(0, n_tokens, self.batch)]

@@ -127,7 +127,7 @@ def _tokens(
         part = prompt[begin : begin + batch]
         last = begin + len(part) == len(prompt)
         made.append((part, None if last else slice(0, 0)))
-        logits = context.eval(*made[-1])
+        logits = context.eval(*made[-1], decoding=True)
     timings.prompt_ms = (time.perf_counter() - start) * 1e3
     timings.prompt_n = len(prompt)
     produced = 0
@@ -141,6 +141,7 @@ def _tokens(
                     context.executor,
                     rules_at(context.fake_quant, seen),
                     context.activations,
+                    decoding=True,
                 )
             raise NotFiniteError(not_finite_text(who, where))
         token = sampler.sample(logits[-1])
@@ -152,6 +153,6 @@ def _tokens(
             return
         start = time.perf_counter()
         made.append(([token], None))
-        logits = context.eval(*made[-1])
+        logits = context.eval(*made[-1], decoding=True)
         timings.eval_ms += (time.perf_counter() - start) * 1e3
         timings.eval_n += 1

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, has_mul_mat, matvec
+from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvec
 from fq_kernels import mul_mat as packed_mul_mat
 
 from ..gguf.types import GGMLType
@@ -22,9 +19,7 @@ from .activations import Rounded, minimums
 PANEL_ELEMENTS = 384 * 1024
 MIN_PANEL_ROWS, MAX_PANEL_ROWS = 96, 512
 
-# Bytes of a product that are made at a time: logits of a large vocabulary take as much as a small model.
-MAX_PRODUCT = 64 << 20
-MIN_BLOCK_ROWS = 16
+FLOAT32 = 0  # ggml's number of the type
 
 _scratch = threading.local()
 
@@ -77,98 +72,43 @@ def _panel_buffer(rows: int, n_in: int) -> np.ndarray:
     return buffer[:size].reshape(rows, n_in)
 
 
-def row_blocks(n_tokens: int, n_out: int) -> list[slice]:
-    """The rows of a product that are made at a time: alike in number, fewer last; all if it is not large.
-
-    A block alone has the bits that it has in the whole product.
-    """
-    n = max(min(-(-4 * n_tokens * n_out // MAX_PRODUCT), n_tokens // MIN_BLOCK_ROWS), 1)
-    edges = [-(-n_tokens * i // n) for i in range(n + 1)]
-    return [slice(begin, end) for begin, end in pairwise(edges)]
-
-
-def mul_mat(x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray) -> np.ndarray:
+def mul_mat(
+    x: np.ndarray | Rounded, weight: Weight, executor: Executor, out: np.ndarray, *, decoding: bool = False
+) -> np.ndarray:
     """x (n_tokens, n_in) @ weight.T into out (n_tokens, n_out), float32, C-contiguous.
 
-    By our own kernel where the instruction set and the type have one. Else BLAS multiplies
-    unpacked panels, which are cut by the weight's shape alone, on one thread per panel. So the
-    bits do not depend on the number of threads.
+    decoding: few tokens are added up in another order, which is faster (src/matvec/contract.h). The bits
+    depend on nothing else, neither the instruction set nor the number of tokens or threads.
     """
     sum_error = None
     if isinstance(x, Rounded):
         x, sum_error = x
-    n_tokens = x.shape[0]
-    if n_tokens == 0:
+    if len(x) == 0:
         return out
-    if n_tokens <= MATVEC_MAX_TOKENS and weight.type.id in PACKED_TYPES:
+    if weight.type.id not in PACKED_TYPES:
+        _mul_mat_by_panels(x, weight, executor, out)
+    elif decoding and len(x) <= MATVEC_MAX_TOKENS:
         matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
-        if sum_error is not None:
-            out += sum_error @ minimums(weight.packed, weight.type).T
-        return out
-    own_kernel = has_mul_mat() and weight.type.id in PACKED_TYPES
-    if own_kernel:
+    else:
         packed_mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
-        if sum_error is None:
-            return out
-    blocks = row_blocks(n_tokens, weight.n_out)
-    panel = min(max(PANEL_ELEMENTS // weight.n_in // 16 * 16, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
+    if sum_error is not None:
+        more = np.empty_like(out)
+        out += _times_float32(sum_error, minimums(weight.packed, weight.type), more, executor)
+    return out
+
+
+def _times_float32(x: np.ndarray, rows: np.ndarray, out: np.ndarray, executor: Executor | None) -> np.ndarray:
+    return packed_mul_mat(x, rows.view(np.uint8), FLOAT32, out=out, executor=executor)
+
+
+def _mul_mat_by_panels(x: np.ndarray, weight: Weight, executor: Executor, out: np.ndarray) -> None:
+    """Of a type that the kernels do not unpack; a panel at a time is unpacked to float32."""
+    panel = min(max(PANEL_ELEMENTS // weight.n_in // 32 * 32, MIN_PANEL_ROWS), MAX_PANEL_ROWS)
 
     def multiply(i: int) -> None:
         rows = slice(i * panel, min((i + 1) * panel, weight.n_out))
         with np.errstate(all="ignore"):  # each thread has its own
-            if not own_kernel:
-                values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
-                for block in blocks:
-                    np.matmul(x[block], values.T, out=out[block, rows])
-            if sum_error is not None:
-                out[:, rows] += sum_error @ minimums(weight.packed[rows], weight.type).T
+            values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
+            _times_float32(x, values, out[:, rows], None)
 
     executor.map(multiply, -(-weight.n_out // panel))
-    return out
-
-
-class _BlasThreads:
-    """Holds BLAS to one thread while any evaluation runs: the executor's threads are the only ones."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.controller: Any = None
-        self.limit: Any = None
-
-    @contextmanager
-    def single(self) -> Iterator[None]:
-        with self.lock:
-            if self.controller is None:
-                from threadpoolctl import ThreadpoolController
-
-                self.controller = ThreadpoolController()
-            if self.users == 0:
-                self._free_control()
-                self.limit = self.controller.limit(limits=1, user_api="blas")
-            self.users += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.users -= 1
-                if self.users == 0:
-                    self._free_control()
-                    self.limit.restore_original_limits()
-                    self._free_control()
-
-    @staticmethod
-    def _free_control() -> None:
-        """Let any thread set OpenBLAS's limit next.
-
-        From threadpoolctl 3.8 on, the first thread to set it is the only one that can, without an
-        error for the others, but the last evaluation to end need not be on the thread of the first.
-        """
-        from threadpoolctl import OpenBLASController
-
-        clear = getattr(OpenBLASController, "clear_controlling_thread", None)
-        if clear is not None:
-            clear(force=True)
-
-
-blas_threads = _BlasThreads()
