@@ -3,6 +3,6 @@
 #include "isa.h"
 #include <immintrin.h>
 
-#include "norm/lanes.inc"
+#include "norm/avx2.inc"
 #include "mul_mat/avx2.inc"
 #include "portable.inc"
