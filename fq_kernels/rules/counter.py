@@ -64,7 +64,8 @@ class Counter:
             return
         row_stats = row_stats[:quantised]
         largest = max(self.totals[RowStat.MAX_ABS_ERROR], row_stats[:, RowStat.MAX_ABS_ERROR].max())
-        self.totals += row_stats.sum(axis=0)
+        # row by row, so that it does not matter how many come at a time
+        self.totals = np.add.accumulate(np.concatenate([self.totals[None], row_stats]), axis=0)[-1].copy()
         self.totals[RowStat.MAX_ABS_ERROR] = largest
 
     @property

@@ -98,22 +98,7 @@ def test_without_bos_the_first_token_stays(tiny, tokens, executor, monkeypatch):
 def test_the_batch_size_changes_neither_figures_nor_counts(tiny, tokens, executor, batch):
     want = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"))
     run = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"), batch=batch)
-    np.testing.assert_allclose(
-        np.concatenate([p.nll_base for p in run.paired]),
-        np.concatenate([p.nll_base for p in want.paired]),
-        rtol=2e-5,
-    )
-    np.testing.assert_allclose(
-        run.result()["comparison"]["mean_kld"], want.result()["comparison"]["mean_kld"], rtol=0.3
-    )
-
-    def counts(run):
-        return [
-            (n["kind"], n["layer"], n["rows_seen"], n["rows_quantised"])
-            for n in run.result()["fake_quant"]["norms"]
-        ]
-
-    assert counts(run) == counts(want)
+    assert run.result() == want.result()
 
 
 def test_rows_seen(tiny, tokens, executor):
