@@ -62,7 +62,7 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
     cdef fq_attention_args a
     cdef fq_pool *pool
     cdef fq_task_fn fn
-    cdef int64_t tasks, n_ctx, n_tokens, few, n_past_all
+    cdef int64_t tasks, n_ctx, few, end
     cdef _Array aq = _open("q", q, b"f")
     cdef _Array ak = _open("k", k, b"f")
     cdef _Array av = _open("v", v, b"f")
@@ -106,7 +106,7 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
     a.kv_stride = n_ctx * a.d
     a.out = <float *> ao.b.buf
     a.out_stride = ao.b.strides[0] // ao.b.itemsize
-    a.n_past = n_past_all = n_past
+    a.n_past = n_past
     a.scale = 1.0 / sqrt(<double> a.d) if scale is None else <double> scale
     pool = _pool_of(executor)
     fq_attend_append(&a, <const float *> ak.b.buf, <const float *> av.b.buf)
@@ -118,12 +118,12 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
     else:
         fn = table.attend_few
         # some at a time: the scores of a whole prompt would take much memory
-        n_tokens, few = a.n_tokens, min(a.n_tokens, FQ_MATVEC_MAX_TOKENS)
-        scores = _open("scores", np_empty((few, a.n_head, n_past + n_tokens), np.float32), b"f")
+        few, end = min(a.n_tokens, FQ_MATVEC_MAX_TOKENS), a.n_past + a.n_tokens
+        scores = _open("scores", np_empty((few, a.n_head, end), np.float32), b"f")
         a.scores = <float *> scores.b.buf
         with nogil:
-            while a.n_past < n_past_all + n_tokens:
-                a.n_tokens = min(few, n_past_all + n_tokens - a.n_past)
+            while a.n_past < end:
+                a.n_tokens = min(few, end - a.n_past)
                 _run(pool, fn, &a, a.n_tokens * a.n_head, (a.n_past + a.n_tokens) * a.d)
                 a.q += a.n_tokens * a.n_head * a.d
                 a.out += a.n_tokens * a.out_stride

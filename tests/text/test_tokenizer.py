@@ -551,9 +551,9 @@ def test_a_window_whose_end_reaches_back_to_its_beginning():
 MEMORY = """
 import resource, sys
 sys.path.insert(0, {folder!r})
-from test_tokenizer import BPE, SPM
+from test_tokenizer import BPE, RAW, SPM
 n, kind, part = 500_000 // len(sys.argv[2].encode()), sys.argv[1], sys.argv[2]
-tokenizer = BPE if kind == "gpt2" else SPM
+tokenizer = {{"gpt2": BPE, "llama": SPM, "gemma4": RAW}}[kind]
 text = part * n
 tokenizer.encode("hello " * 20_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -566,9 +566,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 // le
     ("kind", "part"),
     [
         ("gpt2", "и не на "), ("gpt2", "12.5,-7\n"), ("gpt2", "的一是"), ("gpt2", "a"),
-        ("llama", "и не на "), ("llama", "a"),
+        ("llama", "и не на "), ("llama", "a"), ("gemma4", "hello\n"), ("gemma4", "a"),
     ],
-    ids=["words", "csv", "chinese", "one word", "spm words", "spm word"],
+    ids=["words", "csv", "chinese", "one word", "spm words", "spm word", "lines", "one line"],
 )  # fmt: skip
 def test_memory_per_byte_of_text(kind, part):
     program = MEMORY.format(folder=str(Path(__file__).parent))
