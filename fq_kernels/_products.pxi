@@ -1,8 +1,13 @@
 # Packed weights: unpacking, and products with them.
 
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free
 
 import numpy as np
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t, size_t)
+
 
 # ggml type number -> (elements per block, bytes per block), for the types that C unpacks
 PACKED_TYPES = {
@@ -74,6 +79,7 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     cdef fq_pool *pool
     cdef fq_task_fn fn = table.matvec
     cdef int64_t n_rows
+    cdef float *scratch
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ap = _open("packed", packed, b"B")
     a.k = _row_length(ap, ggml_type)
@@ -102,8 +108,14 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     a.out_stride = n_rows
     pool = _pool_of(executor)
     if n_rows > 0 and a.n_tokens > 0:
+        # at a cache line, so that no vector of it lies across two
+        scratch = <float *> aligned_alloc(64, (a.n_tokens * (a.k + 63) // 64 + 1) * 64 * sizeof(float))
+        if scratch == NULL:
+            raise MemoryError
         with nogil:
+            table.matvec_begin(&a, scratch)
             _run(pool, fn, &a, n_rows, a.k)
+            free(scratch)
     return out
 
 

@@ -19,6 +19,7 @@ typedef struct {
     void (*float_to_bf16)(void *args, int64_t begin, int64_t end);
     void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
     void (*dequantize)(void *args, int64_t begin, int64_t end);
+    void (*matvec_begin)(fq_matvec_args *args, float *scratch);
     void (*matvec)(void *args, int64_t begin, int64_t end);
     void (*mul_mat)(void *args, int64_t begin, int64_t end);
     void (*attend_few)(void *args, int64_t begin, int64_t end);

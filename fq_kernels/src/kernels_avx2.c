@@ -4,5 +4,6 @@
 #include <immintrin.h>
 
 #include "norm/avx2.inc"
+#include "matvec/avx2.inc"
 #include "mul_mat/avx2.inc"
 #include "portable.inc"

@@ -2,5 +2,6 @@
 #include "isa.h"
 
 #include "norm/lanes.inc"
+#include "matvec/none.inc"
 #include "mul_mat/portable.inc"
 #include "portable.inc"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from fused import fma
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 from weight_blocks import SCALES as ALL_SCALES
 
@@ -175,15 +176,15 @@ def test_dequantize_errors():
 
 @np.errstate(all="ignore")
 def matvec_contract(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """(t, k), (n, k) float32 -> (t, n): 64 partial sums by k modulo 64, then added pairwise."""
+    """(t, k), (n, k) float32 -> (t, n): 64 partial sums by k modulo 64, then folded."""
     sums = np.zeros((x.shape[0], w.shape[0], 64), np.float32)
     for k in range(0, x.shape[1], 64):
-        product = x[:, np.newaxis, k : k + 64] * w[np.newaxis, :, k : k + 64]
-        sums[..., : product.shape[-1]] += product
+        some = sums[..., : x.shape[1] - k]
+        some[...] = fma(x[:, np.newaxis, k : k + 64], w[np.newaxis, :, k : k + 64], some)
     while sums.shape[-1] > 1:
         half = sums.shape[-1] // 2
         sums = sums[..., :half] + sums[..., half:]
-    return sums[..., 0]
+    return sums[..., 0] + np.float32(0)
 
 
 MATVEC_CASES = [

@@ -24,9 +24,9 @@ typedef struct {
 
 /* attend_few, for few tokens. Ranges count n_tokens * n_head.
  *
- * Contract: products and sums in float32; a dot product has 16 partial sums by index modulo 16,
- * added pairwise; values are added four by four. The bits depend on neither the instruction set
- * nor the number of tokens. */
+ * Contract: fused multiply-adds in float32 from zero. A dot product has 16 partial sums by index modulo 16, in the
+ * order of the elements; sum j and sum j + 8 are added, then j and j + 4 of those, and so on. Values are added in
+ * the order of the keys. The bits depend on neither the instruction set nor the number of tokens. */
 
 #define FQ_DOT_LANES 16
 

@@ -1,9 +1,9 @@
 /* out[t, r] = sum over k of x[t, k] * packed[r, k], for few tokens: each packed row comes
  * from memory once.
  *
- * Contract: products and sums in float32, 64 partial sums by k modulo 64, added pairwise
- * at the end; so the bits depend on neither the instruction set nor the thread count nor
- * the number of tokens. */
+ * Contract: fused multiply-adds in float32 into 64 partial sums by k modulo 64, in the order of k and from zero.
+ * The sums are folded: sum j and sum j + 32 are added, then j and j + 16 of those, and so on; a zero is positive.
+ * So the bits depend on neither the instruction set nor the thread count nor the number of tokens. */
 #ifndef FQ_MATVEC_H
 #define FQ_MATVEC_H
 
@@ -21,5 +21,8 @@ typedef struct {
     int64_t out_stride;
     int64_t n_tokens, k;
 } fq_matvec_args;
+
+/* matvec_begin comes before the ranges: it may put x in another order into scratch, n_tokens times k floats and as
+ * many as are missing to a multiple of 64, which then takes the place of x. */
 
 #endif
