@@ -8,7 +8,7 @@ import numpy as np
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a * b + c rounded once; float32 arrays that broadcast.
 
-    The product is exact in float64. The sum is rounded to odd there: as float64 has more than two bits more than
+    The product is exact in float64. The sum is rounded to odd there: as float64 has over two bits more than
     float32, rounding that to float32 rounds the exact sum.
     """
     product, addend = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)

@@ -10,9 +10,9 @@ import sys
 import gguf
 import numpy as np
 import pytest
+from fused import fma
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from fused import fma
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 from weight_blocks import SCALES as ALL_SCALES
 
