@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -89,6 +89,13 @@ def matvec(
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def matvecs(
+    x: npt.NDArray[np.float32],
+    weights: Sequence[tuple[npt.NDArray[np.uint8], int]],
+    outs: Sequence[npt.NDArray[np.float32] | None] | None = None,
+    *,
+    executor: Executor | None = None,
+) -> list[npt.NDArray[np.float32]]: ...
 def mul_mat(
     x: npt.NDArray[np.float32],
     packed: npt.NDArray[np.uint8],

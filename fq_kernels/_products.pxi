@@ -68,6 +68,27 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
     return out
 
 
+cdef enum:
+    MAX_PRODUCTS = 8
+
+# Products of one x that are handed out together: rows of the second follow those of the first, and so on.
+cdef struct _Products:
+    fq_task_fn fn
+    int n
+    int64_t begin[MAX_PRODUCTS + 1]
+    fq_matvec_args each[MAX_PRODUCTS]
+
+
+cdef void _rows_of_products(void *args, int64_t begin, int64_t end) noexcept nogil:
+    cdef _Products *products = <_Products *> args
+    cdef int64_t first, last
+    cdef int i
+    for i in range(products.n):
+        first, last = max(begin, products.begin[i]), min(end, products.begin[i + 1])
+        if first < last:
+            products.fn(&products.each[i], first - products.begin[i], last - products.begin[i])
+
+
 def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     """x @ unpacked(packed).T for few tokens; each packed row comes from memory once.
 
@@ -75,48 +96,80 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
     uint8 C-contiguous. Returns out, (n_tokens, n) float32. The bits depend on neither
     threads, instruction set nor n_tokens. Raises TypeError or ValueError naming the argument.
     """
-    cdef fq_matvec_args a
-    cdef fq_pool *pool
-    cdef fq_task_fn fn = table.matvec
-    cdef int64_t n_rows
+    return matvecs(x, [(packed, ggml_type)], [out], executor=executor)[0]
+
+
+def matvecs(x, weights, outs=None, *, executor=None):
+    """matvec of one x with several weights, which the threads share as if they were one.
+
+    weights is a list of at most 8 (packed, ggml_type), outs one of as many arrays or None. Returns outs, whose
+    bits are those of matvec. Raises TypeError or ValueError naming the argument.
+    """
+    cdef _Products products
+    cdef fq_matvec_args *a
+    cdef fq_pool *pool = _pool_of(executor)
+    cdef int64_t n_tokens, k, padded
+    cdef int i, j, ggml_type
     cdef float *scratch
     cdef _Array ax = _open("x", x, b"f")
-    cdef _Array ap = _open("packed", packed, b"B")
-    a.k = _row_length(ap, ggml_type)
-    if not ax.dense(2) or ax.b.shape[1] != a.k:
-        raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
-    a.n_tokens = ax.b.shape[0]
-    if a.n_tokens > FQ_MATVEC_MAX_TOKENS:
-        raise ValueError(f"x has {a.n_tokens} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
-    if not ap.dense(2):
-        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
-    n_rows = ap.b.shape[0]
-    if out is None:
-        out = np_empty((a.n_tokens, n_rows), np.float32)
-    cdef _Array ao = _open("out", out, b"f", True)
-    if not ao.dense(2) or ao.b.shape[0] != a.n_tokens or ao.b.shape[1] != n_rows:
-        raise ValueError(f"out must be C-contiguous of shape {(a.n_tokens, n_rows)}, not {out.shape}")
-    if ao.overlaps(ax) or ao.overlaps(ap):
-        raise ValueError("out overlaps an input")
-    a.type = ggml_type
-    a.fn = table.dequant[ggml_type]
-    a.packed = <const uint8_t *> ap.b.buf
-    a.row_bytes = ap.b.shape[1]
-    a.x = <const float *> ax.b.buf
-    a.x_stride = a.k
-    a.out = <float *> ao.b.buf
-    a.out_stride = n_rows
-    pool = _pool_of(executor)
-    if n_rows > 0 and a.n_tokens > 0:
+    cdef _Array ap, ao
+    cdef list held = [], results = []
+    if outs is None:
+        outs = [None] * len(weights)
+    if not 0 < len(weights) <= MAX_PRODUCTS or len(outs) != len(weights):
+        raise ValueError(f"weights must be 1 to {MAX_PRODUCTS} and outs as many, not {len(weights)} and {len(outs)}")
+    products.fn, products.n = table.matvec, len(weights)
+    products.begin[0] = 0
+    k = -1
+    for i in range(products.n):
+        packed, ggml_type = weights[i]
+        out = outs[i]
+        ap = _open("packed", packed, b"B")
+        a = &products.each[i]
+        a.k = _row_length(ap, ggml_type)
+        if not ax.dense(2) or ax.b.shape[1] != a.k:
+            raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
+        a.n_tokens = n_tokens = ax.b.shape[0]
+        k = a.k
+        if n_tokens > FQ_MATVEC_MAX_TOKENS:
+            raise ValueError(f"x has {n_tokens} tokens; matvec takes at most {FQ_MATVEC_MAX_TOKENS}")
+        if not ap.dense(2):
+            raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+        if out is None:
+            out = np_empty((n_tokens, ap.b.shape[0]), np.float32)
+        ao = _open("out", out, b"f", True)
+        if not ao.dense(2) or ao.b.shape[0] != n_tokens or ao.b.shape[1] != ap.b.shape[0]:
+            raise ValueError(f"out must be C-contiguous of shape {(n_tokens, ap.b.shape[0])}, not {out.shape}")
+        if ao.overlaps(ax) or ao.overlaps(ap):
+            raise ValueError("out overlaps an input")
+        a.type = ggml_type
+        a.fn = table.dequant[ggml_type]
+        a.packed = <const uint8_t *> ap.b.buf
+        a.row_bytes = ap.b.shape[1]
+        a.x = <const float *> ax.b.buf
+        a.x_stride = k
+        a.out = <float *> ao.b.buf
+        a.out_stride = ap.b.shape[0]
+        products.begin[i + 1] = products.begin[i] + ap.b.shape[0]
+        held.append((ap, ao))
+        results.append(out)
+    for i in range(products.n):
+        for j in range(products.n):
+            ap, ao = held[j]
+            if i != j and ((<_Array> held[i][1]).overlaps(ap) or (<_Array> held[i][1]).overlaps(ao)):
+                raise ValueError("outs overlap one another or a weight")
+    if products.begin[products.n] > 0 and n_tokens > 0:
+        padded = n_tokens * ((k + 63) // 64 * 64)
         # at a cache line, so that no vector of it lies across two
-        scratch = <float *> aligned_alloc(64, (a.n_tokens * (a.k + 63) // 64 + 1) * 64 * sizeof(float))
+        scratch = <float *> aligned_alloc(64, (products.n * padded + 16) * sizeof(float))
         if scratch == NULL:
             raise MemoryError
         with nogil:
-            table.matvec_begin(&a, scratch)
-            _run(pool, fn, &a, n_rows, a.k)
+            for i in range(products.n):
+                table.matvec_begin(&products.each[i], scratch + i * padded)
+            _run(pool, _rows_of_products, &products, products.begin[products.n], k)
             free(scratch)
-    return out
+    return results
 
 
 cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:

@@ -183,7 +183,11 @@ class FakeQuant:
     ) -> np.ndarray:
         """rms_norm_f32 of x (rows, n) under the rules for ``norm``'s sites; counts the rows."""
         rows, n = x.shape
-        read, raw, weighted = self._by_place[norm]
+        read, raw, weighted = counters = self._by_place[norm]
+        if read.rule is raw.rule is weighted.rule is None:
+            for counter in counters:
+                counter.rows_seen += rows
+            return rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
         wanted_raw, wanted_weighted = self._wanted(raw, rows), self._wanted(weighted, rows)
         if read.rule is None:
             read.add(rows, 0, n)

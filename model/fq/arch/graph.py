@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import groupby
 from typing import NamedTuple
 
 from fq_kernels.rules import Place, Site, Value
@@ -169,6 +170,12 @@ class Graph:
     @property
     def norms(self) -> list[Place]:
         return [node.norm for node in self.nodes if node.norm]
+
+    def products_together(self) -> list[tuple[Node, ...]]:
+        """Products that follow one another and read the same value, two or more of them."""
+        runs = groupby(self.nodes, key=lambda node: (node.op is Op.MUL_MAT, node.inputs))
+        groups = (tuple(nodes) for (is_product, _), nodes in runs if is_product)
+        return [group for group in groups if len(group) > 1]
 
     def live_before(self, i: int) -> list[int]:
         """The nodes before ``i`` whose values it or a later one reads."""

@@ -15,9 +15,11 @@ class Buffers:
 
     def take(self, rows: int, n: int) -> np.ndarray:
         """Uninitialised (rows, n), C-contiguous; it may be a part of one with a few rows more."""
-        for more in (rows, *(r for r, width in self._free if width == n and rows < r <= rows + rows // 8)):
-            if free := self._free.get((more, n)):
-                return free.pop()[:rows] if more > rows else free.pop()
+        if free := self._free.get((rows, n)):
+            return free.pop()
+        for more in (r for r, width in self._free if width == n and rows < r <= rows + rows // 8):
+            if free := self._free[more, n]:
+                return free.pop()[:rows]
         return np.empty((rows, n), np.float32)
 
     def take_input(self, rows: int, n: int) -> np.ndarray:
@@ -39,7 +41,8 @@ class Buffers:
     def release(self, values: dict[int, np.ndarray], i: int) -> None:
         """Remove node i's value and take its memory back, unless another value that is left shares it."""
         array = values.pop(i)
-        owner = array if array.base is None else array.base
+        base = array.base
+        owner = array if base is None else base
         if not isinstance(owner, np.ndarray) or owner.base is not None:
             return
         for other in values.values():

@@ -21,7 +21,7 @@ from .buffers import Buffers
 from .kv_cache import KVCache
 from .model import Model
 from .rope import RopeTables
-from .weights import Weight, mul_mat
+from .weights import Weight, can_decode, decode_together, mul_mat
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -68,6 +68,9 @@ class Context:
         # the last rounded input of a product: the node it came from, the format, the values
         self._input: tuple[int, str, Rounded] | None = None
         self._decoding = False
+        # products that may be handed out together, by each of theirs; what is there of them
+        self._together = {id(node): group for group in model.graph.products_together() for node in group}
+        self._ready: dict[int, np.ndarray] = {}
         self.ids: np.ndarray = np.empty(0, np.int64)
         self.out_rows = slice(0, 0)
 
@@ -157,6 +160,7 @@ class Context:
         decoding  as of `eval`
         """
         self.ids, self.out_rows, self._input, self._decoding = ids, out_rows, None, decoding
+        self._ready.clear()
         graph, trace = self.model.graph.nodes, self.trace
         # infinities and NaN are looked for in the logits
         with default_fpu(), np.errstate(all="ignore"):
@@ -193,16 +197,35 @@ class Context:
         return weight.unpack(self.ids, self.buffers.take(self.ids.size, weight.n_in))
 
     def product(self, node: Node, x: np.ndarray) -> np.ndarray:
-        assert node.weight is not None
-        weight = self.model.weights[node.weight]
-        if node.rows is not None:
-            weight = weight.cut(*node.rows)
-        read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
-        out = self.buffers.take(len(x), weight.n_out)
-        mul_mat(read, weight, self.executor, out, decoding=self._decoding)
+        if self._decoding and id(node) in self._together and self.trace is None:
+            self._decode_together(self._together[id(node)], x)
+        out = self._ready.pop(id(node), None)
+        if out is None:
+            out = self._product(node, x)
         if node.bias is not None:
             out += self.model.vectors[node.bias][slice(*(node.rows or (None,)))]
         return out
+
+    def _weight(self, node: Node) -> Weight:
+        assert node.weight is not None
+        weight = self.model.weights[node.weight]
+        return weight if node.rows is None else weight.cut(*node.rows)
+
+    def _product(self, node: Node, x: np.ndarray) -> np.ndarray:
+        weight = self._weight(node)
+        read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
+        out = self.buffers.take(len(x), weight.n_out)
+        return mul_mat(read, weight, self.executor, out, decoding=self._decoding)
+
+    def _decode_together(self, nodes: Sequence[Node], x: np.ndarray) -> None:
+        """All products of one value at its first: a thread's share of each alone is soon done."""
+        if id(nodes[-1]) in self._ready or self.activations != "exact":
+            return
+        weights = [self._weight(node) for node in nodes]
+        if all(can_decode(weight, len(x)) for weight in weights):
+            outs = [self.buffers.take(len(x), weight.n_out) for weight in weights]
+            decode_together(x, weights, self.executor, outs)
+            self._ready.update((id(node), out) for node, out in zip(nodes, outs, strict=True))
 
     def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
         now = slice(self.n_past, self.n_past + self.ids.size)

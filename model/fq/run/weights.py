@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvec
+from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvecs
 from fq_kernels import mul_mat as packed_mul_mat
 
 from ..gguf.types import GGMLType
@@ -87,14 +88,26 @@ def mul_mat(
         return out
     if weight.type.id not in PACKED_TYPES:
         _mul_mat_by_panels(x, weight, executor, out)
-    elif decoding and len(x) <= MATVEC_MAX_TOKENS:
-        matvec(x, weight.packed, weight.type.id, out=out, executor=executor)
+    elif decoding and can_decode(weight, len(x)):
+        matvecs(x, [(weight.packed, weight.type.id)], [out], executor=executor)
     else:
         packed_mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
     if sum_error is not None:
         more = np.empty_like(out)
         out += _times_float32(sum_error, minimums(weight.packed, weight.type), more, executor)
     return out
+
+
+def decode_together(
+    x: np.ndarray, weights: Sequence[Weight], executor: Executor, outs: Sequence[np.ndarray]
+) -> None:
+    """mul_mat of one x with several weights, decoding: the threads share them as if they were one."""
+    matvecs(x, [(w.packed, w.type.id) for w in weights], outs, executor=executor)
+
+
+def can_decode(weight: Weight, n_tokens: int) -> bool:
+    """Whether so many tokens have a kernel of their own with this type."""
+    return weight.type.id in PACKED_TYPES and 0 < n_tokens <= MATVEC_MAX_TOKENS
 
 
 def _times_float32(x: np.ndarray, rows: np.ndarray, out: np.ndarray, executor: Executor | None) -> np.ndarray:
