@@ -3,7 +3,20 @@
 #include "isa.h"
 #include <immintrin.h>
 
+#include "rounding/none.inc"
+#include "rounding/portable.inc"
+#include "norm/finish_row.inc"
 #include "norm/avx2.inc"
+#include "unpack/rows.inc"
+#include "unpack/portable.inc"
 #include "matvec/avx2.inc"
+#include "matvec/portable.inc"
 #include "mul_mat/avx2.inc"
-#include "portable.inc"
+#include "mul_mat/panels.inc"
+#include "rope/portable.inc"
+#include "exp/portable.inc"
+#include "attention/few_none.inc"
+#include "attention/portable.inc"
+#include "attention/many.inc"
+
+#include "table.inc"

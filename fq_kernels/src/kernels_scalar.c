@@ -3,6 +3,5 @@
 #include "isa.h"
 
 #include "norm/in_order.inc"
-#include "matvec/none.inc"
 #include "mul_mat/portable.inc"
 #include "portable.inc"

@@ -2,6 +2,5 @@
 #include "isa.h"
 
 #include "norm/lanes.inc"
-#include "matvec/none.inc"
 #include "mul_mat/portable.inc"
 #include "portable.inc"

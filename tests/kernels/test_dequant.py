@@ -23,6 +23,7 @@ from fq_kernels import (
     dequantize,
     force_isa,
     matvec,
+    matvecs,
     mul_mat,
     rope,
 )
@@ -292,6 +293,44 @@ def test_matvec_thread_count_does_not_matter(isa):
             out = np.empty((3, 333), np.float32)
             assert matvec(x, packed, TYPES["Q4_K"], out=out, executor=executor) is out
             assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_matvecs_are_matvec_of_each(isa, threads):
+    names, rows = ("Q4_K", "Q6_K", "Q8_0", "Q4_1", "Q4_K", "F32"), (70, 1, 33, 0, 129, 5)
+    packed = [
+        tame(random_blocks(TYPES[name], n, 512 // PACKED_TYPES[TYPES[name]][0], seed), name)
+        for seed, (name, n) in enumerate(zip(names, rows, strict=True))
+    ]
+    weights = [(rows, TYPES[name]) for rows, name in zip(packed, names, strict=True)]
+    x = np.random.default_rng(2).standard_normal((3, 512)).astype(np.float32)
+    given = [None, np.full((3, 1), np.nan, np.float32), None, None, None, None]
+    with Executor(threads) as executor:
+        found = matvecs(x, weights, given, executor=executor)
+    assert found[1] is given[1]
+    for out, (rows, ggml_type) in zip(found, weights, strict=True):
+        assert_same_bits(out, matvec(x, rows, ggml_type))
+
+
+def test_matvecs_errors():
+    x, packed, q4_k = np.ones((2, 512), np.float32), np.zeros((3, 288), np.uint8), TYPES["Q4_K"]
+    outs, shared = np.ones((3, 2, 3), np.float32), np.zeros(288, np.uint8)
+    cases = [
+        ("weights must be 1 to 8", [], None),
+        ("weights must be 1 to 8", [(packed, q4_k)] * 9, None),
+        ("outs as many", [(packed, q4_k)] * 2, [None]),
+        ("x must .*256", [(packed, q4_k), (packed[:, :144], q4_k)], None),
+        ("outs overlap", [(packed, q4_k)] * 3, [outs[0], outs[1], outs[0]]),
+        (
+            "outs overlap",
+            [(packed, q4_k), (shared.reshape(1, 288), q4_k)],
+            [shared[:24].view("f4")[:6].reshape(2, 3), None],
+        ),
+    ]
+    for message, weights, given in cases:
+        with pytest.raises(ValueError, match=message):
+            matvecs(x, weights, given)
+    assert (outs == 1).all()
 
 
 def test_matvec_errors():

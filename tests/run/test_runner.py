@@ -29,6 +29,7 @@ from fq.gguf.types import GGML_TYPES
 from fq.run.context import Context
 from fq.run.kv_cache import pages
 from fq.run.model import Model
+from fq.run.trace import Trace
 from fq.run.weights import can_unpack
 from fq_kernels import MATVEC_MAX_TOKENS, Executor, bf16_round_trip, rms_norm_f32
 from fq_kernels.rules import FakeQuant, Place, Rule, Site
@@ -396,6 +397,22 @@ def test_pieces_give_the_logits_of_the_whole(write: Write, executor: Executor) -
         pieces = [context.eval(tokens[end - size : end], ALL) for size, end in zip(sizes, ends, strict=True)]
         assert context.n_past == 30
         assert same_bits(np.concatenate(pieces), whole), sizes
+
+
+@pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])
+def test_decoding_products_together_or_each_alone(
+    write: Write, executor: Executor, tmp_path: Path, mix: str
+) -> None:
+    """A trace times each product alone."""
+    model, tokens = Model(write(mix)), some_tokens(5)
+    together = new_context(model, executor).eval(tokens, ALL, decoding=True)
+    with Trace(tmp_path / "trace.json", {}) as trace:
+        alone = Context(model, 64, executor, trace=trace).eval(tokens, ALL, decoding=True)
+    assert same_bits(together, alone)
+    assert [[n.name for n in nodes] for nodes in model.graph.products_together()[:2]] == [
+        ["Qcur-0", "Kcur-0", "Vcur-0"],
+        ["ffn_gate-0", "ffn_up-0"],
+    ]
 
 
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])
