@@ -327,9 +327,9 @@ def test_matvecs_errors():
             [shared[:24].view("f4")[:6].reshape(2, 3), None],
         ),
     ]
-    for message, weights, given in cases:
+    for message, weights, wanted in cases:
         with pytest.raises(ValueError, match=message):
-            matvecs(x, weights, given)
+            matvecs(x, weights, wanted)
     assert (outs == 1).all()
 
 
