@@ -25,13 +25,17 @@ from ._kernels import (
     bf16_round_trip,
     bf16_to_float,
     causal_exp,
+    cos,
     default_fpu,
     dequantize,
+    exp,
     float_to_bf16,
     force_isa,
     geglu,
     isa,
     kl_divergence,
+    log,
+    log_softmax,
     log_sum_exp,
     matvec,
     matvecs,
@@ -39,14 +43,20 @@ from ._kernels import (
     rms_norm_f32,
     rope,
     round_trip,
+    sin,
     soft_cap,
     supported_isas,
     swiglu,
 )
 from .formats import Format, describe_formats, format_names, get_format, register_format
 
+# Names the orders of summation and the functions in src/*/contract.h: what is computed under one has the
+# same bits on every machine.
+CONTRACT = "fq-1"
+
 __all__ = [
     "ATTENTION_MAX_DIM",
+    "CONTRACT",
     "MATVEC_MAX_TOKENS",
     "PACKED_TYPES",
     "Executor",
@@ -55,9 +65,11 @@ __all__ = [
     "bf16_round_trip",
     "bf16_to_float",
     "causal_exp",
+    "cos",
     "default_fpu",
     "dequantize",
     "describe_formats",
+    "exp",
     "float_to_bf16",
     "force_isa",
     "format_names",
@@ -65,6 +77,8 @@ __all__ = [
     "get_format",
     "isa",
     "kl_divergence",
+    "log",
+    "log_softmax",
     "log_sum_exp",
     "matvec",
     "matvecs",
@@ -73,6 +87,7 @@ __all__ = [
     "rms_norm_f32",
     "rope",
     "round_trip",
+    "sin",
     "soft_cap",
     "supported_isas",
     "swiglu",

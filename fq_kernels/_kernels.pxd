@@ -93,6 +93,15 @@ cdef extern from "rope/contract.h" nogil:
         const float *sin
 
 
+cdef extern from "elementary/contract.h" nogil:
+    enum:
+        FQ_EXP, FQ_LOG, FQ_COS, FQ_SIN
+    ctypedef struct fq_elementary_args:
+        int fn
+        const double *x
+        double *out
+
+
 cdef extern from "exp/contract.h" nogil:
     ctypedef struct fq_glu_args:
         float *gate
@@ -108,6 +117,11 @@ cdef extern from "exp/contract.h" nogil:
         const float *x
         int64_t stride, n
         double *out
+    ctypedef struct fq_log_softmax_args:
+        const float *x
+        int64_t stride, n
+        double *log_p
+        double *p
     ctypedef struct fq_kl_divergence_args:
         const float *x
         const double *log_p
@@ -151,7 +165,7 @@ cdef extern from "dispatch.h" nogil:
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope
-        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, kl_divergence
+        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

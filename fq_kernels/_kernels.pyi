@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +140,29 @@ def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None
 ) -> npt.NDArray[np.float64]: ...
+def log_softmax(
+    x: npt.NDArray[np.float32],
+    *,
+    log_p: npt.NDArray[np.float64],
+    p: npt.NDArray[np.float64],
+    executor: Executor | None = None,
+) -> None: ...
+@overload
+def exp(x: float) -> float: ...
+@overload
+def exp(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+@overload
+def log(x: float) -> float: ...
+@overload
+def log(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+@overload
+def cos(x: float) -> float: ...
+@overload
+def cos(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+@overload
+def sin(x: float) -> float: ...
+@overload
+def sin(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
 def kl_divergence(
     x: npt.NDArray[np.float32],
     log_p: npt.NDArray[np.float64],

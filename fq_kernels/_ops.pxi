@@ -256,6 +256,80 @@ def log_sum_exp(x, *, executor=None):
     return out
 
 
+def log_softmax(x, *, log_p, p, executor=None):
+    """The logarithm of each row's softmax into log_p, and its softmax into p (src/exp/contract.h).
+
+    x (rows, n) float32, its last axis contiguous; log_p and p (rows, n) float64 C-contiguous. Raises TypeError or
+    ValueError naming the argument.
+    """
+    cdef fq_log_softmax_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.log_softmax
+    cdef int64_t n_rows
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array al = _open("log_p", log_p, b"d", True)
+    cdef _Array ap = _open("p", p, b"d", True)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"x must be of shape (rows, n) with n > 0, not {x.shape}")
+    for name, array in (("log_p", log_p), ("p", p)):
+        if not array.flags.c_contiguous or array.shape != x.shape:
+            raise ValueError(f"{name} must be C-contiguous of shape {x.shape}")
+    _apart(al, ap)
+    _apart(al, ax)
+    _apart(ap, ax)
+    n_rows = x.shape[0]
+    a.x = <const float *> ax.b.buf
+    a.stride = ax.b.strides[0] // ax.b.itemsize
+    a.n = x.shape[1]
+    a.log_p = <double *> al.b.buf
+    a.p = <double *> ap.b.buf
+    pool = _pool_of(executor)
+    if n_rows > 0:
+        with nogil:
+            _run(pool, fn, &a, n_rows, a.n)
+
+
+def exp(x):
+    """exp of a number or of each element of a float64 array, with the same bits on every machine
+    (src/elementary/contract.h). Returns a number or a new array."""
+    return _elementary(FQ_EXP, x)
+
+
+def log(x):
+    """The natural logarithm, as `exp`."""
+    return _elementary(FQ_LOG, x)
+
+
+def cos(x):
+    """The cosine of radians, as `exp`."""
+    return _elementary(FQ_COS, x)
+
+
+def sin(x):
+    """The sine of radians, as `exp`."""
+    return _elementary(FQ_SIN, x)
+
+
+cdef _elementary(int fn, x):
+    cdef fq_elementary_args a
+    cdef double one
+    cdef int64_t n = 1
+    cdef _Array ax
+    a.fn = fn
+    if isinstance(x, (int, float)):
+        one = x
+        a.x = a.out = &one
+        fq_pool_run(NULL, table.elementary, &a, n, n)
+        return one
+    out = np.array(x, np.float64, order="C", ndmin=1)
+    ax = _open("x", out, b"d", True)
+    a.x = a.out = <double *> ax.b.buf
+    n = out.size
+    with nogil:
+        fq_pool_run(NULL, table.elementary, &a, n, n)
+    return out.reshape(np.shape(x))
+
+
 def kl_divergence(x, log_p, p, *, executor=None):
     """KL divergence of each row of p from softmax of the logits x: the sum of p * (log_p - ln softmax(x)).
 

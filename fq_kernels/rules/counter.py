@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .._kernels import log
 from ..formats import Format
 from .rule import Rule
 from .sites import Site
+
+LN_10 = 2.302585092994046
 
 
 class RowStat(IntEnum):
@@ -111,7 +114,7 @@ class Counter:
         if self.totals is None:
             return None
         signal, noise = self.totals[RowStat.SUM_SQ_VALUE], self.totals[RowStat.SUM_SQ_ERROR]
-        return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+        return 10 * log(signal / noise) / LN_10 if signal > 0 and noise > 0 else None
 
     def _count(self, column: RowStat) -> int | None:
         total = self._total(column)

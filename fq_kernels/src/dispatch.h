@@ -30,6 +30,8 @@ typedef struct {
     void (*soft_cap)(void *args, int64_t begin, int64_t end);
     void (*causal_exp)(void *args, int64_t begin, int64_t end);
     void (*log_sum_exp)(void *args, int64_t begin, int64_t end);
+    void (*log_softmax)(void *args, int64_t begin, int64_t end);
+    void (*elementary)(void *args, int64_t begin, int64_t end);
     void (*kl_divergence)(void *args, int64_t begin, int64_t end);
     fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
 } fq_kernel_table;

@@ -14,6 +14,7 @@
 #include "mul_mat/avx2.inc"
 #include "mul_mat/panels.inc"
 #include "rope/portable.inc"
+#include "elementary/portable.inc"
 #include "exp/portable.inc"
 #include "attention/few_none.inc"
 #include "attention/portable.inc"

@@ -20,6 +20,7 @@
 #include "mul_mat/avx512.inc"
 #include "mul_mat/panels.inc"
 #include "rope/portable.inc"
+#include "elementary/portable.inc"
 #include "exp/portable.inc"
 #include "attention/few_avx512.inc"
 #include "attention/portable.inc"

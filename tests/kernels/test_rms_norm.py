@@ -257,7 +257,33 @@ def test_ties_and_their_neighbours_in_the_norm(isa, least):
             assert_same_bits(got, fq_kernels.bf16_round_trip(three))
 
 
+@pytest.mark.parametrize("n", [8, 33, 96])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F800000])
+def test_a_weight_that_is_not_finite_gives_nan_or_infinity(isa, n, bits):
+    """Rounding in integers would carry a NaN's bits into the sign."""
+    x, weight = normal(3, n), np.ones(n, np.float32)
+    weight[n // 2] = np.uint32(bits).view(np.float32)
+    for point in ("raw", "weighted"):
+        got = rms_norm_f32(x, weight=weight, quant="bf16", point=point)[:, n // 2]
+        assert np.isnan(got).all() if bits != 0x7F800000 else np.isinf(got).all()
+
+
 # Which rows are rounded, and what stochastic rounding counts
+
+
+@pytest.mark.parametrize("point", ["raw", "weighted"])
+def test_the_first_rounded_row_after_others_may_be_of_any_kind(isa, point):
+    """A row's kind is found out as the row before it is written, which here is not rounded."""
+    rows = [normal(65), np.float32(1e-39) * normal(65), np.float32(1e30) * normal(65)]
+    rows[1][0] = 1
+    x, weight = np.stack(rows), np.full(65, 2.0**-9, np.float32)
+    options = {"eps": 0.0, "weight": weight, "quant": "bf16", "point": point}
+    got = rms_norm_f32(x, **options, quant_rows=(1, 3))
+    for i in (1, 2):
+        assert_same_bits(got[i : i + 1], rms_norm_f32(x[i : i + 1], **options))
+        fq_kernels.force_isa("scalar")
+        assert_same_bits(got[i : i + 1], rms_norm_f32(x[i : i + 1], **options))
+        fq_kernels.force_isa(isa)
 
 
 @pytest.mark.parametrize("rows", [(0, 0), (0, 1), (2, 4), (3, 6), (5, 99), (4, 2), (-3, 2)])

@@ -34,7 +34,7 @@ def test_a_store_of_an_earlier_version_opens(version, tmp_path):
         assert [str(run["run"]) for run in store.list()] == list(expected)
         for number, then in expected.items():
             left, data = store.load(int(number)), stored_figures(store, int(number))
-            assert data["ppl_base"] == then["ppl_base"]
+            assert data["ppl_base"] == pytest.approx(then["ppl_base"], rel=1e-15)  # by another exp
             # which took a text's first chunks
             assert data["chunk_order"] == "first" and data["chunk_seed"] is None
             assert data["chunk_indices"] == list(range(data["n_chunks_asked"]))

@@ -1,13 +1,13 @@
 /* What the graph and its figures compute with exponentials.
  *
- * Contract: the same bits on every instruction set and with any number of threads. exp is
- * within 2 ulp in float32 and within 1e-14 of the value in float64. Its argument is limited to
- * -87 (float64: -700) and 88, since slow subnormals would change no sum that has a 1 in it.
- * Sums have 64 parts, by index modulo 64, added pairwise at the end. */
+ * Contract: the same bits on every instruction set and with any number of threads. exp is within 2 ulp, in
+ * float64 elementary/contract.h's, as ln is. Its argument is limited to -87 (float64: -700) and 88, since slow
+ * subnormals would change no sum that has a 1 in it. Sums have 64 parts, by index modulo 64, in order and then
+ * folded: part j and part j + 32 are added, then j and j + 16 of those, and so on. Nothing is fused. */
 #ifndef FQ_EXP_H
 #define FQ_EXP_H
 
-#include "common.h"
+#include "elementary/contract.h"
 
 #define FQ_SUM_PARTS 64
 
@@ -41,6 +41,13 @@ typedef struct {
     int64_t stride, n; /* n >= 1; stride in floats */
     double *out; /* (rows, 2) */
 } fq_log_sum_exp_args;
+
+/* Row i's ln softmax, (x - m) - ln(sum), and its softmax, exp of that. */
+typedef struct {
+    const float *x;
+    int64_t stride, n; /* n >= 1; stride in floats */
+    double *log_p, *p; /* (rows, n) */
+} fq_log_softmax_args;
 
 /* out[i] = m, ln(sum) as of fq_log_sum_exp_args, and the KL divergence of row i of p from q =
  * softmax(x): with ln q = (x - m) - ln(sum) and d = ln q - log_p the sum of p * (exp(d) - 1 - d), which is

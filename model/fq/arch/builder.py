@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
+from fq_kernels import log
 from fq_kernels.rules import Place, Value
 
 from .graph import (
@@ -178,7 +179,7 @@ class Builder:
         yarn, magnitude = None, hp.rope_attn_factor
         if hp.yarn_mix:
             yarn = Yarn(hp.n_ctx_orig, hp.yarn_beta_fast, hp.yarn_beta_slow, hp.yarn_mix)
-            magnitude *= max(1.0, 1.0 - 0.1 * math.log(hp.rope_freq_scale))
+            magnitude *= max(1.0, 1.0 - 0.1 * log(hp.rope_freq_scale))
         return RopeAttributes(
             hp.n_rot, base, hp.rope_freq_scale, tensor, neox, magnitude=magnitude, yarn=yarn
         )

@@ -21,6 +21,8 @@ from itertools import combinations
 
 import numpy as np
 
+from fq_kernels import exp, log
+
 Interval = tuple[float, float]
 
 MIN_CHUNKS = 4  # below it nothing is said of how sure a figure is
@@ -53,13 +55,29 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
     return value
 
 
+def _log_1p(x: float) -> float:
+    """ln(1 + x)."""
+    sum_ = 1 + x
+    # what the sum has lost of x is made good to first order
+    return x if sum_ == 1 else log(sum_) * (x / (sum_ - 1))
+
+
+def _log_gamma(x: float) -> float:
+    """The logarithm of the gamma function, x > 0, by Stirling's series from 16 on."""
+    product = 1.0
+    while x < 16:
+        product *= x
+        x += 1
+    y = 1 / (x * x)
+    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / x
+    return (x - 0.5) * log(x) - x + 0.5 * log(2 * math.pi) + series - log(product)
+
+
 def beta_cdf(x: float, a: float, b: float) -> float:
     """The regularised incomplete beta function, a and b positive."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
+    front = exp(_log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + a * log(x) + b * _log_1p(-x))
     if x < (a + 1) / (a + b + 2):
         return front * _beta_fraction(x, a, b) / a
     return 1 - front * _beta_fraction(1 - x, b, a) / b
@@ -121,11 +139,7 @@ def positive_interval(chunks: np.ndarray) -> Interval | None:
         return None
     mean = float(np.mean(chunks))
     half = t_quantile(LEVEL, len(chunks) - 1) * _se(chunks) / mean
-    return mean * math.exp(-half), mean * _exp(half)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return mean * exp(-half), mean * exp(half)
 
 
 @dataclass(frozen=True)
@@ -160,8 +174,8 @@ def ratio_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
 def _log_ratio(ratio: float, se: float, df: float, n: int) -> RatioTest:
     """se is of ln(ratio)."""
     half = t_quantile(LEVEL, df) * se
-    t = _t(math.log(ratio), se)
-    return RatioTest(ratio, (ratio * math.exp(-half), ratio * _exp(half)), t, t_p(t, df), n)
+    t = _t(log(ratio), se)
+    return RatioTest(ratio, (ratio * exp(-half), ratio * exp(half)), t, t_p(t, df), n)
 
 
 def _t(value: float, se: float) -> float:
@@ -175,10 +189,11 @@ def welch_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
     if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
         return None
     up, down = float(np.mean(numerators)), float(np.mean(denominators))
-    parts = [(_se(v) / m) ** 2 for v, m in ((numerators, up), (denominators, down))]
+    shares = [_se(v) / m for v, m in ((numerators, up), (denominators, down))]
+    parts = [share * share for share in shares]  # a power would be the C library's
     sizes = len(numerators) - 1, len(denominators) - 1
-    spread = sum(part**2 / size for part, size in zip(parts, sizes, strict=True))
-    df = sum(parts) ** 2 / spread if spread else float(min(sizes))
+    spread = sum(part * part / size for part, size in zip(parts, sizes, strict=True))
+    df = sum(parts) * sum(parts) / spread if spread else float(min(sizes))
     return _log_ratio(up / down, math.sqrt(sum(parts)), df, min(sizes) + 1)
 
 
@@ -193,8 +208,10 @@ def agreement_interval(agreeing: Sequence[int] | np.ndarray, tokens: int) -> Int
     if n < MIN_CHUNKS:
         return None
     share = float(np.sum(agreeing)) / total
-    variance = (_se(np.asarray(agreeing)) / tokens) ** 2
-    effective = total * (t_quantile(LEVEL, total - 1) / t_quantile(LEVEL, n - 1)) ** 2
+    scatter = _se(np.asarray(agreeing)) / tokens
+    variance = scatter * scatter
+    design = t_quantile(LEVEL, total - 1) / t_quantile(LEVEL, n - 1)
+    effective = total * design * design
     if variance > 0:
         effective *= share * (1 - share) / total / variance
     effective = min(effective, total)
@@ -230,13 +247,14 @@ def realisations_test(values: np.ndarray) -> MeanTest | None:
     mean = float(np.mean(values))
     of_chunk, of_realisation = values.mean(axis=0) - mean, values.mean(axis=1) - mean
     rest = values - mean - of_chunk - of_realisation[:, None]
-    chunks = k * float(of_chunk @ of_chunk) / (n - 1)
-    realisations = n * float(of_realisation @ of_realisation) / (k - 1)
+    chunks = k * float(np.sum(of_chunk * of_chunk)) / (n - 1)
+    realisations = n * float(np.sum(of_realisation * of_realisation)) / (k - 1)
     both = float(np.sum(rest * rest)) / ((k - 1) * (n - 1))
     if realisations > both:
         total = chunks + realisations - both
-        parts = chunks**2 / (n - 1) + realisations**2 / (k - 1) + both**2 / ((k - 1) * (n - 1))
-        df = min(total**2 / parts, n - 1)
+        parts = chunks * chunks / (n - 1) + realisations * realisations / (k - 1)
+        parts += both * both / ((k - 1) * (n - 1))
+        df = min(total * total / parts, n - 1)
     else:
         total, df = chunks, n - 1
     df = max(df, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import Executor, default_fpu
+from fq_kernels import Executor, default_fpu, exp
 from fq_kernels.rules import FakeQuant
 
 from ..errors import FqError
@@ -126,7 +126,7 @@ class Perplexity(Streams):
         for nll in self.nll:
             total += float(nll.sum())
             count += len(nll)
-            cumulative.append(math.inf if total / count >= 700 else math.exp(total / count))
+            cumulative.append(exp(total / count))
         chunks: list[dict[str, float]] = [
             {"index": index, "nll": float(nll.mean()), "ppl_cumulative": ppl}
             for index, nll, ppl in zip(self.text.indices, self.nll, cumulative, strict=False)

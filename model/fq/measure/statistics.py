@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import Executor, default_fpu, kl_divergence, log_sum_exp
+from fq_kernels import Executor, default_fpu, exp, kl_divergence, log_softmax, log_sum_exp
 
 from .inference import MIN_CHUNKS, agreement_interval, mean_interval, positive_interval
 
@@ -25,20 +25,11 @@ _scratch = threading.local()
 
 
 def _rows(n_vocab: int) -> np.ndarray:
-    """This thread's scratch, float64 (2, n_vocab)."""
+    """This thread's scratch, two of float64 (1, n_vocab)."""
     rows = getattr(_scratch, "rows", None)
-    if rows is None or rows.shape[1] != n_vocab:
-        rows = _scratch.rows = np.empty((2, n_vocab))
+    if rows is None or rows.shape[2] != n_vocab:
+        rows = _scratch.rows = np.empty((2, 1, n_vocab))
     return rows
-
-
-def _log_softmax(logits: np.ndarray, out: np.ndarray) -> None:
-    """ln p of one row, float32 (n_vocab,), into out, float64."""
-    ((top, rest),) = log_sum_exp(logits[None])
-    out[:] = logits  # on its own: a subtraction that converts as well takes four times as long
-    with np.errstate(invalid="ignore"):
-        out -= top
-        out -= rest
 
 
 @default_fpu()
@@ -80,10 +71,9 @@ def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: 
 
     def row(i: int) -> None:
         log_p, p = _rows(base.shape[1])
-        _log_softmax(base[i], log_p)
-        np.exp(log_p, out=p)
-        lp[i] = log_p[targets[i]]
-        found[i] = kl_divergence(other[i : i + 1], log_p[None], p[None])
+        log_softmax(base[i : i + 1], log_p=log_p, p=p)
+        lp[i] = log_p[0, targets[i]]
+        found[i] = kl_divergence(other[i : i + 1], log_p, p)
 
     executor.map(row, len(base))
     return _paired(lp, _top(base, executor), other, found, targets, executor)
@@ -94,7 +84,7 @@ def _paired(
 ) -> Paired:
     """lp, top: the baseline's ln p of the targets and its top tokens; found: kl_divergence's of other."""
     lq = _log_p_of(targets, other, found)
-    dp = np.exp(lq) - np.exp(lp)
+    dp = exp(lq) - exp(lp)
     kld = np.where(np.isnan(dp), np.nan, found[:, 2])
     return Paired(-lp, -lq, kld, dp, (top == _top(other, ex)) & (top >= 0))
 
@@ -132,11 +122,7 @@ class Reference:
         self._log_p, self._p = self._memory[:, :n]
         self._targets = targets
 
-        def row(i: int) -> None:
-            _log_softmax(logits[i], self._log_p[i])
-            np.exp(self._log_p[i], out=self._p[i])
-
-        self._executor.map(row, len(logits))
+        log_softmax(logits, log_p=self._log_p, p=self._p, executor=self._executor)
         self._lp = np.take_along_axis(self._log_p, targets[:, None], axis=1)[:, 0]
         self._top = _top(logits, self._executor)
 
@@ -160,13 +146,8 @@ def mean_se(values: np.ndarray) -> tuple[float, float]:
 def ppl_se(nll: np.ndarray) -> tuple[float, float]:
     """exp(mean nll) and PPL * sqrt((E[nll^2] - E[nll]^2) / (n - 1))."""
     mean, se = mean_se(nll)
-    ppl = _exp(mean)
+    ppl = exp(mean)
     return ppl, ppl * se
-
-
-def _exp(x: float) -> float:
-    """Infinity for what only a broken model gives."""
-    return math.inf if x >= 700 else math.exp(x)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -232,8 +213,8 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         "ln_ppl_ratio": ln_ratio,
         "ln_ppl_ratio_se": ln_ratio_se,
         "ln_ppl_ratio_ci95_chunks": mean_interval(ln_ratios) if differ else None,
-        "ppl_ratio": _exp(ln_ratio),
-        "ppl_ratio_se": _exp(ln_ratio) * ln_ratio_se,
+        "ppl_ratio": exp(ln_ratio),
+        "ppl_ratio_se": exp(ln_ratio) * ln_ratio_se,
         "ppl_diff": ppl - ppl_base,
         # to first order, as all errors of perplexities; of pairs, so that what both share cancels
         "ppl_diff_se": mean_se(ppl * all_.nll - ppl_base * all_.nll_base)[1],
@@ -275,7 +256,7 @@ def chunk_means(chunks: list[Paired]) -> dict[str, np.ndarray]:
 def ppl_interval(nll: list[np.ndarray]) -> tuple[float, float] | None:
     """95 % interval over chunks of the perplexity, from each chunk's nll."""
     interval = mean_interval(np.array([np.mean(c) for c in nll]))
-    return None if interval is None else (_exp(interval[0]), _exp(interval[1]))
+    return None if interval is None else (exp(interval[0]), exp(interval[1]))
 
 
 def is_exactly_zero(comparison: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fq_kernels import default_fpu
+from fq_kernels import default_fpu, exp
 
 from ..errors import FqError, NotFiniteError
 from .context import Context
@@ -68,7 +68,7 @@ class Sampler:
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:
-    p = np.exp(values - values.max())
+    p = exp(values - values.max())
     return p / p.sum()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fq_kernels import cos, exp, log, sin
+
 from ..arch.graph import RopeAttributes, Yarn
 
 
@@ -27,19 +29,19 @@ class RopeTables:
         if tables is None or now.stop > len(tables[0]):
             # of the positions up to twice as far, so that they are seldom made again
             tables = self._tables[rope] = self._make(rope, min(self.n_ctx, 2 * now.stop))
-        cos, sin = tables
-        return cos[now], sin[now]
+        return tables[0][now], tables[1][now]
 
     def _make(self, rope: RopeAttributes, n: int) -> tuple[np.ndarray, np.ndarray]:
-        freq = rope.freq_base ** (-np.arange(0, rope.n_rot, 2, dtype=np.float64) / rope.n_rot)
+        powers = np.arange(0, rope.n_rot, 2, dtype=np.float64) / rope.n_rot
+        freq = exp(-powers * log(rope.freq_base))
         is_long = rope.long_factors is not None and self.n_ctx > rope.n_ctx_orig
         if factors := rope.long_factors if is_long else rope.factors:
             freq /= self.vectors[factors]
         kept = 0.0 if rope.yarn is None else _kept_by_yarn(rope.n_rot, rope.freq_base, rope.yarn)
         freq = freq * rope.freq_scale * (1 - kept) + freq * kept
         angles = np.arange(n, dtype=np.float64)[:, None] * freq
-        cos, sin = np.cos(angles) * rope.magnitude, np.sin(angles) * rope.magnitude
-        return cos.astype(np.float32), sin.astype(np.float32)
+        turned = cos(angles) * rope.magnitude, sin(angles) * rope.magnitude
+        return turned[0].astype(np.float32), turned[1].astype(np.float32)
 
 
 def _kept_by_yarn(n_rot: int, freq_base: float, yarn: Yarn) -> np.ndarray:
@@ -47,7 +49,7 @@ def _kept_by_yarn(n_rot: int, freq_base: float, yarn: Yarn) -> np.ndarray:
 
     def pair_of(turns: float) -> float:
         """The pair, as a real number, that makes so many turns in the original context."""
-        return n_rot * math.log(yarn.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(freq_base))
+        return n_rot * log(yarn.n_ctx_orig / (turns * 2 * math.pi)) / (2 * log(freq_base))
 
     low = max(0, math.floor(pair_of(yarn.beta_fast)))
     high = min(n_rot - 1, math.ceil(pair_of(yarn.beta_slow)))
