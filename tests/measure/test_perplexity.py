@@ -94,11 +94,14 @@ def test_without_bos_the_first_token_stays(tiny, tokens, executor, monkeypatch):
     assert (without[1] != with_bos[1]).any()
 
 
+@pytest.mark.parametrize("spec", ["bf16", "int8:tensor"])
 @pytest.mark.parametrize("batch", [1, 7, N_CTX // 2, N_CTX - 1, N_CTX, 5 * N_CTX])
-def test_the_batch_size_changes_neither_figures_nor_counts(tiny, tokens, executor, batch):
-    want = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"))
-    run = finished(tiny, tokens, executor, chunks=2, fake_quant=rules(tiny, kind="all"), batch=batch)
-    assert run.result() == want.result()
+def test_the_batch_size_changes_neither_figures_nor_counts(tiny, tokens, executor, batch, spec):
+    def of(**settings):
+        rounded = FakeQuant(tiny.values, [Rule(spec, kind="all")])
+        return finished(tiny, tokens, executor, chunks=2, fake_quant=rounded, **settings).result()
+
+    assert of(batch=batch) == of()
 
 
 def test_rows_seen(tiny, tokens, executor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import operator
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +69,12 @@ class Settings:
     def changed(cls, settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
         """The settings, or the default ones, but for some. Raises TypeError for one that there is not."""
         return replace(settings or cls(), **changes)
+
+
+def batch_of(settings: Settings, rules: Iterable[FakeQuant | None]) -> int:
+    """Tokens per evaluation: all of a chunk where a scale is over a tensor, which is the chunk's."""
+    formats = [rule.format for each in rules if each is not None for rule in each.rules]
+    return settings.n_ctx if any(fmt.whole_tensor for fmt in formats) else settings.batch
 
 
 def check_activations(name: str, whose: str = "") -> None:
@@ -139,7 +145,8 @@ class Chunks:
         rules  as they stood before the chunk; their counters go on
         """
         ids, _ = self[position]
-        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), self.settings.batch)
+        batch = batch_of(self.settings, [rules])
+        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), batch)
         where = first_not_finite(self.model, evaluations, executor, rules, activations)
         return {"chunk": self.indices[position]} | where
 

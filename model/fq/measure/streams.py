@@ -19,7 +19,7 @@ from ..run.finite import all_finite, in_batches, not_finite_text, rows_seen, rul
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.trace import Trace
-from .chunks import Chunks, Settings, check_activations, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, batch_of, check_activations, compared, first_scored, n_scored_per_chunk
 from .statistics import Paired, ppl_se, score, summarise
 
 
@@ -84,7 +84,8 @@ class Streams:
         self._all = self.streams if baseline is None else (baseline, *self.streams)
         for stream in self._all:
             check_activations(self._activations(stream), f"{stream.name} ")
-        n_ctx, batch = self.settings.n_ctx, self.settings.batch
+        n_ctx = self.settings.n_ctx
+        self._batch = batch_of(self.settings, [stream.fake_quant for stream in self._all])
         self.model, self.tokens, self.n_ctx = model, self.text.tokens, n_ctx
         self.n_chunks_text, self.n_chunks = self.text.n_text, self.text.n
         self.executor = executor
@@ -93,7 +94,7 @@ class Streams:
         alike = alike and len({self._activations(stream) for stream in self._all}) == 1
         self._fork: Fork | None = None
         if alike and trace is None:
-            self._fork = Fork(model, n_ctx, executor, batch, self._activations(self._all[0]))
+            self._fork = Fork(model, n_ctx, executor, self._batch, self._activations(self._all[0]))
             self.context = self._fork.context
         else:
             self.context = Context(model, n_ctx, executor)
@@ -124,7 +125,7 @@ class Streams:
             sizes = self.n_ctx - 1, first_scored(self.n_ctx)
             per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
-            batches = -(-(self.n_ctx - 1) // self.settings.batch)
+            batches = -(-(self.n_ctx - 1) // self._batch)
             per_chunk = batches * len(self.model.graph.nodes) * len(self._all)
         return (self.n_chunks - self.done) * per_chunk
 
@@ -224,7 +225,7 @@ class Streams:
         )
         parts = [
             context.eval(part, wanted)
-            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self.settings.batch)
+            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self._batch)
         ]
         parts = [part for part in parts if len(part)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -19,7 +19,7 @@ from ..run.fork import Fork, row_blocks
 from ..run.model import Model
 from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
-from .chunks import Chunks, Settings, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, batch_of, compared, first_scored, n_scored_per_chunk
 from .figures import add_nodes, figures
 from .statistics import Reference
 
@@ -73,7 +73,9 @@ class Sweep:
         self._rows = [
             (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
         ]
-        self._fork = Fork(model, n_ctx, executor, self.settings.batch, self.settings.activations)
+        self._fork = Fork(
+            model, n_ctx, executor, batch_of(self.settings, self._rules), self.settings.activations
+        )
         self._per_group = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
 
