@@ -93,15 +93,20 @@ def test_which_run_is_gone_on_with(path):
     with Results(path) as store:
         store.add(RUN)
         number = store.add(RUN)
-        for change in ({"numerics": {"isa": "avx2", "threads": 7}}, {"machine": {}}):
+        for change in (
+            {"numerics": {"isa": "avx2", "threads": 7}},
+            {"numerics": {"isa": "avx512", "threads": 2}},
+            {"settings": RUN.settings | {"batch": 5}},
+            {"machine": {}},
+        ):
             assert store.begin(RUN, replace(RUN, **change)) == (number, RUN, RUN)
         assert store.begin(RUN) == (number + 1, RUN, None)
         for change in (
             {"model_sha256": "c" * 64},
             {"text_sha256": "c" * 64},
             {"versions": {"fq": "2"}},
-            {"numerics": {"isa": "avx512", "threads": 2}},
-            *({"settings": RUN.settings | {key: 5}} for key in ("n_ctx", "batch", "chunk_seed")),
+            {"numerics": {"isa": "avx2", "threads": 2, "contract": "fq-3"}},
+            *({"settings": RUN.settings | {key: 5}} for key in ("n_ctx", "chunk_seed")),
             {"settings": RUN.settings | {"n_tokens": 98}},
             {"settings": RUN.settings | {"chunk_order": "first"}},
         ):

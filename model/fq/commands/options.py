@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fq_kernels import Executor, isa
+from fq_kernels import CONTRACT, Executor, isa
 
 from ..errors import FqError
 from ..gguf import cache
@@ -226,7 +226,13 @@ def executor_of(threads: int | None) -> Executor:
 
 
 def numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
-    return {"activations": activations, "kv_cache": "F32", "isa": isa(), "threads": executor.threads}
+    return {
+        "contract": CONTRACT,
+        "activations": activations,
+        "kv_cache": "F32",
+        "isa": isa(),
+        "threads": executor.threads,
+    }
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, FileName]:

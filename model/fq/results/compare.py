@@ -66,12 +66,8 @@ def not_paired(a: Run, b: Run) -> str | None:
 
 def otherwise_unlike(a: Run, b: Run) -> str | None:
     """What makes the baselines of two paired runs different; None if nothing does."""
-    unlike = [
-        f"{key} ({a.settings.get(key)}, {b.settings.get(key)})"
-        for key in ("activations", "batch")
-        if a.settings.get(key) != b.settings.get(key)
-    ]
-    return " and ".join(unlike) or None
+    ours, others = a.settings.get("activations"), b.settings.get("activations")
+    return None if ours == others else f"activations ({ours}, {others})"
 
 
 @default_fpu()

@@ -69,9 +69,10 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each."""
-        keys = ("n_tokens", "n_ctx", "batch", "activations", "chunk_order", "chunk_seed")
-        numerics = {key: value for key, value in self.numerics.items() if key != "threads"}
+        """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each, on any
+        instruction set and in batches of any size."""
+        keys = ("n_tokens", "n_ctx", "activations", "chunk_order", "chunk_seed")
+        numerics = {key: value for key, value in self.numerics.items() if key not in ("threads", "isa")}
         parts = [
             self.model_sha256,
             self.text_sha256,
