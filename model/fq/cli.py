@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",
     "trace": "Summarise the kernel calls that --trace has written.",
     "bench": "Time fake quantisation against the baseline, in turns.",
+    "completion": "Print what completes fq's commands and options in a shell, at the Tab key.",
     "replicate": "Run the original report's experiments again, its figures beside ours.",
 }
 
@@ -76,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text).command = name
+    return parser
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """With the options of all commands."""
+    parser = _parser()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _module(command.command).add_options(command)
+                command.command = None
     return parser
 
 
