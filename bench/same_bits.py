@@ -85,7 +85,8 @@ def digest(case: Case, args: argparse.Namespace) -> str:
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         result = json.loads(path.read_text())
     del result["seconds"]
-    result["model"] = os.path.basename(result["model"])
+    for name in ("model", "text"):
+        result[name] = os.path.basename(result[name])
     result["numerics"] = {k: v for k, v in result["numerics"].items() if k not in MACHINES_OWN}
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:12]
 

@@ -105,6 +105,7 @@ def matvecs(x, weights, outs=None, *, executor=None):
     weights is a list of at most 8 (packed, ggml_type), outs one of as many arrays or None. Returns outs, whose
     bits are those of matvec. Raises TypeError or ValueError naming the argument.
     """
+    cdef const fq_kernel_table *now = table  # one set for x's order and for the sums, whoever forces another
     cdef _Products products
     cdef fq_matvec_args *a
     cdef fq_pool *pool = _pool_of(executor)
@@ -118,7 +119,7 @@ def matvecs(x, weights, outs=None, *, executor=None):
         outs = [None] * len(weights)
     if not 0 < len(weights) <= MAX_PRODUCTS or len(outs) != len(weights):
         raise ValueError(f"weights must be 1 to {MAX_PRODUCTS} and outs as many, not {len(weights)} and {len(outs)}")
-    products.fn, products.n = table.matvec, len(weights)
+    products.fn, products.n = now.matvec, len(weights)
     products.begin[0] = 0
     k = -1
     for i in range(products.n):
@@ -143,7 +144,7 @@ def matvecs(x, weights, outs=None, *, executor=None):
         if ao.overlaps(ax) or ao.overlaps(ap):
             raise ValueError("out overlaps an input")
         a.type = ggml_type
-        a.fn = table.dequant[ggml_type]
+        a.fn = now.dequant[ggml_type]
         a.packed = <const uint8_t *> ap.b.buf
         a.row_bytes = ap.b.shape[1]
         a.x = <const float *> ax.b.buf
@@ -166,8 +167,8 @@ def matvecs(x, weights, outs=None, *, executor=None):
             raise MemoryError
         with nogil:
             for i in range(products.n):
-                table.matvec_begin(&products.each[i], scratch + i * padded)
-            _run(pool, _rows_of_products, &products, products.begin[products.n], k)
+                now.matvec_begin(&products.each[i], scratch + i * padded)
+            _run(pool, _rows_of_products, &products, products.begin[products.n], max(k, 1))
             free(scratch)
     return results
 

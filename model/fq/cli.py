@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stream.reconfigure(errors="replace")
         args = _parser().parse_args(argv)
         args.command_line = shlex.join(["fq", *(sys.argv[1:] if argv is None else argv)])
+        args.whole_parser = whole_parser
         status = _module(args.command).main(args)
         sys.stdout.flush()
         return status

@@ -121,7 +121,10 @@ def test_empty():
     assert dequantize(np.empty((0, 144), np.uint8), TYPES["Q4_K"]).shape == (0, 256)
     assert matvec(np.empty((0, 256), np.float32), np.zeros((5, 144), np.uint8), TYPES["Q4_K"]).shape == (0, 5)
     assert matvec(np.ones((2, 256), np.float32), np.empty((0, 144), np.uint8), TYPES["Q4_K"]).shape == (2, 0)
-    assert not matvec(np.empty((2, 0), np.float32), np.empty((3, 0), np.uint8), TYPES["Q4_K"]).any()
+    for executor in (None, Executor(2)):
+        out = np.full((2, 3), np.nan, np.float32)
+        nothing = np.empty((2, 0), np.float32), np.empty((3, 0), np.uint8)
+        assert not matvec(*nothing, TYPES["Q4_K"], out=out, executor=executor).any()
 
 
 PROT_NONE = 0

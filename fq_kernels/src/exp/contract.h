@@ -42,7 +42,7 @@ typedef struct {
     double *out; /* (rows, 2) */
 } fq_log_sum_exp_args;
 
-/* Row i's ln softmax, (x - m) - ln(sum), and its softmax, exp of that. */
+/* Row i's ln softmax, (x - m) - ln(sum), and its softmax: exp of that, or 0 where it is below -700. */
 typedef struct {
     const float *x;
     int64_t stride, n; /* n >= 1; stride in floats */

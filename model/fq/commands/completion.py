@@ -9,7 +9,6 @@ from ..errors import FqError
 SHELLS = ("bash", "zsh", "fish")
 KINDS = {
     "FILE": "FILE",
-    "TEXT": "FILE",
     "MODEL": "FILE",
     "DIR": "DIRECTORY",
 }  # what the help calls a file's name
@@ -33,9 +32,7 @@ def main(args: argparse.Namespace) -> int:
         import shtab
     except ImportError:
         raise FqError("completions need shtab: pip install 'fq[completion]'") from None
-    from ..cli import whole_parser
-
-    parser = whole_parser()
+    parser = args.whole_parser()
     for command in (parser, *commands_of(parser)):
         for action in command._actions:
             kind = KINDS.get(str(action.metavar or action.dest.upper()))

@@ -31,7 +31,7 @@ class Settings:
     chunks       how many chunks, -1 for all that the text has
     chunk_order, chunk_seed
                  which of the text's, and in which order: `Chunks`
-    batch        tokens per evaluation
+    batch        tokens per evaluation, but of a chunk where a scale is over a tensor
     activations  "exact" or "ggml" (see Context)
 
     Raises FqError for what fits no model and no text.

@@ -46,7 +46,8 @@ FROM pragma_user_version
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured. ``numerics`` but the threads, ``versions`` and ``settings`` decide the bits.
+    """What was measured. ``numerics`` but the threads and the instruction set, ``versions`` and
+    ``settings`` but the batch decide the bits.
 
     cells     a cell's number is its place here, for ever: others come after it
     settings  `Sweep.about`, and what else is to be kept; its keys must be there

@@ -20,6 +20,7 @@ from .activations import Rounded, minimums
 PANEL_ELEMENTS = 384 * 1024
 MIN_PANEL_ROWS, MAX_PANEL_ROWS = 96, 512
 
+MATVECS_MAX = 8  # that the kernel takes at a time
 FLOAT32 = 0  # ggml's number of the type
 
 _scratch = threading.local()
@@ -102,7 +103,9 @@ def decode_together(
     x: np.ndarray, weights: Sequence[Weight], executor: Executor, outs: Sequence[np.ndarray]
 ) -> None:
     """mul_mat of one x with several weights, decoding: the threads share them as if they were one."""
-    matvecs(x, [(w.packed, w.type.id) for w in weights], outs, executor=executor)
+    for i in range(0, len(weights), MATVECS_MAX):
+        some = [(w.packed, w.type.id) for w in weights[i : i + MATVECS_MAX]]
+        matvecs(x, some, outs[i : i + MATVECS_MAX], executor=executor)
 
 
 def can_decode(weight: Weight, n_tokens: int) -> bool:
