@@ -64,7 +64,7 @@ def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, block, change):
         new = body
     else:
         pattern = {"commit": r"(?<=commit )\w", "processor": "processor ", "command": "`"}[change]
-        new = f"{body}\n{re.sub(pattern, '0', line, count=1)}"
+        new = f"{body}\n{re.sub(pattern, 'x', line, count=1)}"
     assert new != old
     text = (tmp_path / block.document).read_text("utf-8")
     (tmp_path / block.document).write_text(text.replace(old, new), "utf-8")
