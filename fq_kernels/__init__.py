@@ -19,6 +19,7 @@ if _find_spec("._kernels", __package__) is None:
 from ._kernels import (
     ATTENTION_MAX_DIM,
     MATVEC_MAX_TOKENS,
+    MATVECS_MAX,
     PACKED_TYPES,
     Executor,
     attention,
@@ -57,6 +58,7 @@ CONTRACT = "fq-1"
 __all__ = [
     "ATTENTION_MAX_DIM",
     "CONTRACT",
+    "MATVECS_MAX",
     "MATVEC_MAX_TOKENS",
     "PACKED_TYPES",
     "Executor",

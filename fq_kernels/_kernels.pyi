@@ -12,6 +12,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 N_STATS: int
 ATTENTION_MAX_DIM: int
 MATVEC_MAX_TOKENS: int
+MATVECS_MAX: int
 PACKED_TYPES: dict[int, tuple[int, int]]
 
 def supported_isas() -> list[str]: ...

@@ -71,6 +71,8 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
 cdef enum:
     MAX_PRODUCTS = 8
 
+MATVECS_MAX = MAX_PRODUCTS
+
 # Products of one x that are handed out together: rows of the second follow those of the first, and so on.
 cdef struct _Products:
     fq_task_fn fn
@@ -102,7 +104,7 @@ def matvec(x, packed, int ggml_type, *, out=None, executor=None):
 def matvecs(x, weights, outs=None, *, executor=None):
     """matvec of one x with several weights, which the threads share as if they were one.
 
-    weights is a list of at most 8 (packed, ggml_type), outs one of as many arrays or None. Returns outs, whose
+    weights is a list of at most MATVECS_MAX (packed, ggml_type), outs one of as many arrays or None. Returns outs, whose
     bits are those of matvec. Raises TypeError or ValueError naming the argument.
     """
     cdef const fq_kernel_table *now = table  # one set for x's order and for the sums, whoever forces another

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS, PACKED_TYPES, Executor, dequantize, matvecs
+from fq_kernels import MATVEC_MAX_TOKENS, MATVECS_MAX, PACKED_TYPES, Executor, dequantize, matvecs
 from fq_kernels import mul_mat as packed_mul_mat
 
 from ..gguf.types import GGMLType
@@ -20,7 +20,6 @@ from .activations import Rounded, minimums
 PANEL_ELEMENTS = 384 * 1024
 MIN_PANEL_ROWS, MAX_PANEL_ROWS = 96, 512
 
-MATVECS_MAX = 8  # that the kernel takes at a time
 FLOAT32 = 0  # ggml's number of the type
 
 _scratch = threading.local()
