@@ -272,11 +272,12 @@ def test_a_weight_that_is_not_finite_gives_nan_or_infinity(isa, n, bits):
 
 
 @pytest.mark.parametrize("point", ["raw", "weighted"])
-def test_the_first_rounded_row_after_others_may_be_of_any_kind(isa, point):
+@pytest.mark.parametrize("n", [64, 65])
+def test_the_first_rounded_row_after_others_may_be_of_any_kind(isa, n, point):
     """A row's kind is found out as the row before it is written, which here is not rounded."""
-    rows = [normal(65), np.float32(1e-39) * normal(65), np.float32(1e30) * normal(65)]
+    rows = [normal(n), np.float32(1e-39) * normal(n), np.float32(1e30) * normal(n)]
     rows[1][0] = 1
-    x, weight = np.stack(rows), np.full(65, 2.0**-9, np.float32)
+    x, weight = np.stack(rows), np.full(n, 2.0**-9, np.float32)
     options = {"eps": 0.0, "weight": weight, "quant": "bf16", "point": point}
     got = rms_norm_f32(x, **options, quant_rows=(1, 3))
     for i in (1, 2):

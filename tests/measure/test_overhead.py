@@ -293,6 +293,7 @@ def test_bench(tiny_path, tmp_path, capsys):
     data = json.loads(target.read_text())
     assert (data["n_prompt"], data["n_predict"], data["rounds"], data["partial"]) == (6, 2, 3, False)
     assert data["model"] == str(tiny_path) and data["numerics"]["threads"] == 1
+    assert data["numerics"]["contract"] == CONTRACT
     assert {"date", "processors", "libraries"} <= data["machine"].keys()
     assert [c["name"] for c in data["configurations"]] == [
         "baseline",

@@ -415,6 +415,13 @@ def test_decoding_products_together_or_each_alone(
     ]
 
 
+def test_products_of_other_values_are_not_together() -> None:
+    graph = Graph()
+    for source in (0, 0, 1, 1, 0):
+        graph.add(f"of-{source}", Op.MUL_MAT, (source,), (N_TOKENS, 8))
+    assert [[n.name for n in nodes] for nodes in graph.products_together()] == [["of-0"] * 2, ["of-1"] * 2]
+
+
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])
 def test_same_bits_on_any_number_of_threads(write: Write, mix: str) -> None:
     model = Model(write(mix))
