@@ -13,6 +13,7 @@ import fq.measure.overhead
 from fq import Context, FqError
 from fq.cli import main
 from fq.measure.overhead import Configuration, Overhead, compare, configurations, overhead_text
+from fq_kernels import CONTRACT
 from fq_kernels.rules import Rule
 
 PROMPT = np.array(["prompt"] * 2 + ["eval"] * 3)
