@@ -298,6 +298,22 @@ def test_matvec_thread_count_does_not_matter(isa):
             assert_same_bits(out, expected)
 
 
+@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_1"])
+def test_a_zero_of_matvec_is_positive(isa, name):
+    """Each product is too small for a float32, and negative."""
+    smallest = np.float16(-6e-8)
+    packed = {
+        "F32": np.full(64, -1e-30, np.float32).view(np.uint8),
+        "Q8_0": np.tile(np.concatenate([smallest[None].view(np.uint8), np.ones(32, np.uint8)]), 2),
+        "Q4_1": np.tile(
+            np.concatenate([np.array([0, smallest], np.float16).view(np.uint8), np.zeros(16, np.uint8)]), 2
+        ),
+    }[name][None]
+    assert (expected_floats(packed, TYPES[name]) < 0).all()
+    got = matvec(np.full((1, 64), 1e-45, np.float32), packed, TYPES[name])
+    assert got.tobytes() == np.float32(0).tobytes()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_matvecs_are_matvec_of_each(isa, threads):
     names, rows = ("Q4_K", "Q6_K", "Q8_0", "Q4_1", "Q4_K", "F32"), (70, 1, 33, 0, 129, 5)
