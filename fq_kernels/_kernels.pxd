@@ -72,14 +72,17 @@ cdef extern from "matvec/contract.h" nogil:
 
 cdef extern from "mul_mat/contract.h" nogil:
     enum:
+        FQ_MUL_MAT_K
         FQ_MUL_MAT_ROWS
         FQ_MUL_MAT_PANELS
+        FQ_MUL_MAT_TOKENS
     ctypedef struct fq_mul_mat_args:
         fq_dequant_fn fn
         const uint8_t *packed
         int64_t row_bytes, n_rows
         const float *x
         int64_t x_stride
+        float *packed_x
         float *out
         int64_t out_stride, n_tokens, k
 
@@ -164,7 +167,7 @@ cdef extern from "dispatch.h" nogil:
         const char *name
         fq_task_fn rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
-        fq_task_fn dequantize, matvec, mul_mat, attend_few, attend_many, rope
+        fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
         fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)

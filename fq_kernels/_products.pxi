@@ -1,7 +1,7 @@
 # Packed weights: unpacking, and products with them.
 
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 
 import numpy as np
 
@@ -190,14 +190,13 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     """x @ unpacked(packed).T for any number of tokens, into out.
 
     x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
-    (n, row_bytes) uint8 C-contiguous. Rows of x a multiple of 4096 bytes apart share cache
-    lines, which costs some 5 %. Returns out. The bits depend on neither threads, instruction set nor
+    (n, row_bytes) uint8 C-contiguous. Returns out. The bits depend on neither threads, instruction set nor
     n_tokens. Raises TypeError or ValueError naming the argument.
     """
+    cdef const fq_kernel_table *now = table  # one set for x's order and for the sums, whoever forces another
     cdef fq_mul_mat_args a
     cdef fq_pool *pool
-    cdef fq_task_fn fn = table.mul_mat
-    cdef int64_t panels, grain
+    cdef int64_t panels, grain, n_tokens
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ap = _open("packed", packed, b"B")
     cdef _Array ao = _open("out", out, b"f", True)
@@ -207,14 +206,14 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     a.n_rows = packed.shape[0]
     if out.ndim != 2 or out.shape[1] != a.n_rows:
         raise ValueError(f"out must be of shape (n_tokens, {a.n_rows}), not {out.shape}")
-    a.n_tokens = out.shape[0]
-    if x.shape != (a.n_tokens, a.k):
-        raise ValueError(f"x must be of shape {(a.n_tokens, a.k)}, not {x.shape}")
+    n_tokens = out.shape[0]
+    if x.shape != (n_tokens, a.k):
+        raise ValueError(f"x must be of shape {(n_tokens, a.k)}, not {x.shape}")
     _apart(ao, ax)
     _apart(ao, ap)
     if ao.overlaps_itself():
         raise ValueError("out has elements that share memory")
-    a.fn = table.dequant[ggml_type]
+    a.fn = now.dequant[ggml_type]
     a.packed = <const uint8_t *> ap.b.buf
     a.row_bytes = packed.shape[1]
     a.x = <const float *> ax.b.buf
@@ -224,9 +223,19 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     pool = _pool_of(executor)
     if a.k == 0:
         out.fill(0.0)
-    elif a.n_rows > 0 and a.n_tokens > 0:
+    elif a.n_rows > 0 and n_tokens > 0:
         panels = (a.n_rows + FQ_MUL_MAT_ROWS - 1) // FQ_MUL_MAT_ROWS
         grain = _panels_per_range(panels, 1 if pool == NULL else fq_pool_threads(pool))
+        a.packed_x = <float *> malloc(min(n_tokens, FQ_MUL_MAT_TOKENS) * a.k * sizeof(float))
+        if a.packed_x == NULL:
+            raise MemoryError
         with nogil:
-            fq_pool_run(pool, fn, &a, panels, grain)
+            while n_tokens > 0:
+                a.n_tokens = min(n_tokens, FQ_MUL_MAT_TOKENS)
+                fq_pool_run(pool, now.mul_mat_begin, &a, (a.k + FQ_MUL_MAT_K - 1) // FQ_MUL_MAT_K, 1)
+                fq_pool_run(pool, now.mul_mat, &a, panels, grain)
+                a.x += a.n_tokens * a.x_stride
+                a.out += a.n_tokens * a.out_stride
+                n_tokens -= a.n_tokens
+            free(a.packed_x)
     return out

@@ -21,6 +21,7 @@ typedef struct {
     void (*dequantize)(void *args, int64_t begin, int64_t end);
     void (*matvec_begin)(fq_matvec_args *args, float *scratch);
     void (*matvec)(void *args, int64_t begin, int64_t end);
+    void (*mul_mat_begin)(void *args, int64_t begin, int64_t end);
     void (*mul_mat)(void *args, int64_t begin, int64_t end);
     void (*attend_few)(void *args, int64_t begin, int64_t end);
     void (*attend_many)(void *args, int64_t begin, int64_t end);
