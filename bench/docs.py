@@ -22,7 +22,7 @@ from pathlib import Path
 from fq import machine
 from fq_kernels import isa
 
-from .kept import keep, kept
+from .kept import keep, kept, marks
 
 ROOT = Path(__file__).parents[1]
 # What the options -f and --llama-python stand for in the commands, as they are shown.
@@ -35,7 +35,8 @@ CHROMIUM = (
 
 @dataclass(frozen=True)
 class Block:
-    """A kept block, and the commands that make it."""
+    """A kept block, and the commands that make it. With `{processor}` in its document's path there is one for
+    each processor: made again on the same, and beside it on another."""
 
     name: str
     document: str
@@ -49,6 +50,17 @@ class Block:
 
     def needs(self, word: str) -> bool:
         return any(word in shlex.split(command) for command in self.commands)
+
+    def document_here(self) -> str:
+        """The document of the processor that this runs on."""
+        return self.document.format(processor=processor_slug())
+
+    def documents(self, root: Path) -> list[str]:
+        """Those that there are, of any processor."""
+        if "{processor}" not in self.document:
+            return [self.document]
+        found = root.glob(self.document.format(processor="*"))
+        return sorted(str(path.relative_to(root)) for path in found)
 
 
 BLOCKS = (
@@ -79,15 +91,21 @@ BLOCKS = (
         minutes=15,
         last=True,
     ),
-    Block("kernels", "bench/README.md", ("python -m bench.report",), minutes=10),
+    Block("kernels", "bench/results/{processor}/kernels.md", ("python -m bench.report",), minutes=10),
     Block(
         "peers",
-        "bench/README.md",
+        "bench/results/{processor}/peers.md",
         ("python -m bench.peers --llama-python llama/bin/python -f wiki.test.raw --perplexity-threads 1 2",),
-        minutes=20,
+        minutes=10,
         judges=True,
     ),
-    Block("where", "bench/README.md", ("python -m bench.where -m smollm2 -m tinyllama-shape",), minutes=5),
+    Block(
+        "where",
+        "bench/results/{processor}/where.md",
+        ("python -m bench.where -m smollm2 -m tinyllama-shape",),
+        minutes=5,
+    ),
+    Block("summary", "bench/README.md", ("python -m bench.summary",), minutes=0),
     Block(
         "formats",
         "docs/formats.md",
@@ -124,6 +142,14 @@ def numerics() -> str:
     return isa()
 
 
+def processor_slug() -> str:
+    """The name of a folder for what this processor is, and the best of its instruction sets: zen-3-avx2."""
+    name = machine.processor()
+    kind = re.search(r": ([^)]+)\)$", name)
+    words = re.findall(r"[a-z0-9]+", (kind[1] if kind else name).lower())
+    return "-".join([*words, isa()])
+
+
 def commands_text(block: Block) -> str:
     """Those that give figures: a picture of a page is none."""
     return ", ".join(f"`{command}`" for command in block.commands if command != CHROMIUM)
@@ -133,11 +159,12 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def read(block: Block, root: Path = ROOT) -> tuple[str, dict[str, str]]:
+def read(block: Block, root: Path = ROOT, document: str | None = None) -> tuple[str, dict[str, str]]:
     """What the command gave, and the fields of the line below it. Raises ValueError where they disagree."""
-    body, _, line = ("\n" + kept(root / block.document, block.name)).rpartition("\n")
+    document = document or block.document_here()
+    body, _, line = ("\n" + kept(root / document, block.name)).rpartition("\n")
     found = LINE.fullmatch(line)
-    where = f"{block.document}, {block.name}"
+    where = f"{document}, {block.name}"
     if found is None:
         raise ValueError(f"{where}: no last line with command, commit, processor and date")
     if found["commands"] != commands_text(block):
@@ -153,20 +180,27 @@ def write(block: Block, body: str, commit: str, root: Path = ROOT) -> None:
         f"{datetime.date.today().isoformat()}"
     )
     line += f" <!-- {digest(body + line)} -->"
-    keep(root / block.document, f"{body}\n\n{line}" if body else line, block.name)
+    path = root / block.document_here()
+    if "{processor}" in block.document and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begin, end = marks(block.name)
+        path.write_text(
+            f"# {block.name.capitalize()}\n\n[What it is](../../README.md)\n\n{begin}\n{end}\n", "utf-8"
+        )
+    keep(path, f"{body}\n\n{line}" if body else line, block.name)
 
 
 def problems(root: Path = ROOT) -> list[str]:
     """What is wrong with the blocks as they are kept."""
     found = []
-    for block in BLOCKS:
+    for block, document in [(b, d) for b in BLOCKS for d in b.documents(root)]:
         try:
-            _, about = read(block, root)
+            _, about = read(block, root, document)
         except ValueError as e:
             found.append(str(e))
         else:
             if about["commit"].endswith("+"):
-                found.append(f"{block.document}, {block.name}: made by a changed {about['commit'][:-1]}")
+                found.append(f"{document}, {block.name}: made by a changed {about['commit'][:-1]}")
     return found
 
 
@@ -215,7 +249,7 @@ def commit_here(*, allow_dirty: bool) -> str:
             raise ValueError("git says nothing of the commit")
         return run.stdout.strip()
 
-    others = (":!README.md", ":!bench/README.md", ":!docs")
+    others = (":!README.md", ":!bench/README.md", ":!bench/results", ":!docs")
     dirty = bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *others))
     if dirty and not allow_dirty:
         raise ValueError("the tree differs from its commit: commit first, or --allow-dirty for a trial")
@@ -276,7 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a venv's interpreter is a link: its absolute path, not what it leads to
         python = args.llama_python and os.path.abspath(args.llama_python)
         for block in chosen(args):
-            kept(ROOT / block.document, block.name)
+            for document in block.documents(ROOT):
+                kept(ROOT / document, block.name)
             print(f"bench.docs: {block.name}, some {block.minutes} min", file=sys.stderr, flush=True)
             write(block, output(block, args.file, python), commit)
     except (ValueError, OSError) as e:

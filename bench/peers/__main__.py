@@ -59,22 +59,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--perplexity-threads", type=int, nargs="+", default=[2], metavar="N", help="default: 2"
     )
     parser.add_argument(
-        "--rounds", type=int, default=10, metavar="N", help="pairs of turns (default: %(default)s)"
+        "--rounds", type=int, default=10, metavar="N", help="pairs of turns, at most (default: %(default)s)"
     )
     parser.add_argument(
-        "--perplexity-rounds",
-        type=int,
-        metavar="N",
-        help="pairs of perplexity runs (default: half of --rounds)",
+        "--seconds",
+        type=float,
+        default=6,
+        metavar="S",
+        help=f"after which a row has no further pair, if it has {measure.MIN_ROUNDS} (default: %(default)s)",
     )
     parser.add_argument(
         "--only", choices=PARTS, action="append", help="a part; may be repeated (default: all)"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
     args = parser.parse_args(argv)
-    if args.perplexity_rounds is None:
-        args.perplexity_rounds = -(-args.rounds // 2)
-    for name in ("threads", "perplexity_threads", "rounds", "perplexity_rounds", "chunks"):
+    for name in ("threads", "perplexity_threads", "rounds", "chunks"):
         value = getattr(args, name)
         if min(value if isinstance(value, list) else [value]) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -100,12 +99,13 @@ def f32_of(args: argparse.Namespace) -> Path:
 def rows(args: argparse.Namespace, peer: llama.LlamaCpp) -> Iterator[Row]:
     """Raises FqError or OSError for bad input."""
     parts = args.only or PARTS
+    rounds = measure.Rounds(args.rounds, args.seconds)
     for model in [Path(find(name)) for name in models(args)]:
         for threads in args.threads:
             if "speed" in parts:
-                yield from measure.speed(model, peer, threads, args.rounds)
+                yield from measure.speed(model, peer, threads, rounds)
             if "cold-start" in parts:
-                yield from measure.cold_start(model, peer, threads, args.rounds)
+                yield from measure.cold_start(model, peer, threads, rounds)
     if "perplexity" in parts and args.file is not None:
         args.file.open().close()  # found out before the work
         model = Path(find(args.perplexity_model))
@@ -115,9 +115,7 @@ def rows(args: argparse.Namespace, peer: llama.LlamaCpp) -> Iterator[Row]:
 
             write_f32(model, f32)
         for threads in args.perplexity_threads:
-            yield from measure.perplexity(
-                model, f32, args.file, peer, threads, args.chunks, args.perplexity_rounds
-            )
+            yield from measure.perplexity(model, f32, args.file, peer, threads, args.chunks, rounds)
 
 
 def command(argv: list[str]) -> str:

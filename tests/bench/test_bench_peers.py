@@ -15,12 +15,13 @@ sys.path.append(str(Path(__file__).parents[2]))  # last: an installed package go
 from bench.peers import __main__ as peers
 from bench.peers import llama, measure, processes, table
 from bench.peers.f32 import write_f32
-from bench.peers.measure import Row, in_pairs
+from bench.peers.measure import MIN_ROUNDS, Rounds, Row, in_pairs
 from bench.peers.processes import Idle, Worker, run_whole
 from fq import Context, Executor, FqError, Model
 from fq.gguf.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
 
 ROOT = Path(__file__).parents[2]
+ONCE = Rounds(1, 60)
 
 
 def python(code: str) -> list[str]:
@@ -56,15 +57,19 @@ def row(ours, theirs, model="any", key="prompt", **about):
 # ---------------------------------------------------------------- figures
 
 
-def test_ours_and_theirs_alternate_and_the_first_round_is_dropped():
+@pytest.mark.parametrize(
+    ("most", "seconds", "rounds"), [(2, 60, 2), (5, 60, 5), (5, 0, MIN_ROUNDS), (2, 0, 2)]
+)
+def test_ours_and_theirs_alternate_until_the_time_is_over(most, seconds, rounds):
     log = []
 
     def turn(name):
         log.append(name)
         return len(log)
 
-    assert in_pairs(lambda: turn("a"), lambda: turn("b"), rounds=2) == ([3, 5], [4, 6])
-    assert log == ["a", "b"] * 3
+    figures = in_pairs(lambda: turn("a"), lambda: turn("b"), Rounds(most, seconds))
+    assert log == ["a", "b"] * rounds
+    assert figures == (list(range(1, 2 * rounds, 2)), list(range(2, 2 * rounds + 1, 2)))
 
 
 def test_a_ratio_is_taken_within_pairs():
@@ -74,24 +79,28 @@ def test_a_ratio_is_taken_within_pairs():
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "ratio", "bar", "holds"),
+    ("isa", "model", "key", "ratio", "bar", "holds"),
     [
-        ("SmolLM2-135M-Instruct.Q4_1", "prompt", 2.0, ">= 2.0", True),
-        ("SmolLM2-135M-Instruct.Q4_1", "prompt", 1.99, ">= 2.0", False),
-        ("SmolLM2-135M-Instruct.Q4_1.F32", "perplexity F32", 1.2, ">= 1.0", True),
-        ("tinyllama-shape.Q4_K_M", "peak memory", 1.2, "<= 1.2", True),
-        ("tinyllama-shape.Q4_K_M", "peak memory", 1.3, "<= 1.2", False),
-        ("tinyllama-shape.Q4_K_M", "perplexity", 0.1, None, None),
-        ("another", "prompt", 0.1, None, None),
+        ("avx512", "SmolLM2-135M-Instruct.Q4_1", "prompt", 2.0, ">= 2.0", True),
+        ("avx512", "SmolLM2-135M-Instruct.Q4_1", "prompt", 1.99, ">= 2.0", False),
+        ("avx2", "SmolLM2-135M-Instruct.Q4_1", "prompt", 2.99, ">= 3.0", False),
+        ("avx2", "SmolLM2-135M-Instruct.Q4_1.F32", "perplexity F32", 1.7, ">= 1.6", True),
+        ("avx2", "tinyllama-shape.Q4_K_M", "peak memory", 1.2, "<= 1.2", True),
+        ("neon", "tinyllama-shape.Q4_K_M", "peak memory", 1.3, "<= 1.2", False),
+        ("neon", "tinyllama-shape.Q4_K_M", "prompt", 0.1, None, None),
+        ("avx2", "tinyllama-shape.Q4_K_M", "perplexity", 0.1, None, None),
+        ("avx2", "another", "prompt", 0.1, None, None),
     ],
 )
-def test_bars(model, key, ratio, bar, holds):
+def test_bars(monkeypatch, isa, model, key, ratio, bar, holds):
+    monkeypatch.setattr(measure, "isa", lambda: isa)
     found = row([ratio] * 3, [1] * 3, model, key)
     assert (found.bar, found.holds) == (bar, holds)
     assert json.loads(json.dumps(found.as_json()))["holds"] is holds
 
 
-def test_table_and_notes():
+def test_table_and_notes(monkeypatch):
+    monkeypatch.setattr(measure, "isa", lambda: "avx512")
     phases = {"load_s": 0.5, "eval_s": 12.0}
     rows = [
         row([1234, 1244, 1254], [622, 622, 622], "SmolLM2-135M-Instruct.Q4_1"),
@@ -193,10 +202,10 @@ def small(monkeypatch):
 
 
 def test_speed(small, tiny_path):
-    rows = list(measure.speed(tiny_path, FakePeer(), threads=2, rounds=3))
+    rows = list(measure.speed(tiny_path, FakePeer(), threads=2, rounds=Rounds(3, 60)))
     assert [(r.model, r.key, r.threads) for r in rows] == 2 * [
-        ("tiny", "prompt", 2),
         ("tiny", "decode", 2),
+        ("tiny", "prompt", 2),
     ]
     assert ["--no-repack" in r.what for r in rows] == [False, False, True, True]
     for r in rows:
@@ -209,19 +218,19 @@ def test_speed(small, tiny_path):
 
 def test_another_vocabulary_is_not_the_same_model(small, tiny_path):
     with pytest.raises(FqError, match=r"512.* in fq's vocabulary, .*100"):
-        next(measure.speed(tiny_path, FakePeer(n_vocab=100), 1, 1))
+        next(measure.speed(tiny_path, FakePeer(n_vocab=100), 1, ONCE))
 
 
 def test_cold_start(small, tiny_path):
     ids = Model(tiny_path).tokenizer.encode("Hello world")
     says = {"prompt_tokens": list(ids), "generated_tokens": [1, 2, 3, 4, 5]}
-    rows = list(measure.cold_start(tiny_path, FakePeer(says), threads=1, rounds=1))
+    rows = list(measure.cold_start(tiny_path, FakePeer(says), threads=1, rounds=ONCE))
     assert [r.key for r in rows] == ["cold start", "peak memory"] * 2
     assert all(r.ours[0] > 0 and r.theirs[0] > 0 for r in rows)
     assert rows[1].ours[0] > 20  # MiB: numpy alone is more
     for wrong in ({"prompt_tokens": [1]}, {"generated_tokens": [1]}):
         with pytest.raises(FqError, match="not the same work"):
-            next(measure.cold_start(tiny_path, FakePeer(says | wrong), 1, 1))
+            next(measure.cold_start(tiny_path, FakePeer(says | wrong), 1, ONCE))
 
 
 def test_perplexity(small, tiny_path):
@@ -231,7 +240,7 @@ def test_perplexity(small, tiny_path):
     run = run_whole("fq", [sys.executable, "-m", "fq", "perplexity", "-m", str(tiny_path), *options])
     ppl = json.loads(run.output)["ppl"]
     says = {"ppl": ppl * 1.01, "load_s": 0.5}
-    both = list(measure.perplexity(**context, llama=FakePeer(says), threads=1, chunks=2, rounds=1))
+    both = list(measure.perplexity(**context, llama=FakePeer(says), threads=1, chunks=2, rounds=ONCE))
     assert [r.key for r in both] == ["perplexity", "perplexity F32"]
     assert both[0].about == {
         "ppl_ours": ppl,
@@ -240,7 +249,7 @@ def test_perplexity(small, tiny_path):
     }
     says["ppl"] = ppl * 1.05
     with pytest.raises(FqError, match="not the same work"):
-        list(measure.perplexity(**context, llama=FakePeer(says), threads=1, chunks=2, rounds=1))
+        list(measure.perplexity(**context, llama=FakePeer(says), threads=1, chunks=2, rounds=ONCE))
 
 
 def test_the_f32_version_is_the_same_model(tmp_path):

@@ -19,7 +19,8 @@ from bench.kept import kept, marks
 from fq import machine
 
 BY_NAME = {block.name: block for block in BLOCKS}
-DOCUMENTS = sorted({block.document for block in BLOCKS})
+KEPT = [(document, block) for block in BLOCKS for document in block.documents(ROOT)]
+DOCUMENTS = sorted({document for document, _ in KEPT})
 NUMBER = re.compile(r"\d\.\d+e[-+]\d+")
 CLOSE = 0.05  # of mean KL divergences: other orders of summation, on other processors or by other commits
 
@@ -45,16 +46,16 @@ def test_all_blocks_are_as_they_were_made():
 def test_the_marks_are_the_blocks():
     begin = re.compile(re.escape(marks("@")[0]).replace("@", "(.+)"))
     found = [(d, name) for d in DOCUMENTS for name in begin.findall((ROOT / d).read_text("utf-8"))]
-    assert sorted(found) == sorted((block.document, block.name) for block in BLOCKS)
+    assert sorted(found) == sorted((document, block.name) for document, block in KEPT)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+@pytest.mark.parametrize(("document", "block"), KEPT, ids=str)
 @pytest.mark.parametrize("change", ["figure", "commit", "processor", "command", "no line"])
-def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, block, change):
+def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, document, block, change):
     monkeypatch.setattr(docs, "BLOCKS", (block,))
-    (tmp_path / block.document).parent.mkdir(exist_ok=True)
-    shutil.copy(ROOT / block.document, tmp_path / block.document)
-    old = kept(ROOT / block.document, block.name)
+    (tmp_path / document).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / document, tmp_path / document)
+    old = kept(ROOT / document, block.name)
     body, _, line = old.rpartition("\n")
     if change == "figure":
         digit = re.search(r"\d", old)
@@ -66,10 +67,10 @@ def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, block, change):
         pattern = {"commit": r"(?<=commit )\w", "processor": "processor ", "command": "`"}[change]
         new = f"{body}\n{re.sub(pattern, 'x', line, count=1)}"
     assert new != old
-    text = (tmp_path / block.document).read_text("utf-8")
-    (tmp_path / block.document).write_text(text.replace(old, new), "utf-8")
+    text = (tmp_path / document).read_text("utf-8")
+    (tmp_path / document).write_text(text.replace(old, new), "utf-8")
     (problem,) = docs.problems(tmp_path)
-    assert problem.startswith(f"{block.document}, {block.name}: ")
+    assert problem.startswith(f"{document}, {block.name}: ")
 
 
 def test_readme_shows_the_commands_of_its_blocks():
@@ -225,6 +226,19 @@ def test_a_block_is_written_and_read(tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("\nafter")
 
 
+def test_a_table_is_added_for_each_processor(tmp_path, monkeypatch):
+    block = Block("b", "results/{processor}/b.md", ('python -c ""',), minutes=0)
+    monkeypatch.setattr(docs, "BLOCKS", (block,))
+    for name, isa in (("A (family 25 model 1: Zen 3)", "avx2"), ("B(R) C", "avx512")):
+        monkeypatch.setattr(machine, "processor", lambda name=name: name)
+        monkeypatch.setattr(docs, "isa", lambda isa=isa: isa)
+        docs.write(block, f"old {isa}", "abcdef0", tmp_path)
+        docs.write(block, f"new {isa}", "abcdef0", tmp_path)  # in the place of the old one
+    assert block.documents(tmp_path) == ["results/b-r-c-avx512/b.md", "results/zen-3-avx2/b.md"]
+    assert [docs.read(block, tmp_path, d)[0] for d in block.documents(tmp_path)] == ["new avx512", "new avx2"]
+    assert docs.problems(tmp_path) == []
+
+
 def test_a_changed_tree_is_refused(tmp_path, monkeypatch):
     def git(*args):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path, check=True)
@@ -253,7 +267,7 @@ def test_figures_of_a_changed_tree_do_not_stay(tmp_path, monkeypatch):
 
 def test_what_cannot_be_made_is_left_out_or_refused(capsys):
     assert [b.name for b in docs.chosen(docs.parse([]))] == [
-        *("sample", "kernels", "where", "coverage", "replication")
+        *("sample", "kernels", "where", "summary", "coverage", "replication")
     ]
     assert "bench.docs: peers is left out: needs -f TEXT\n" in capsys.readouterr().err
     assert [b.name for b in docs.chosen(docs.parse(["-f", "x", "--llama-python", "y"]))] == list(BY_NAME)
