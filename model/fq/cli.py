@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import os
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Nothing is left to numpy's BLAS. Its threads would look for work all the same, for tens of
     # milliseconds from numpy's import on, on the processors that ours need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A vocabulary is 10^5 objects without a cycle, through which the collector would look again and again.
+    gc.set_threshold(100_000)
     _open_closed_streams()
     warnings.formatwarning = _warning
     try:

@@ -25,6 +25,7 @@ from fq.text.segments import _Words, byte_level_segments
 from fq.text.tokenizer import _N_SHORT_TEXTS, Tokenizer, TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+NEEDS_ALL_MERGES = "a " * 30_000  # a text too long for a merger of its own
 
 # x, y and z are no tokens by themselves.
 SPM_PIECES = [
@@ -793,7 +794,7 @@ def test_malformed_spm_metadata(key, value):
 def test_malformed_bpe_metadata(key, value):
     for make in (bpe_metadata, raw_metadata) if key == "merges" else (bpe_metadata,):
         with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}\b"):
-            Tokenizer.from_metadata(make(**{key: value}))
+            Tokenizer.from_metadata(make(**{key: value})).encode(NEEDS_ALL_MERGES)
 
 
 def test_more_malformed_metadata():
@@ -967,6 +968,9 @@ def test_a_merge_is_cut_at_its_second_character_at_the_earliest():
     tokens = [*bpe_metadata()["tokenizer.ggml.tokens"], " ", "  a"]
     types = np.array([NORMAL] * len(tokens), np.int32)
     merges = [*BPE_MERGES, "  a"]
-    Tokenizer.from_metadata(bpe_metadata(tokens=[*tokens[:-1], " a"], token_type=types, merges=merges))
+    good = bpe_metadata(tokens=[*tokens[:-1], " a"], token_type=types, merges=merges)
+    Tokenizer.from_metadata(good).encode(NEEDS_ALL_MERGES)
+    bad = Tokenizer.from_metadata(bpe_metadata(tokens=tokens, token_type=types, merges=[*BPE_MERGES, " a"]))
     with pytest.raises(TokenizerError, match="no pair of known tokens"):
-        Tokenizer.from_metadata(bpe_metadata(tokens=tokens, token_type=types, merges=[*BPE_MERGES, " a"]))
+        bad.encode(NEEDS_ALL_MERGES)
+    assert bad.encode("a") == Tokenizer.from_metadata(good).encode("a")

@@ -279,17 +279,15 @@ class Tokenizer:
     def _by_merges(self, keys: _Keys, pre: PreTokenizer | None) -> Callable[[str | None], Merger]:
         """Byte-level with a pre-tokenizer, else on characters."""
         vocab, merges = self._vocab, keys.strings("ggml.merges")
-        for i, merge in enumerate(merges):
-            left, right = merge_pair(merge)
-            if left not in vocab or right not in vocab or left + right not in vocab:
-                raise TokenizerError(
-                    f"tokenizer.ggml.merges: entry {i} ({merge!r:.60}) is no pair of known tokens"
-                )
-        if pre is None:
-            return lambda text: raw_merger(vocab, merges, self.n_vocab, self._fallback, text)
-        return lambda text: byte_level_merger(
-            vocab, merges, self.n_vocab, pre.patterns, pre.ignore_merges, text
-        )
+
+        def merger(text: str | None) -> Merger:
+            if text is None:  # else those of the text's own tokens are taken, a start's time less
+                _check_merges(merges, vocab)
+            if pre is None:
+                return raw_merger(vocab, merges, self.n_vocab, self._fallback, text)
+            return byte_level_merger(vocab, merges, self.n_vocab, pre.patterns, pre.ignore_merges, text)
+
+        return merger
 
     def _spm(self, keys: _Keys) -> Callable[[str | None], Merger]:
         scores = keys.numbers("ggml.scores", "fiu", self.n_vocab)
@@ -474,6 +472,15 @@ def _pre_tokenizer(keys: _Keys) -> PreTokenizer:
     if name not in PRE_TOKENIZERS:
         raise TokenizerError(f"tokenizer.ggml.pre {name!r:.60} is not a known pre-tokenizer")
     return PRE_TOKENIZERS[name]
+
+
+def _check_merges(merges: Iterable[str], vocab: Mapping[str, int]) -> None:
+    for i, merge in enumerate(merges):
+        left, right = merge_pair(merge)
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise TokenizerError(
+                f"tokenizer.ggml.merges: entry {i} ({merge!r:.60}) is no pair of known tokens"
+            )
 
 
 def _utf8(text: str) -> bytes:
