@@ -115,7 +115,8 @@ def test_f16_is_numpys(isa):
 
 def test_all_f16_values_stay(isa):
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    x = halves.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # arm64's cast tells of signalling NaNs
+        x = halves.astype(np.float32)
     assert_same_bits(round_trip(x, "f16"), x)
     # the middles between neighbours, and the floats next to the middles
     finite = np.arange(0x7BFF, dtype=np.uint16)
