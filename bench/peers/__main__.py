@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--perplexity-model", metavar="FILE", default="smollm2", help="its model (default: %(default)s)"
     )
     parser.add_argument(
-        "--chunks", type=int, default=8, metavar="N", help="of the text (default: %(default)s)"
+        "--chunks", type=int, default=6, metavar="N", help="of the text (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument(
@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=6,
+        default=4,
         metavar="S",
         help=f"after which a row has no further pair, if it has {measure.MIN_ROUNDS} (default: %(default)s)",
     )
