@@ -41,9 +41,6 @@ class Evaluation(Protocol):
     def buffer(self, rows: int, n: int) -> np.ndarray:
         """Uninitialised float32 (rows, n)."""
 
-    def input_buffer(self, rows: int, n: int) -> np.ndarray:
-        """The same for a value that products read."""
-
     def vector(self, name: str) -> np.ndarray:
         """A one-dimensional tensor, float32."""
 
@@ -86,14 +83,13 @@ def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     (x,) = inputs
     assert node.norm is not None and node.weight is not None and isinstance(node.attributes, NormAttributes)
     weight = run.vector(node.weight)
-    of_heads = len(node.shape) == 3
-    out = run.buffer(len(x), x[:1].size) if of_heads else run.input_buffer(*x.shape)
+    out = run.buffer(len(x), x[:1].size)
     run.fake_quant.rms_norm(
         node.norm,
         x.reshape(-1, len(weight)),
         eps=node.attributes.eps,
         weight=weight,
-        out=out.reshape(-1, len(weight)) if of_heads else out,
+        out=out.reshape(-1, len(weight)),
         executor=run.executor,
     )
     return out
@@ -150,8 +146,7 @@ def _out_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
 
 
 def _heads(x: np.ndarray, d: Any) -> np.ndarray:
-    # a product's input may have gaps between its rows
-    return np.ascontiguousarray(x.reshape(len(x), -1, d))
+    return x.reshape(len(x), -1, d)
 
 
 OPS: dict[Op, OpRow] = {

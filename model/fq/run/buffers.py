@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from fq_kernels import MATVEC_MAX_TOKENS
-
 
 class Buffers:
     """Float32 arrays of two axes that nobody uses any more, by shape."""
@@ -21,11 +19,6 @@ class Buffers:
             if free := self._free[more, n]:
                 return free.pop()[:rows]
         return np.empty((rows, n), np.float32)
-
-    def take_input(self, rows: int, n: int) -> np.ndarray:
-        """As take, for a product: rows a multiple of 4096 bytes apart would share cache lines."""
-        gap = 16 if rows > MATVEC_MAX_TOKENS and 4 * n % 4096 == 0 else 0
-        return self.take(rows, n + gap)[:, :n]
 
     def copy(self, value: np.ndarray) -> np.ndarray:
         """A value of two or three axes, in memory of its own."""

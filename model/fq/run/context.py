@@ -186,9 +186,6 @@ class Context:
     def buffer(self, rows: int, n: int) -> np.ndarray:
         return self.buffers.take(rows, n)
 
-    def input_buffer(self, rows: int, n: int) -> np.ndarray:
-        return self.buffers.take_input(rows, n)
-
     def vector(self, name: str) -> np.ndarray:
         return self.model.vectors[name]
 
@@ -244,7 +241,7 @@ class Context:
             scale=node.attributes.scale,
             window=node.attributes.window,
             soft_cap=node.attributes.soft_cap,
-            out=self.buffers.take_input(len(q), q[:1].size),
+            out=self.buffers.take(len(q), q[:1].size),
             decoding=self._decoding,
             executor=self.executor,
         )
