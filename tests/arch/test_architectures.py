@@ -52,6 +52,15 @@ def test_logits_are_the_references(path_of, executor, name):
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_a_part_without_outputs(path_of, executor, name):
+    model, tokens = Model(path_of(name)), some_tokens(N_TOKENS)
+    expected = Context(model, 200, executor).eval(tokens, slice(21, None))
+    context = Context(model, 200, executor)
+    assert context.eval(tokens[:21], slice(0, 0)).shape == (0, model.hparams.n_vocab)
+    assert context.eval(tokens[21:], slice(None)).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_logits_are_llama_cpps(path_of, executor, name):
     model = Model(path_of(name))
     for n_ctx, kept in LLAMA_CPP[name].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     (x,) = inputs
     assert node.norm is not None and node.weight is not None and isinstance(node.attributes, NormAttributes)
     weight = run.vector(node.weight)
-    out = run.buffer(len(x), x[:1].size)
+    out = run.buffer(len(x), math.prod(x.shape[1:]))  # there may be no rows
     run.fake_quant.rms_norm(
         node.norm,
         x.reshape(-1, len(weight)),
