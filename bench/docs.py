@@ -96,7 +96,7 @@ BLOCKS = (
         "peers",
         "bench/results/{processor}/peers.md",
         ("python -m bench.peers --llama-python llama/bin/python -f wiki.test.raw --perplexity-threads 1 2",),
-        minutes=10,
+        minutes=14,
         judges=True,
     ),
     Block(

@@ -73,6 +73,11 @@ def test_what_is_changed_by_hand_is_found(tmp_path, monkeypatch, document, block
     assert problem.startswith(f"{document}, {block.name}: ")
 
 
+def test_the_summary_is_that_of_the_tables():
+    summary = BY_NAME["summary"]
+    assert docs.output(summary) == docs.read(summary)[0]
+
+
 def test_readme_shows_the_commands_of_its_blocks():
     readme = (ROOT / "README.md").read_text("utf-8")
     first = only(r"<!-- measure -->\n```sh\n(.*)\n```", readme)
