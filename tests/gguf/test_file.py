@@ -46,6 +46,7 @@ from hypothesis import strategies as st
 from fq.errors import FqError
 from fq.gguf.file import GGUFError, GGUFFile
 from fq.gguf.types import GGML_TYPES, GGMLType, row_size
+from fq_kernels import GGUFStrings
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -188,6 +189,8 @@ def test_agrees_with_gguf_py(tmp_path: Path, alignment: int | None, version: int
                 assert value.dtype == field.parts[field.data[0]].dtype
                 assert not value.flags.owndata and not value.flags.writeable
                 value = value.tolist()
+            if isinstance(value, GGUFStrings):
+                value = list(value)
             assert type(value) is type(expected) and value == expected, key
 
         assert list(ours.tensors) == [t.name for t in theirs.tensors] == list(TENSORS)
@@ -669,9 +672,11 @@ def use_all(path: Path) -> None:
         assert len(str(error).splitlines()) == 1
         return
     for value in f.metadata.values():
-        assert isinstance(value, (bool, int, float, str, list, np.ndarray))
+        assert isinstance(value, (bool, int, float, str, GGUFStrings, np.ndarray))
         if isinstance(value, np.ndarray):
             value.tobytes()
+        if isinstance(value, GGUFStrings):
+            assert value.find(value[:]).keys() == {*value}
     for name in f.tensors:
         assert f.tensor(name).nbytes == f.tensors[name].n_bytes
         f.tensor(name).sum()

@@ -595,7 +595,7 @@ def test_bpe_on_characters_equals_the_plain_rule(parts):
 
 
 def test_bpe_on_characters():
-    known = [RAW._ids[t] for t in ("hello", "\u2581world", "\n\n", "\u2581", "é")]
+    known = [RAW._tokens.index[t] for t in ("hello", "\u2581world", "\n\n", "\u2581", "é")]
     assert RAW.encode("hello world\n\n é") == [1, *known]
     assert RAW.decode(known) == "hello world\n\n é"
     # the Euro sign's bytes

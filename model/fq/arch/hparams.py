@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels import GGUFStrings
+
 from ..text.tokenizer import is_known_key
 from .keys import Keys, shown
 
@@ -213,7 +215,7 @@ def read_hparams(keys: Keys, read: Collection[str]) -> HParams:
 
 def _is_one_of(neutral: tuple[Any, ...], value: Any) -> bool:
     """Whether a value, or each of an array's, is neutral: exactly, since a bool is an int to Python."""
-    if isinstance(value, np.ndarray | list):
+    if isinstance(value, np.ndarray | GGUFStrings | list):
         values = value.tolist() if isinstance(value, np.ndarray) else value
         return all(_is_one_of(neutral, v) for v in values)
     return type(value) is type(neutral[0]) and value in neutral

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels import GGUFStrings
 from fq_kernels.rules import describe_values
 
 from ..arch.registry import unknown_keys
@@ -66,7 +67,7 @@ def _data(file: GGUFFile | Parts, model: Model | None) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A metadata value for JSON: long arrays by their length, undecodable bytes escaped."""
-    if isinstance(value, np.ndarray | list):
+    if isinstance(value, np.ndarray | GGUFStrings | list):
         if len(value) > 16:
             return f"array of {len(value)}"
         return [_plain(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fq_kernels import GGUFStrings
+
 from ..errors import FqError
 from .types import GGML_TYPES, GGMLType, row_size
 
@@ -185,21 +187,11 @@ class _Cursor:
         return _Array(item_type, count, start, self.pos)
 
     def skip_strings(self, count: int, key: str) -> None:
-        # Vocabularies have 10^5 entries, so one comparison per string: where fewer than 8 bytes are left
-        # for a length, `unpack_from` itself refuses to read past the map.
-        data, pos, last, unpack_from = self.data, self.pos, self.size - 8, _U64.unpack_from
         try:
-            for _ in range(count):
-                (n,) = unpack_from(data, pos)
-                if n > last - pos:
-                    break
-                pos += 8 + n
-            else:
-                self.pos = pos
-                return
-        except struct.error:
-            pass
-        raise self.error(key, "one of the array's strings reaches past the end of the file", pos)
+            self.pos = GGUFStrings(self.data, self.pos, count).end
+        except ValueError as e:
+            reason = "one of the array's strings reaches past the end of the file"
+            raise self.error(key, reason, e.args[1]) from None
 
     def check_bools(self, count: int, key: str) -> None:
         # Any byte but 0 and 1 would become a numpy bool of undefined behaviour.
@@ -210,7 +202,7 @@ class _Cursor:
 
 
 class _Metadata(Mapping[str, Any]):
-    """The key-value pairs in file order. Arrays are made on access, lists of strings are then kept."""
+    """The key-value pairs in file order. Arrays are made on access, those of strings are then kept."""
 
     def __init__(self, path: str, data: mmap.mmap) -> None:
         self.path = path
@@ -225,12 +217,7 @@ class _Metadata(Mapping[str, Any]):
             raise GGUFError(self.path, "the file has been closed", offset, key)
         if value.item_type != _STRING:
             return np.frombuffer(self.data, _DTYPES[value.item_type], value.n_items, value.start)
-        blob, unpack_from = self.data[value.start : value.end], _U64.unpack_from
-        strings, pos = [], 0
-        for _ in range(value.n_items):
-            start = pos + 8
-            pos = start + unpack_from(blob, pos)[0]
-            strings.append(blob[start:pos].decode("utf-8", "surrogateescape"))
+        strings = GGUFStrings(self.data, value.start, value.n_items)
         self.pairs[key] = offset, strings
         return strings
 
@@ -247,7 +234,7 @@ class _Metadata(Mapping[str, Any]):
 class GGUFFile:
     """A GGUF file opened for reading. Raises GGUFError if any part but the weights' bytes is malformed.
 
-    `path`; `size` and `alignment`, in bytes; `version`; `metadata`: key -> bool, int, float, str, list[str]
+    `path`; `size` and `alignment`, in bytes; `version`; `metadata`: key -> bool, int, float, str, GGUFStrings
     or read-only array (bytes of a string that are not UTF-8 become surrogate escapes); `tensors`: name ->
     TensorInfo; both in file order. Arrays are views of the map and stay valid after `close`.
     A file cut while it is open cannot be defended against: reading a vanished page ends the process.
@@ -309,9 +296,9 @@ class GGUFFile:
         """A string."""
         return self._typed(key, str, "a string", default)
 
-    def strings(self, key: str) -> list[str]:
-        """An array of strings. All callers share the list: not to be changed."""
-        return self._typed(key, list, "an array of strings", None)
+    def strings(self, key: str) -> GGUFStrings:
+        """An array of strings."""
+        return self._typed(key, GGUFStrings, "an array of strings", None)
 
     def numbers(self, key: str) -> NDArray[Any]:
         """An array of numbers or bools, (n,), in the file's type, read-only."""
@@ -327,7 +314,7 @@ class GGUFFile:
         # Exactly the type: a Python bool is an int, but not in GGUF.
         if type(value) is kind and not negative:
             return value
-        if isinstance(value, (list, np.ndarray)):
+        if isinstance(value, (GGUFStrings, np.ndarray)):
             found = f"an array of {len(value)}"
         else:
             found = "a string" if isinstance(value, str) else f"the {type(value).__name__} {value}"

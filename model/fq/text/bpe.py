@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fq_kernels import GGUFStrings
+
+from .vocabulary import Vocabulary
+
 SPACE = "\u2581"  # SPM's visible space
 WINDOW = 1 << 14  # characters of a long word that are merged at once
 
@@ -89,38 +93,36 @@ def merge_pair(merge: str) -> tuple[str, str]:
 
 
 def byte_level_merger(
-    vocab: dict[str, int],
-    merges: Sequence[str],
-    n_vocab: int,
+    vocabulary: Vocabulary,
+    merges: GGUFStrings,
     patterns: Iterable[str],
     ignore_merges: bool,
     text: str | None = None,
 ) -> Merger:
     """A merger for byte-level BPE; for `text` alone unless it is None.
 
-    vocab: token -> id below n_vocab, none with lone surrogates. merges: pairs of tokens, "left right", best
-    first, whose unions are tokens. patterns: cut the text into words, one after another. ignore_merges: a
-    word that is a token is taken whole.
+    merges: pairs of tokens, "left right", best first, whose unions are tokens. patterns: cut the text into
+    words, one after another. ignore_merges: a word that is a token is taken whole.
     """
     from tokenizers import Regex, pre_tokenizers
 
     alphabet = byte_level_alphabet()
     if text is not None:
         characters = {byte: char for char, byte in alphabet.items()}
-        vocab, merges = _of_text("".join([characters[byte] for byte in text.encode()]), vocab, merges)
+        text = "".join([characters[byte] for byte in text.encode()])
+    vocab, pairs = _needed(vocabulary, merges, text)
     # Like llama.cpp, drop a byte that the vocabulary lacks.
-    vocab, stand_ins = _with_stand_ins(vocab, alphabet, n_vocab, lambda char: [])
+    vocab, stand_ins = _with_stand_ins(vocab, alphabet, len(vocabulary), lambda char: [])
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Sequence([*splits, byte_level])
-    bpe = _bpe(vocab, _pairs(merges), words, ignore_merges=ignore_merges)
+    bpe = _bpe(vocab, pairs, words, ignore_merges=ignore_merges)
     return Merger(bpe, _of_model(bpe.model, byte_level), stand_ins, _longest(vocab))
 
 
 def raw_merger(
-    vocab: dict[str, int],
-    merges: Sequence[str],
-    n_vocab: int,
+    vocabulary: Vocabulary,
+    merges: GGUFStrings,
     fallback: Callable[[str], list[int]],
     text: str | None = None,
 ) -> Merger:
@@ -128,52 +130,47 @@ def raw_merger(
 
     As `byte_level_merger`; spaces are `SPACE`, and fallback: ids of a character that is no token.
     """
-    if text is not None:
-        vocab, merges = _of_text(text, vocab, merges)
+    vocab, pairs = _needed(vocabulary, merges, text)
     characters = set("".join(vocab) if text is None else text)
     # the library falls back to all of a character's bytes or to none; here those that there are
     names = (f"<0x{byte:02X}>" for byte in range(256))
-    vocab, of_bytes = _with_stand_ins(vocab, names, n_vocab, lambda name: [])
-    vocab, stand_ins = _with_stand_ins(vocab, characters, n_vocab + len(of_bytes), fallback)
-    bpe = _bpe(vocab, _pairs(merges), None, byte_fallback=True)
+    vocab, of_bytes = _with_stand_ins(vocab, names, len(vocabulary), lambda name: [])
+    vocab, stand_ins = _with_stand_ins(vocab, characters, len(vocabulary) + len(of_bytes), fallback)
+    bpe = _bpe(vocab, pairs, None, byte_fallback=True)
     return Merger(bpe, bpe, of_bytes | stand_ins, _longest(vocab))
 
 
-def _of_text(text: str, vocab: dict[str, int], merges: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """What of a vocabulary and its merges a text can come to."""
-    vocab = _inside(text, vocab)
-    usable = {f"{left} {right}" for left, right in _cuts(vocab, vocab)}
-    return vocab, [merge for merge in merges if merge in usable]
-
-
-def _pairs(merges: Iterable[str]) -> list[tuple[str, str]]:
-    """Each once: a repeated pair keeps its first rank."""
-    return list(dict.fromkeys(map(merge_pair, merges)))
+def _needed(
+    vocabulary: Vocabulary, merges: GGUFStrings, text: str | None
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The tokens and pairs that a text can come to, all for None. A repeated pair keeps its first rank."""
+    if text is None:
+        return vocabulary.text_index, list(dict.fromkeys(map(merge_pair, merges[:])))
+    vocab = vocabulary.inside(text)
+    usable = {f"{left} {right}": (left, right) for left, right in _cuts(vocab, vocab)}
+    return vocab, [usable[merge] for merge in merges.find(usable)]
 
 
 def spm_merger(
-    vocab: dict[str, int],
+    vocabulary: Vocabulary,
     scores: np.ndarray,
-    n_vocab: int,
     fallback: Callable[[str], list[int]],
     unk: str | None,
     text: str | None = None,
 ) -> Merger:
     """A merger for SentencePiece's BPE; for `text` alone unless it is None. Spaces are `SPACE`.
 
-    vocab: token -> id below n_vocab, ids ascending, no lone surrogates. scores: (n_vocab,) float64; the
-    pair whose union scores highest comes first. fallback: ids of a character that is no token. unk: the
-    unknown token.
+    scores: (n_vocab,) float64; the pair whose union scores highest comes first. fallback: ids of a
+    character that is no token. unk: the unknown token.
     """
     from tokenizers import Regex, pre_tokenizers
 
-    if text is not None:
-        vocab = _inside(text, vocab)
+    vocab = vocabulary.text_index if text is None else vocabulary.inside(text)
     tokens = list(vocab)
     order = np.argsort(-scores[list(vocab.values())], kind="stable")
     ranked = [tokens[i] for i in order.tolist()]
     characters = set("".join(vocab) if text is None else text)
-    vocab, stand_ins = _with_stand_ins(vocab, characters, n_vocab, fallback)
+    vocab, stand_ins = _with_stand_ins(vocab, characters, len(vocabulary), fallback)
     # Every cut of a token into two known pieces is a merge, ranked by the score of the whole.
     merges = list(_cuts(ranked, vocab))
     # Where no token goes on past the end of a word, words can be merged (and cached) one by one.
@@ -186,13 +183,6 @@ def spm_merger(
 
 def _longest(vocab: Iterable[str]) -> int:
     return max(map(len, vocab), default=0)
-
-
-def _inside(text: str, vocab: dict[str, int]) -> dict[str, int]:
-    """The tokens that are substrings of the text, ids ascending."""
-    n, longest = len(text), _longest(vocab)
-    substrings = {text[i:j] for i in range(n) for j in range(i + 1, min(i + longest, n) + 1)}
-    return dict(sorted(((t, vocab[t]) for t in substrings & vocab.keys()), key=lambda item: item[1]))
 
 
 def _cuts(tokens: Iterable[str], vocab: Container[str]) -> Iterator[tuple[str, str]]:

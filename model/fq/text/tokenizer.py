@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels import GGUFStrings
+
 from ..errors import FqError
 from .bpe import SPACE, Merger, byte_level_alphabet, byte_level_merger, merge_pair, raw_merger, spm_merger
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from .segments import byte_level_segments, line_segments, spm_segments
+from .vocabulary import TokenizerError, Vocabulary, is_utf8
 
 _BYTE_OF = byte_level_alphabet()
 # Values of tokenizer.ggml.token_type.
@@ -83,10 +86,6 @@ def is_known_key(key: str) -> bool:
     return key.removeprefix("tokenizer.") in _KEYS
 
 
-class TokenizerError(FqError):
-    """A vocabulary, a chat template, a text or a token id that cannot be used. Names the metadata key."""
-
-
 class _Keys:
     """Checked look-up of `tokenizer.*` metadata. What is absent is None, but for the tokens."""
 
@@ -124,12 +123,18 @@ class _Keys:
             )
         return fallback
 
-    def strings(self, key: str) -> list[str]:
-        value: list[str] | None = self._get(key, (list,), "an array of strings")
-        if value is None or not all(type(item) is str for item in value):
-            fault = "is missing" if value is None else "must be an array of strings"
-            raise TokenizerError(f"tokenizer.{key} {fault}")
-        return value
+    def strings(self, key: str) -> GGUFStrings:
+        value: GGUFStrings | list[str] | None = self._get(key, (GGUFStrings, list), "an array of strings")
+        if isinstance(value, GGUFStrings):
+            return value
+        if value is None:
+            raise TokenizerError(f"tokenizer.{key} is missing")
+        if not all(type(item) is str for item in value):
+            raise TokenizerError(f"tokenizer.{key} must be an array of strings")
+        try:
+            return GGUFStrings.of(value)
+        except UnicodeEncodeError as e:
+            raise TokenizerError(f"tokenizer.{key}: {e.object!r:.60} holds lone surrogates") from None
 
     def numbers(self, key: str, kinds: str, n: int) -> np.ndarray | None:
         """(n,) array of one of the numpy dtype kinds."""
@@ -175,14 +180,10 @@ class Tokenizer:
         self.kind: str = kind
         spm = kind == "llama"
 
-        self._tokens = [t or f"[EMPTY_{i}]" for i, t in enumerate(keys.strings("ggml.tokens"))]
-        self.n_vocab = n = len(self._tokens)
-        self._ids = dict(zip(self._tokens, range(n), strict=True))
+        self._tokens = tokens = Vocabulary(keys.strings("ggml.tokens"))
+        self.n_vocab = n = len(tokens)
         if n == 0:
             raise TokenizerError("tokenizer.ggml.tokens is empty")
-        if len(self._ids) != n:
-            i = next(i for i, t in enumerate(self._tokens) if self._ids[t] != i)
-            raise TokenizerError(f"tokenizer.ggml.tokens: token {i} ({self._tokens[i]!r:.60}) occurs twice")
 
         # What is missing, or out of range, is llama.cpp's default for SPM. For BPE that is 11, Falcon's end
         # of text: a plain character elsewhere, at which a reply would end, so there it is none.
@@ -214,11 +215,6 @@ class Tokenizer:
         strips = {i for i in whole if self._tokens[i] not in not_these} if phi3 else set()
         self._strips_right = frozenset(strips)
 
-        # The library takes no lone surrogates, and a token that is not UTF-8 matches no text: leave it out.
-        self._vocab = self._ids
-        if not _is_utf8("".join(self._tokens)):
-            self._vocab = {t: i for t, i in self._ids.items() if _is_utf8(t)}
-        self._longest = max(map(len, self._tokens))
         self._pre = pre = _pre_tokenizer(keys) if kind == "gpt2" else None
         self._new_merger = self._spm(keys) if spm else self._by_merges(keys, pre)
         self._merger: Merger | None = None  # for all texts, made when it is needed
@@ -237,16 +233,18 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """Build from GGUF metadata: string arrays as list[str] (bytes that are not UTF-8 as surrogate
-        escapes), number arrays as numpy arrays. Raises TokenizerError naming the key at fault."""
+        """Build from GGUF metadata: string arrays as GGUFStrings or list[str] (bytes that are not UTF-8 as
+        surrogate escapes), number arrays as numpy arrays. Raises TokenizerError naming the key at fault."""
         return cls(metadata)
 
     def _known_by_text(self, keys: _Keys, types: np.ndarray) -> frozenset[int]:
         """Gives the tokens that llama.cpp knows by their text the types (n_vocab,) that it gives them, and
         returns the ids that end a generation."""
 
+        known_ids = self._tokens.ids({*_END_TEXTS, *_SHOWN_TEXTS}.union(*_FILL_IN_TEXTS.values()))
+
         def ids_of(texts: Iterable[str]) -> set[int]:
-            return {self._ids[text] for text in texts if text in self._ids}
+            return {known_ids[text] for text in texts if text in known_ids}
 
         ends = {keys.token_id(f"ggml.{name}_token_id", self.n_vocab) for name in ("eot", "eom")} | {
             self.eos_id
@@ -265,27 +263,27 @@ class Tokenizer:
         types[list(ids_of(_SHOWN_TEXTS))] = _USER_DEFINED
         ends |= known
         # Families in which these are no ends.
-        end_texts = {self._tokens[i] for i in ends if i is not None}
+        end_texts = {self._tokens[i]: i for i in ends if i is not None}
         plain = {}
-        if end_texts & {"<|call|>", "<|calls|>"} and end_texts & {"<|return|>", "<|flush|>"}:
+        if end_texts.keys() & {"<|call|>", "<|calls|>"} and end_texts.keys() & {"<|return|>", "<|flush|>"}:
             plain["<|end|>"] = _USER_DEFINED
-        if end_texts & {"<|tool_response>", "<|plamo:eos|>"}:
+        if end_texts.keys() & {"<|tool_response>", "<|plamo:eos|>"}:
             plain["</s>"] = _NORMAL
-        for text in plain.keys() & end_texts:
-            types[self._ids[text]] = plain[text]
-            ends.remove(self._ids[text])
+        for text in plain.keys() & end_texts.keys():
+            types[end_texts[text]] = plain[text]
+            ends.remove(end_texts[text])
         return frozenset(i for i in ends if i is not None)
 
     def _by_merges(self, keys: _Keys, pre: PreTokenizer | None) -> Callable[[str | None], Merger]:
         """Byte-level with a pre-tokenizer, else on characters."""
-        vocab, merges = self._vocab, keys.strings("ggml.merges")
+        vocab, merges = self._tokens, keys.strings("ggml.merges")
 
         def merger(text: str | None) -> Merger:
             if text is None:  # else those of the text's own tokens are taken, a start's time less
-                _check_merges(merges, vocab)
+                _check_merges(merges[:], vocab.text_index)
             if pre is None:
-                return raw_merger(vocab, merges, self.n_vocab, self._fallback, text)
-            return byte_level_merger(vocab, merges, self.n_vocab, pre.patterns, pre.ignore_merges, text)
+                return raw_merger(vocab, merges, self._fallback, text)
+            return byte_level_merger(vocab, merges, pre.patterns, pre.ignore_merges, text)
 
         return merger
 
@@ -296,18 +294,23 @@ class Tokenizer:
         if np.isnan(scores).any():
             raise TokenizerError("tokenizer.ggml.scores holds a NaN")
         ranked = scores.astype(np.float64)
-        if self._longest > _MAX_SPM_TOKEN:
-            i = next(i for i, t in enumerate(self._tokens) if len(t) == self._longest)
-            raise TokenizerError(f"tokenizer.ggml.tokens: token {i} has {self._longest} characters")
+        if self._tokens.longest > _MAX_SPM_TOKEN:
+            for i, token in enumerate(self._tokens):
+                if len(token) > _MAX_SPM_TOKEN:
+                    raise TokenizerError(f"tokenizer.ggml.tokens: token {i} has {len(token)} characters")
         unk = None if self.unk_id is None else self._tokens[self.unk_id]
-        return lambda text: spm_merger(self._vocab, ranked, self.n_vocab, self._fallback, unk, text)
+        return lambda text: spm_merger(self._tokens, ranked, self._fallback, unk, text)
 
     def _fallback(self, char: str) -> list[int]:
         """Ids of a character that is no token: its bytes; in SPM the unknown token if one is missing."""
-        ids = [self._ids.get(f"<0x{byte:02X}>") for byte in _utf8(char)]
+        ids = [self._byte_ids.get(f"<0x{byte:02X}>") for byte in _utf8(char)]
         if None in ids and self.kind == "llama":
             ids = [self.unk_id]
         return [i for i in ids if i is not None]
+
+    @cached_property
+    def _byte_ids(self) -> dict[str, int]:
+        return self._tokens.ids(f"<0x{byte:02X}>" for byte in range(256))
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False, limit: int | None = None
@@ -316,7 +319,7 @@ class Tokenizer:
         reads control tokens written in the text (`<|im_end|>`), which otherwise are plain text. With a
         `limit` only that many of the ids, without the work for the others.
         Raises TokenizerError for a text with lone surrogates."""
-        if not text.isascii() and not _is_utf8(text):
+        if not text.isascii() and not is_utf8(text):
             raise TokenizerError("the text holds lone surrogates, so it is not Unicode text")
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         parts = self._parts(text, parse_special)
@@ -348,15 +351,16 @@ class Tokenizer:
 
     def _lines(self, text: str) -> list[str | int]:
         """The lines of a text and the line feeds between them, which are one token where there is one."""
-        lines = re.split("(\n+)", text.replace(" ", SPACE))
-        return [self._ids.get(line, line) if line[0] == "\n" else line for line in lines if line]
+        lines = [line for line in re.split("(\n+)", text.replace(" ", SPACE)) if line]
+        ids = self._tokens.ids(line for line in lines if line[0] == "\n")
+        return [ids.get(line, line) for line in lines]
 
     def _merger_for(self, texts: list[str]) -> Merger:
         if self._merger is None:
             if sum(map(len, texts)) <= _SHORT_TEXT and self._n_short_texts < _N_SHORT_TEXTS:
                 # as it is merged: byte-level BPE has a character for each byte
                 n = sum(len(_utf8(t) if self.kind == "gpt2" else t) for t in texts) + len(texts)
-                if n * min(n, self._longest) <= _SHORT_TEXT:
+                if n * min(n, self._tokens.longest) <= _SHORT_TEXT:
                     self._n_short_texts += 1
                     return self._new_merger("\n".join(texts))
             self._merger = self._new_merger(None)
@@ -485,11 +489,3 @@ def _check_merges(merges: Iterable[str], vocab: Mapping[str, int]) -> None:
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
