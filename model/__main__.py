@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fq.cli import main
+from fq.cli import script
 
-sys.exit(main())
+script()

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "format costs a real LLM.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # given its prog, argparse makes no usage text to take it from, for which it imports shutil
+    commands = parser.add_subparsers(prog="fq", dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text).command = name
     return parser
@@ -133,6 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{e.filename or 'system'}: {e.strerror or e}")
 
 
+def script() -> None:
+    """The program ``fq``."""
+    status = main()
+    # Else the interpreter, as it ends, would look three times through all that numpy and others have made.
+    gc.freeze()
+    sys.exit(status)
+
+
 def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
     return f"fq: warning: {' '.join(str(message).split())}\n"
 
@@ -158,4 +167,4 @@ def _fail(message: str, status: int = BAD_INPUT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

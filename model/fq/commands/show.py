@@ -6,7 +6,6 @@ import os
 from collections import Counter as Tally
 from typing import TYPE_CHECKING, Any
 
-from ..measure.inference import ENOUGH_CHUNKS, MIN_CHUNKS
 from ..words import table
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def interval_text(ci: list[float] | tuple[float, float] | None, form: str = "+.3
 
 def few_chunks_text(n_chunks: int) -> list[str]:
     """The warning that so few chunks ask for."""
+    from ..measure.inference import ENOUGH_CHUNKS, MIN_CHUNKS
+
     if n_chunks < MIN_CHUNKS:
         return [f"{n_chunks} chunks: too few for intervals, which start at {MIN_CHUNKS}"]
     if n_chunks < ENOUGH_CHUNKS:

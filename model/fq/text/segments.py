@@ -18,14 +18,14 @@ _LOOK_AHEAD = 4  # characters that decide a word at most ('re), but for what it 
 # word has a space after something else and, of those that break at lines, none goes on after a line feed, or
 # has punctuation after a letter or digit. Only of spaces does it matter what follows them, and one line feed
 # alone is a word either way.
+# Compiled where a text is long enough for them: a start is for a short one.
 _BREAKS = {
-    "lines": re.compile(
-        r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])"
-    ),
-    "spaces": re.compile(r"(?<=\S)(?= )"),
-    "never": re.compile(r"(?!)"),
+    "lines": r"(?<=\S)(?= )|(?<=\S\n)(?=\S)"
+    r"|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])",
+    "spaces": r"(?<=\S)(?= )",
+    "never": r"(?!)",
 }
-_SPM_BREAK = re.compile(f"(?<=[^{SPACE}])(?={SPACE})")
+_SPM_BREAK = f"(?<=[^{SPACE}])(?={SPACE})"
 
 
 def spm_segments(text: str, by_word: bool, size: int) -> Iterator[tuple[str, bool]]:
@@ -33,7 +33,7 @@ def spm_segments(text: str, by_word: bool, size: int) -> Iterator[tuple[str, boo
     SPACE after something else. size: characters from which on a cut is looked for."""
     start = 0
     while len(text) - start > size:
-        found = _SPM_BREAK.search(text, start + size) if by_word else None
+        found = re.compile(_SPM_BREAK).search(text, start + size) if by_word else None
         end = found.start() if found else len(text)
         yield text[start:end], end - start > 2 * size
         start = end
@@ -50,9 +50,9 @@ def byte_level_segments(
     text: str, patterns: Sequence[str], size: int, breaks: str = "lines"
 ) -> Iterator[tuple[str, bool]]:
     """Segments of a text, and whether each is a long word; patterns, breaks: `PreTokenizer`'s."""
-    start, words, places = 0, None, _BREAKS[breaks]
+    start, words = 0, None
     while len(text) - start > size:
-        found = places.search(text, start + size, start + 2 * size)
+        found = re.compile(_BREAKS[breaks]).search(text, start + size, start + 2 * size)
         if found:
             yield text[start : found.start()], False
             start = found.start()
