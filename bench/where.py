@@ -1,29 +1,27 @@
 """Where an evaluation's time goes, per kind of node, and how far products are from the machine's limits.
 
-Each round evaluates a prompt and then tokens one by one, with and without a trace, and measures the
+Each round evaluates a prompt, and then tokens one by one in the order of decoding, and measures the
 limits in between: fused multiply-adds in registers, and reading the packed weights for nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import shlex
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from fq import Context, Executor, FqError, Model, find, machine
-from fq.arch.graph import Node, Op
-from fq.run.trace import EVAL, Trace, provenance
+from fq.arch.graph import Op
 
 from .limits import Limits
 
@@ -38,7 +36,7 @@ NAMES = {
     Op.GET_ROWS: "rows of weights and logits",
     Op.OUT_ROWS: "rows of weights and logits",
 }
-PRODUCTS, REST, WHOLE = "all products", "between nodes", "whole evaluation"
+PRODUCTS, REST, WHOLE = "all products", "before and after", "whole evaluation"
 COLUMNS = {
     "tokens": "--:",
     "threads": "--:",
@@ -78,104 +76,85 @@ class Table:
     stream: float  # bytes per second
 
 
-def kind_of(node: Node, model: Model) -> str:
-    """What a node's time is counted under; products by their weight's name and type."""
-    if node.op is not Op.MUL_MAT:
-        return NAMES.get(node.op, node.op.value.lower())
-    assert node.weight is not None
-    role = node.weight.removesuffix(".weight")
-    role = role.split(".", 2)[2] if role.startswith("blk.") else role
-    return f"product with {role}, {model.weights[node.weight].type.name}"
-
-
-def evaluations(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The events of the nodes of each evaluation in a trace."""
-    events: list[dict[str, Any]] = []
-    for event in json.loads(path.read_text(encoding="utf-8"))["traceEvents"]:
-        if event["ph"] != "X":
+def kinds_of(model: Model) -> list[str]:
+    """What each node is counted under; products by the weights that are read together, and their types."""
+    kinds = [NAMES.get(node.op, node.op.value.lower()) for node in model.graph.nodes]
+    following = model.graph.products_following()
+    for i, node in enumerate(model.graph.nodes):
+        if kinds[i] != Op.MUL_MAT.value.lower():
             continue
-        if event["cat"] == EVAL:
-            yield events
-            events = []
-        else:
-            events.append(event)
+        group = [(i, node), *following[id(node)]]
+        weights = [product.weight or "" for _, product in group]
+        names = [re.sub(r"^blk\.\d+\.|\.weight$", "", name) for name in weights]
+        types = dict.fromkeys(model.weights[name].type.name for name in weights)
+        for k, _ in group:
+            kinds[k] = f"products with {', '.join(names)}, {'/'.join(types)}"
+    return kinds
 
 
-def parts_of(traces: Sequence[list[dict[str, Any]]], whole: Sequence[float], model: Model) -> dict[str, Part]:
-    """Traced evaluations by kind of node; ``whole`` are the seconds of the same without a trace.
-
-    What a trace costs lies between the nodes, so what is there is taken from those without.
-    """
-    nodes = {(node.name, node.op.value): node for node in model.graph.nodes}
-    parts: dict[str, Part] = defaultdict(Part)
-    for i, events in enumerate(traces):
-        seconds: dict[str, float] = defaultdict(float)
-        for event in events:
-            node = nodes[event["name"], event["cat"]]
-            kind = kind_of(node, model)
-            names = [kind]
-            weight = model.weights[node.weight] if node.op is Op.MUL_MAT and node.weight else None
-            if weight:
-                names.append(PRODUCTS)
-            for name in names:
-                seconds[name] += event["dur"] * 1e-6
-                if i == 0:
-                    parts[name].calls += 1
-                    if weight:
-                        parts[name].flops += 2 * event["args"]["rows"] * weight.n_in * weight.n_out
-                        parts[name].bytes += weight.packed.nbytes
-        for name, value in seconds.items():
-            parts[name].seconds.append(value)
-    total = Part(list(whole), sum(p.calls for name, p in parts.items() if name != PRODUCTS))
-    in_nodes = sum(p.median for name, p in parts.items() if name != PRODUCTS)
-    return {**parts, WHOLE: total, REST: Part([total.median - in_nodes])}
-
-
-def _timed(context: Context, ids: Sequence[int]) -> float:
+def timed(context: Context, ids: Sequence[int], *, decoding: bool = False) -> tuple[float, list[float]]:
+    """An evaluation's seconds, whole and node by node. Products of one value are made at its first."""
+    ends: list[float] = []
+    context.on_node = lambda: ends.append(perf_counter())
     begin = perf_counter()
-    context.eval(ids)
-    return perf_counter() - begin
+    context.eval(ids, decoding=decoding)
+    return perf_counter() - begin, np.diff([begin, *ends]).tolist()
 
 
-def measure(model: Model, threads: int, rounds: int, limits: Limits, folder: Path) -> list[Table]:
+def parts_of(
+    model: Model, n_tokens: int, evaluations: Sequence[tuple[float, list[float]]]
+) -> dict[str, Part]:
+    """Evaluations of so many tokens, by kind of node."""
+    parts: dict[str, Part] = defaultdict(Part)
+    kinds = kinds_of(model)
+    for kind, node in zip(kinds, model.graph.nodes, strict=True):
+        names = [kind]
+        if node.op is Op.MUL_MAT and node.weight:
+            names.append(PRODUCTS)
+            weight = model.weights[node.weight]
+            for name in names:
+                parts[name].flops += 2 * node.n_tokens(n_tokens, 1) * weight.n_in * weight.n_out
+                parts[name].bytes += weight.packed.nbytes
+        for name in names:
+            parts[name].calls += 1
+    for whole, seconds in evaluations:
+        sums: dict[str, float] = defaultdict(float)
+        for kind, node, value in zip(kinds, model.graph.nodes, seconds, strict=True):
+            sums[kind] += value
+            if node.op is Op.MUL_MAT:
+                sums[PRODUCTS] += value
+        sums[WHOLE], sums[REST] = whole, whole - sum(seconds)
+        for name, value in sums.items():
+            parts[name].seconds.append(value)
+    parts[WHOLE].calls = len(kinds)
+    return dict(parts)
+
+
+def measure(model: Model, threads: int, rounds: int, limits: Limits) -> list[Table]:
     """The table of a prompt and that of one token."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, model.hparams.n_vocab, N_PROMPT).tolist()
     first, single = ids[:N_FIRST], ids[N_FIRST : N_FIRST + N_SINGLE]
     packed = [model.weights[n.weight].packed for n in model.graph.nodes if n.op is Op.MUL_MAT and n.weight]
     peaks, streams = [], []
-    whole: dict[int, list[float]] = {N_PROMPT: [], 1: []}
-    files = {n: folder / f"{n}-{threads}.json" for n in whole}
+    prompts, tokens = [], []
     with Executor(threads) as executor:
         context = Context(model, N_PROMPT, executor)
-        about = provenance(model, executor)
         context.eval(ids)  # the file is in memory from here on
-        with Trace(files[N_PROMPT], about) as prompt_trace, Trace(files[1], about) as single_trace:
-            for _ in range(rounds):
-                for trace in (None, prompt_trace):
-                    peaks.append(limits.fma(executor))
-                    context.clear()
-                    context.trace = trace
-                    seconds = _timed(context, ids)
-                    if trace is None:
-                        whole[N_PROMPT].append(seconds)
-                # 2 x N_SINGLE tokens, traced and not in turn: neither gets the longer context
-                context.clear()
-                context.trace = None
-                context.eval(first)
-                for i, token in enumerate(single * 2):
-                    if i % 4 == 0:
-                        streams.append(limits.read(packed, executor))
-                        context.trace = None
-                        context.eval([token])  # after another use of the caches
-                    context.trace = single_trace if i % 2 else None
-                    seconds = _timed(context, [token])
-                    if context.trace is None:
-                        whole[1].append(seconds)
+        for _ in range(rounds):
+            peaks.append(limits.fma(executor))
+            context.clear()
+            prompts.append(timed(context, ids))
+            context.clear()
+            context.eval(first)
+            for i, token in enumerate(single):
+                if i % 4 == 0:
+                    streams.append(limits.read(packed, executor))
+                    context.eval([token], decoding=True)  # after another use of the caches
+                tokens.append(timed(context, [token], decoding=True))
     peak, stream = float(np.median(peaks)), float(np.median(streams))
-    return [
-        Table(n, threads, parts_of(list(evaluations(files[n])), whole[n], model), peak, stream) for n in whole
-    ]
+    evaluations = {N_PROMPT: prompts, 1: tokens}
+    return [Table(n, threads, parts_of(model, n, made), peak, stream) for n, made in evaluations.items()]
 
 
 # ---------------------------------------------------------------- text
@@ -247,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
                 model = Model(find(name))
                 tables = []
                 for threads in args.threads:
-                    tables += measure(model, threads, args.rounds, limits, Path(folder))
+                    tables += measure(model, threads, args.rounds, limits)
                 stem = Path(model.path).stem
                 print(markdown(about | {"model": stem}, tables), flush=True)
                 about = {}  # it stands above the first table alone

@@ -106,6 +106,13 @@ def mul_mat(
     out: npt.NDArray[np.float32],
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def mul_mats(
+    x: npt.NDArray[np.float32],
+    weights: Sequence[tuple[npt.NDArray[np.uint8], int]],
+    outs: Sequence[npt.NDArray[np.float32]],
+    *,
+    executor: Executor | None = None,
+) -> list[npt.NDArray[np.float32]]: ...
 def rope(
     x: npt.NDArray[np.float32],
     cos: npt.NDArray[np.float32],

@@ -73,12 +73,13 @@ cdef enum:
 
 MATVECS_MAX = MAX_PRODUCTS
 
-# Products of one x that are handed out together: rows of the second follow those of the first, and so on.
+# Products of one x that are handed out together: rows of the second follow those of the first, and so on. For matvec
+# "rows" are rows of a weight, for mul_mat they are panels of it.
 cdef struct _Products:
     fq_task_fn fn
     int n
     int64_t begin[MAX_PRODUCTS + 1]
-    fq_matvec_args each[MAX_PRODUCTS]
+    void *each[MAX_PRODUCTS]
 
 
 cdef void _rows_of_products(void *args, int64_t begin, int64_t end) noexcept nogil:
@@ -88,7 +89,28 @@ cdef void _rows_of_products(void *args, int64_t begin, int64_t end) noexcept nog
     for i in range(products.n):
         first, last = max(begin, products.begin[i]), min(end, products.begin[i + 1])
         if first < last:
-            products.fn(&products.each[i], first - products.begin[i], last - products.begin[i])
+            products.fn(products.each[i], first - products.begin[i], last - products.begin[i])
+
+
+cdef list _outs_for(weights, outs):
+    """As many as weights."""
+    if outs is None:
+        outs = [None] * len(weights)
+    if not 0 < len(weights) <= MAX_PRODUCTS or len(outs) != len(weights):
+        raise ValueError(f"weights must be 1 to {MAX_PRODUCTS} and outs as many, not {len(weights)} and {len(outs)}")
+    return list(outs)
+
+
+cdef int _outs_apart(list held) except -1:
+    """held: of each product the packed rows and out."""
+    cdef _Array packed, out
+    cdef int i, j
+    for i in range(len(held)):
+        for j in range(len(held)):
+            packed, out = held[j]
+            if i != j and ((<_Array> held[i][1]).overlaps(packed) or (<_Array> held[i][1]).overlaps(out)):
+                raise ValueError("outs overlap one another or a weight")
+    return 0
 
 
 def matvec(x, packed, int ggml_type, *, out=None, executor=None):
@@ -109,18 +131,16 @@ def matvecs(x, weights, outs=None, *, executor=None):
     """
     cdef const fq_kernel_table *now = table  # one set for x's order and for the sums, whoever forces another
     cdef _Products products
+    cdef fq_matvec_args each[MAX_PRODUCTS]
     cdef fq_matvec_args *a
     cdef fq_pool *pool = _pool_of(executor)
     cdef int64_t n_tokens, k, padded
-    cdef int i, j, ggml_type
+    cdef int i, ggml_type
     cdef float *scratch
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ap, ao
     cdef list held = [], results = []
-    if outs is None:
-        outs = [None] * len(weights)
-    if not 0 < len(weights) <= MAX_PRODUCTS or len(outs) != len(weights):
-        raise ValueError(f"weights must be 1 to {MAX_PRODUCTS} and outs as many, not {len(weights)} and {len(outs)}")
+    outs = _outs_for(weights, outs)
     products.fn, products.n = now.matvec, len(weights)
     products.begin[0] = 0
     k = -1
@@ -128,7 +148,8 @@ def matvecs(x, weights, outs=None, *, executor=None):
         packed, ggml_type = weights[i]
         out = outs[i]
         ap = _open("packed", packed, b"B")
-        a = &products.each[i]
+        a = &each[i]
+        products.each[i] = a
         a.k = _row_length(ap, ggml_type)
         if not ax.dense(2) or ax.b.shape[1] != a.k:
             raise ValueError(f"x must be C-contiguous of shape (n_tokens, {a.k}), not {x.shape}")
@@ -156,11 +177,7 @@ def matvecs(x, weights, outs=None, *, executor=None):
         products.begin[i + 1] = products.begin[i] + ap.b.shape[0]
         held.append((ap, ao))
         results.append(out)
-    for i in range(products.n):
-        for j in range(products.n):
-            ap, ao = held[j]
-            if i != j and ((<_Array> held[i][1]).overlaps(ap) or (<_Array> held[i][1]).overlaps(ao)):
-                raise ValueError("outs overlap one another or a weight")
+    _outs_apart(held)
     if products.begin[products.n] > 0 and n_tokens > 0:
         padded = n_tokens * ((k + 63) // 64 * 64)
         # at a cache line, so that no vector of it lies across two
@@ -169,7 +186,7 @@ def matvecs(x, weights, outs=None, *, executor=None):
             raise MemoryError
         with nogil:
             for i in range(products.n):
-                now.matvec_begin(&products.each[i], scratch + i * padded)
+                now.matvec_begin(&each[i], scratch + i * padded)
             _run(pool, _rows_of_products, &products, products.begin[products.n], max(k, 1))
             free(scratch)
     return results
@@ -193,49 +210,78 @@ def mul_mat(x, packed, int ggml_type, *, out, executor=None):
     (n, row_bytes) uint8 C-contiguous. Returns out. The bits depend on neither threads, instruction set nor
     n_tokens. Raises TypeError or ValueError naming the argument.
     """
+    return mul_mats(x, [(packed, ggml_type)], [out], executor=executor)[0]
+
+
+def mul_mats(x, weights, outs, *, executor=None):
+    """mul_mat of one x with several weights, which the threads share as if they were one.
+
+    weights is a list of at most MATVECS_MAX (packed, ggml_type), outs one of as many arrays. Returns outs, whose
+    bits are those of mul_mat. Raises TypeError or ValueError naming the argument.
+    """
     cdef const fq_kernel_table *now = table  # one set for x's order and for the sums, whoever forces another
-    cdef fq_mul_mat_args a
-    cdef fq_pool *pool
-    cdef int64_t panels, grain, n_tokens
+    cdef _Products products
+    cdef fq_mul_mat_args each[MAX_PRODUCTS]
+    cdef fq_mul_mat_args *a
+    cdef fq_pool *pool = _pool_of(executor)
+    cdef int64_t grain, n_tokens, n, k
+    cdef float *packed_x
+    cdef int i, ggml_type
     cdef _Array ax = _open("x", x, b"f")
-    cdef _Array ap = _open("packed", packed, b"B")
-    cdef _Array ao = _open("out", out, b"f", True)
-    a.k = _row_length(ap, ggml_type)
-    if packed.ndim != 2 or not packed.flags.c_contiguous:
-        raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
-    a.n_rows = packed.shape[0]
-    if out.ndim != 2 or out.shape[1] != a.n_rows:
-        raise ValueError(f"out must be of shape (n_tokens, {a.n_rows}), not {out.shape}")
-    n_tokens = out.shape[0]
-    if x.shape != (n_tokens, a.k):
-        raise ValueError(f"x must be of shape {(n_tokens, a.k)}, not {x.shape}")
-    _apart(ao, ax)
-    _apart(ao, ap)
-    if ao.overlaps_itself():
-        raise ValueError("out has elements that share memory")
-    a.fn = now.dequant[ggml_type]
-    a.packed = <const uint8_t *> ap.b.buf
-    a.row_bytes = packed.shape[1]
-    a.x = <const float *> ax.b.buf
-    a.x_stride = ax.b.strides[0] // ax.b.itemsize
-    a.out = <float *> ao.b.buf
-    a.out_stride = ao.b.strides[0] // ao.b.itemsize
-    pool = _pool_of(executor)
-    if a.k == 0:
+    cdef _Array ap, ao
+    cdef list held = []
+    outs = _outs_for(weights, outs)
+    products.fn, products.n = now.mul_mat, len(weights)
+    products.begin[0] = 0
+    for i in range(products.n):
+        packed, ggml_type = weights[i]
+        out = outs[i]
+        ap = _open("packed", packed, b"B")
+        ao = _open("out", out, b"f", True)
+        a = &each[i]
+        products.each[i] = a
+        a.k = k = _row_length(ap, ggml_type)
+        if not ap.dense(2):
+            raise ValueError("packed must be C-contiguous of shape (n, row_bytes)")
+        a.n_rows = ap.b.shape[0]
+        if ao.b.ndim != 2 or ao.b.shape[1] != a.n_rows:
+            raise ValueError(f"out must be of shape (n_tokens, {a.n_rows}), not {out.shape}")
+        n_tokens = ao.b.shape[0]
+        if ax.b.ndim != 2 or ax.b.shape[0] != n_tokens or ax.b.shape[1] != k:
+            raise ValueError(f"x must be of shape {(n_tokens, k)}, not {x.shape}")
+        _apart(ao, ax)
+        _apart(ao, ap)
+        if ao.overlaps_itself():
+            raise ValueError("out has elements that share memory")
+        a.fn = now.dequant[ggml_type]
+        a.packed = <const uint8_t *> ap.b.buf
+        a.row_bytes = ap.b.shape[1]
+        a.x = <const float *> ax.b.buf
+        a.x_stride = ax.b.strides[0] // ax.b.itemsize
+        a.out = <float *> ao.b.buf
+        a.out_stride = ao.b.strides[0] // ao.b.itemsize
+        products.begin[i + 1] = products.begin[i] + (a.n_rows + FQ_MUL_MAT_ROWS - 1) // FQ_MUL_MAT_ROWS
+        held.append((ap, ao))
+    _outs_apart(held)
+    for out in outs if k == 0 else ():
         out.fill(0.0)
-    elif a.n_rows > 0 and n_tokens > 0:
-        panels = (a.n_rows + FQ_MUL_MAT_ROWS - 1) // FQ_MUL_MAT_ROWS
-        grain = _panels_per_range(panels, 1 if pool == NULL else fq_pool_threads(pool))
-        a.packed_x = <float *> malloc(min(n_tokens, FQ_MUL_MAT_TOKENS) * a.k * sizeof(float))
-        if a.packed_x == NULL:
-            raise MemoryError
-        with nogil:
-            while n_tokens > 0:
-                a.n_tokens = min(n_tokens, FQ_MUL_MAT_TOKENS)
-                fq_pool_run(pool, now.mul_mat_begin, &a, (a.k + FQ_MUL_MAT_K - 1) // FQ_MUL_MAT_K, 1)
-                fq_pool_run(pool, now.mul_mat, &a, panels, grain)
-                a.x += a.n_tokens * a.x_stride
-                a.out += a.n_tokens * a.out_stride
-                n_tokens -= a.n_tokens
-            free(a.packed_x)
-    return out
+    if k == 0 or products.begin[products.n] == 0 or n_tokens == 0:
+        return outs
+    grain = _panels_per_range(products.begin[products.n], 1 if pool == NULL else fq_pool_threads(pool))
+    packed_x = <float *> malloc(min(n_tokens, FQ_MUL_MAT_TOKENS) * k * sizeof(float))
+    if packed_x == NULL:
+        raise MemoryError
+    with nogil:
+        while n_tokens > 0:
+            n = min(n_tokens, FQ_MUL_MAT_TOKENS)
+            for i in range(products.n):
+                each[i].n_tokens = n
+                each[i].packed_x = packed_x
+            fq_pool_run(pool, now.mul_mat_begin, &each[0], (k + FQ_MUL_MAT_K - 1) // FQ_MUL_MAT_K, 1)
+            fq_pool_run(pool, _rows_of_products, &products, products.begin[products.n], grain)
+            for i in range(products.n):
+                each[i].x += n * each[i].x_stride
+                each[i].out += n * each[i].out_stride
+            n_tokens -= n
+        free(packed_x)
+    return outs

@@ -30,11 +30,11 @@ def limits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tables(model, limits, tmp_path_factory):
+def tables(model, limits):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"N_PROMPT": 40, "N_FIRST": 3, "N_SINGLE": 4}.items():
             patch.setattr(where, name, value)
-        return where.measure(model, 2, 3, limits, tmp_path_factory.mktemp("traces"))
+        return where.measure(model, 2, 3, limits)
 
 
 def test_operations_and_bytes_are_counted(model, tables):
@@ -54,14 +54,18 @@ def test_every_node_has_its_place(model, tables):
     for table in tables:
         names = set(table.parts)
         assert {"attention", "norms", "adds", "rope", "swiglu", PRODUCTS, REST, WHOLE} < names
-        assert "product with ffn_gate, Q4_K" in names and "product with output, Q6_K" in names
-        products = [part for name, part in table.parts.items() if name.startswith("product with")]
+        assert "products with ffn_gate, ffn_up, Q4_K" in names and "products with output, Q6_K" in names
+        assert "products with attn_q, attn_k, attn_v, Q4_K/Q6_K" in names
+        products = [part for name, part in table.parts.items() if name.startswith("products with")]
         assert sum(p.calls for p in products) == table.parts[PRODUCTS].calls == 15
         assert sum(p.bytes for p in products) == table.parts[PRODUCTS].bytes
         assert table.parts[WHOLE].calls == len(model.graph.nodes)
         assert table.parts["norms"].calls == 5
+        nodes = [part for name, part in table.parts.items() if name not in (WHOLE, PRODUCTS)]
+        for i, whole in enumerate(table.parts[WHOLE].seconds):
+            assert sum(part.seconds[i] for part in nodes) == pytest.approx(whole)
+        assert all(value > 0 for part in nodes for value in part.seconds)
     prompt, single = tables
-    # two of three rounds were lost if traces and evaluations without went to the same list
     assert len(prompt.parts[WHOLE].seconds) == len(prompt.parts["norms"].seconds) == 3
     assert len(single.parts[WHOLE].seconds) == len(single.parts["norms"].seconds) == 12
 

@@ -25,6 +25,7 @@ from fq_kernels import (
     matvec,
     matvecs,
     mul_mat,
+    mul_mats,
     rope,
 )
 
@@ -447,6 +448,47 @@ def test_mul_mat_sums_blocks_of_256(isa):
     x[0, :2], w[0, :2] = (1 + 2**-12, 1), (1 + 2**-12, -1)
     out = mul_mat(x, w.view(np.uint8), TYPES["F32"], out=np.empty((1, 1), np.float32))
     assert out[0, 0] == np.float32((1 + 2**-12) ** 2) - 1
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 530])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_mul_mats_are_mul_mat_of_each(isa, threads, tokens):
+    names, rows = ("Q4_K", "Q6_K", "Q8_0", "Q4_1", "F32"), (70, 1, 33, 0, 129)
+    packed = [
+        tame(random_blocks(TYPES[name], n, 512 // PACKED_TYPES[TYPES[name]][0], seed), name)
+        for seed, (name, n) in enumerate(zip(names, rows, strict=True))
+    ]
+    weights = [(rows, TYPES[name]) for rows, name in zip(packed, names, strict=True)]
+    x = np.random.default_rng(2).standard_normal((tokens, 512)).astype(np.float32)
+    outs = [np.full((tokens, n), np.nan, np.float32) for n in rows]
+    with Executor(threads) as executor:
+        found = mul_mats(x, weights, outs, executor=executor)
+    assert all(a is b for a, b in zip(found, outs, strict=True))
+    for out, (rows, ggml_type) in zip(found, weights, strict=True):
+        assert_same_bits(out, mul_mat(x, rows, ggml_type, out=np.empty_like(out)))
+
+
+def test_mul_mats_errors():
+    x, packed, q4_k = np.ones((2, 512), np.float32), np.zeros((3, 288), np.uint8), TYPES["Q4_K"]
+    outs, shared = np.ones((3, 2, 3), np.float32), np.zeros(288, np.uint8)
+    short = np.ones((1, 3), np.float32)
+    cases = [
+        ("weights must be 1 to 8", [], []),
+        ("weights must be 1 to 8", [(packed, q4_k)] * 9, [*outs] * 3),
+        ("outs as many", [(packed, q4_k)] * 2, [outs[0]]),
+        ("x must .*256", [(packed, q4_k), (packed[:, :144].copy(), q4_k)], [outs[0], outs[1]]),
+        ("x must .*1, 512", [(packed, q4_k), (packed, q4_k)], [outs[0], short]),
+        ("outs overlap", [(packed, q4_k)] * 3, [outs[0], outs[1], outs[0]]),
+        (
+            "outs overlap",
+            [(packed, q4_k), (shared.reshape(1, 288), q4_k)],
+            [shared[:24].view("f4")[:6].reshape(2, 3), np.ones((2, 1), np.float32)],
+        ),
+    ]
+    for message, weights, wanted in cases:
+        with pytest.raises(ValueError, match=message):
+            mul_mats(x, weights, wanted)
+    assert (outs == 1).all()
 
 
 def test_mul_mat_of_nothing(isa):

@@ -26,11 +26,12 @@ from fq.arch.registry import unknown_keys
 from fq.errors import FqError
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.gguf.types import GGML_TYPES
+from fq.run import context as context_module
 from fq.run.context import Context
 from fq.run.kv_cache import pages
 from fq.run.model import Model
 from fq.run.trace import Trace
-from fq.run.weights import can_unpack
+from fq.run.weights import Weight, can_unpack
 from fq_kernels import MATVEC_MAX_TOKENS, Executor, bf16_round_trip, rms_norm_f32
 from fq_kernels.rules import FakeQuant, Place, Rule, Site
 
@@ -399,27 +400,54 @@ def test_pieces_give_the_logits_of_the_whole(write: Write, executor: Executor) -
         assert same_bits(np.concatenate(pieces), whole), sizes
 
 
+@pytest.mark.parametrize("decoding", [True, False])
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])
-def test_decoding_products_together_or_each_alone(
-    write: Write, executor: Executor, tmp_path: Path, mix: str
+def test_products_together_or_each_alone(
+    write: Write, executor: Executor, tmp_path: Path, mix: str, decoding: bool
 ) -> None:
     """A trace times each product alone."""
     model, tokens = Model(write(mix)), some_tokens(5)
-    together = new_context(model, executor).eval(tokens, ALL, decoding=True)
+    together = new_context(model, executor).eval(tokens, ALL, decoding=decoding)
     with Trace(tmp_path / "trace.json", {}) as trace:
-        alone = Context(model, 64, executor, trace=trace).eval(tokens, ALL, decoding=True)
+        alone = Context(model, 64, executor, trace=trace).eval(tokens, ALL, decoding=decoding)
     assert same_bits(together, alone)
-    assert [[n.name for n in nodes] for nodes in model.graph.products_together()[:2]] == [
-        ["Qcur-0", "Kcur-0", "Vcur-0"],
-        ["ffn_gate-0", "ffn_up-0"],
-    ]
+    nodes = model.graph.nodes
+    q = next(node for node in nodes if node.name == "Qcur-0")
+    following = model.graph.products_following()[id(q)]
+    assert [nodes[i] for i, _ in following] == [node for _, node in following]
+    assert [node.name for _, node in following] == ["Kcur-0", "Vcur-0"]
+
+
+def test_products_are_together_as_far_as_they_are_wanted(
+    write: Write, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep's baseline stops where a variant leaves it, in the midst of q, k and v perhaps."""
+    context = new_context(Model(write("Q8_0")), executor)
+    first = next(i for i, node in enumerate(context.model.graph.nodes) if node.name == "Qcur-0")
+    made = []
+
+    def mul_mats(x: np.ndarray, weights: list[Weight], *args: Any, **options: Any) -> None:
+        made.append(len(weights))
+        real(x, weights, *args, **options)
+
+    real = context_module.mul_mats
+    monkeypatch.setattr(context_module, "mul_mats", mul_mats)
+    whole: dict[int, np.ndarray] = {}
+    pieces: dict[int, np.ndarray] = {}
+    ids = np.arange(3)
+    context.evaluate(range(first + 3), whole, ids, slice(0, 3))
+    for nodes in (range(first + 2), range(first + 2, first + 3)):
+        context.evaluate(nodes, pieces, ids, slice(0, 3))
+    assert made == [3, 2]
+    assert whole.keys() == pieces.keys() and all(same_bits(whole[i], pieces[i]) for i in whole)
 
 
 def test_products_of_other_values_are_not_together() -> None:
     graph = Graph()
     for source in (0, 0, 1, 1, 0):
         graph.add(f"of-{source}", Op.MUL_MAT, (source,), (N_TOKENS, 8))
-    assert [[n.name for n in nodes] for nodes in graph.products_together()] == [["of-0"] * 2, ["of-1"] * 2]
+    following = graph.products_following()
+    assert [[i for i, _ in following[id(node)]] for node in graph.nodes] == [[1], [], [3], [], []]
 
 
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])

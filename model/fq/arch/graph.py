@@ -171,11 +171,14 @@ class Graph:
     def norms(self) -> list[Place]:
         return [node.norm for node in self.nodes if node.norm]
 
-    def products_together(self) -> list[tuple[Node, ...]]:
-        """Products that follow one another and read the same value, two or more of them."""
-        runs = groupby(self.nodes, key=lambda node: (node.op is Op.MUL_MAT, node.inputs))
-        groups = (tuple(nodes) for (is_product, _), nodes in runs if is_product)
-        return [group for group in groups if len(group) > 1]
+    def products_following(self) -> dict[int, list[tuple[int, Node]]]:
+        """By the id of each product's node: those right after it that read the same value, and indices."""
+        found: dict[int, list[tuple[int, Node]]] = {}
+        for (op, _), run in groupby(enumerate(self.nodes), key=lambda item: (item[1].op, item[1].inputs)):
+            nodes = list(run)
+            if op is Op.MUL_MAT:
+                found.update((id(node), nodes[k + 1 :]) for k, (_, node) in enumerate(nodes))
+        return found
 
     def live_before(self, i: int) -> list[int]:
         """The nodes before ``i`` whose values it or a later one reads."""

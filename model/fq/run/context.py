@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from .buffers import Buffers
 from .kv_cache import KVCache
 from .model import Model
 from .rope import RopeTables
-from .weights import Weight, can_decode, decode_together, mul_mat
+from .weights import Weight, can_share, mul_mat, mul_mats
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -68,9 +68,11 @@ class Context:
         # the last rounded input of a product: the node it came from, the format, the values
         self._input: tuple[int, str, Rounded] | None = None
         self._decoding = False
-        # products that may be handed out together, by each of theirs; what is there of them
-        self._together = {id(node): group for group in model.graph.products_together() for node in group}
+        # by a product's node, those of the same value right after it, which are computed with it: a thread's
+        # share of each alone is soon done, and the value is put into the kernel's order once
+        self._following = model.graph.products_following()
         self._ready: dict[int, np.ndarray] = {}
+        self._nodes = range(0)
         self.ids: np.ndarray = np.empty(0, np.int64)
         self.out_rows = slice(0, 0)
 
@@ -146,7 +148,7 @@ class Context:
 
     def evaluate(
         self,
-        nodes: Iterable[int],
+        nodes: range,
         values: dict[int, np.ndarray],
         ids: np.ndarray,
         out_rows: slice,
@@ -160,6 +162,7 @@ class Context:
         decoding  as of `eval`
         """
         self.ids, self.out_rows, self._input, self._decoding = ids, out_rows, None, decoding
+        self._nodes = nodes
         self._ready.clear()
         graph, trace = self.model.graph.nodes, self.trace
         # infinities and NaN are looked for in the logits
@@ -194,8 +197,6 @@ class Context:
         return weight.unpack(self.ids, self.buffers.take(self.ids.size, weight.n_in))
 
     def product(self, node: Node, x: np.ndarray) -> np.ndarray:
-        if self._decoding and id(node) in self._together and self.trace is None:
-            self._decode_together(self._together[id(node)], x)
         out = self._ready.pop(id(node), None)
         if out is None:
             out = self._product(node, x)
@@ -210,19 +211,17 @@ class Context:
 
     def _product(self, node: Node, x: np.ndarray) -> np.ndarray:
         weight = self._weight(node)
+        if self.activations == "exact" and self.trace is None:
+            following = [n for i, n in self._following.get(id(node), ()) if i in self._nodes]
+            weights = [weight, *map(self._weight, following)]
+            if following and all(can_share(w) for w in weights):
+                outs = [self.buffers.take(len(x), w.n_out) for w in weights]
+                mul_mats(x, weights, self.executor, outs, decoding=self._decoding)
+                self._ready.update((id(n), out) for n, out in zip(following, outs[1:], strict=True))
+                return outs[0]
         read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
         out = self.buffers.take(len(x), weight.n_out)
         return mul_mat(read, weight, self.executor, out, decoding=self._decoding)
-
-    def _decode_together(self, nodes: Sequence[Node], x: np.ndarray) -> None:
-        """All products of one value at its first: a thread's share of each alone is soon done."""
-        if id(nodes[-1]) in self._ready or self.activations != "exact":
-            return
-        weights = [self._weight(node) for node in nodes]
-        if all(can_decode(weight, len(x)) for weight in weights):
-            outs = [self.buffers.take(len(x), weight.n_out) for weight in weights]
-            decode_together(x, weights, self.executor, outs)
-            self._ready.update((id(node), out) for node, out in zip(nodes, outs, strict=True))
 
     def rope(self, heads: np.ndarray, attributes: RopeAttributes) -> np.ndarray:
         now = slice(self.n_past, self.n_past + self.ids.size)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import MATVEC_MAX_TOKENS, MATVECS_MAX, PACKED_TYPES, Executor, dequantize, matvecs
-from fq_kernels import mul_mat as packed_mul_mat
+from fq_kernels import mul_mats as packed_mul_mats
 
 from ..gguf.types import GGMLType
 from .activations import Rounded, minimums
@@ -86,34 +86,38 @@ def mul_mat(
         x, sum_error = x
     if len(x) == 0:
         return out
-    if weight.type.id not in PACKED_TYPES:
-        _mul_mat_by_panels(x, weight, executor, out)
-    elif decoding and can_decode(weight, len(x)):
-        matvecs(x, [(weight.packed, weight.type.id)], [out], executor=executor)
+    if can_share(weight):
+        mul_mats(x, [weight], executor, [out], decoding=decoding)
     else:
-        packed_mul_mat(x, weight.packed, weight.type.id, out=out, executor=executor)
+        _mul_mat_by_panels(x, weight, executor, out)
     if sum_error is not None:
         more = np.empty_like(out)
         out += _times_float32(sum_error, minimums(weight.packed, weight.type), more, executor)
     return out
 
 
-def decode_together(
-    x: np.ndarray, weights: Sequence[Weight], executor: Executor, outs: Sequence[np.ndarray]
+def can_share(weight: Weight) -> bool:
+    """Whether the kernels unpack its type, which `mul_mats` needs."""
+    return weight.type.id in PACKED_TYPES
+
+
+def mul_mats(
+    x: np.ndarray,
+    weights: Sequence[Weight],
+    executor: Executor,
+    outs: Sequence[np.ndarray],
+    *,
+    decoding: bool = False,
 ) -> None:
-    """mul_mat of one x with several weights, decoding: the threads share them as if they were one."""
+    """mul_mat of one x with several weights that it can: the threads share them as if they were one."""
+    products = matvecs if decoding and len(x) <= MATVEC_MAX_TOKENS else packed_mul_mats
     for i in range(0, len(weights), MATVECS_MAX):
         some = [(w.packed, w.type.id) for w in weights[i : i + MATVECS_MAX]]
-        matvecs(x, some, outs[i : i + MATVECS_MAX], executor=executor)
-
-
-def can_decode(weight: Weight, n_tokens: int) -> bool:
-    """Whether so many tokens have a kernel of their own with this type."""
-    return weight.type.id in PACKED_TYPES and 0 < n_tokens <= MATVEC_MAX_TOKENS
+        products(x, some, outs[i : i + MATVECS_MAX], executor=executor)
 
 
 def _times_float32(x: np.ndarray, rows: np.ndarray, out: np.ndarray, executor: Executor | None) -> np.ndarray:
-    return packed_mul_mat(x, rows.view(np.uint8), FLOAT32, out=out, executor=executor)
+    return packed_mul_mats(x, [(rows.view(np.uint8), FLOAT32)], [out], executor=executor)[0]
 
 
 def _mul_mat_by_panels(x: np.ndarray, weight: Weight, executor: Executor, out: np.ndarray) -> None:
