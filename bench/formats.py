@@ -28,12 +28,15 @@ from fq.gguf.cache import location
 from fq.machine import default_threads, package_version
 from fq.measure.chunks import ORDERS as CHUNK_ORDERS
 from fq.measure.statistics import is_exactly_zero
-from fq_kernels import Executor, format_names, get_format, isa
+from fq_kernels import Executor, describe_formats, get_format, isa
 from fq_kernels.rules import FakeQuant, RowStat, Rule
 
 SITES = "ffn_norm[*].raw"
-# beside every name with each of its roundings: where the scale comes from
+# beside every name: other roundings, and where the scale comes from
 OPTIONS = (
+    "bf16:nearest-even-ftz", "bf16:truncate", "bf16:nearest-away", "bf16:stochastic", "bf16:odd",
+    "tf32:truncate", "fp8_e4m3fn:truncate", "fp8_e4m3fn:stochastic", "fp8_e4m3fn:odd",
+    "q8_0:nearest-even", "q8_1:nearest-even",
     "int8:tensor", "int8:group=32", "int8:asymmetric", "int8:asymmetric,group=32",
     "int4:tensor", "int4:group=32", "int4:asymmetric", "int4:asymmetric,group=32",
     "nvfp4:row",
@@ -57,6 +60,11 @@ SEVERAL = 2.5
 
 COLUMNS = ("format", "bits", "mean KL", "95 % over chunks", "ln(PPL ratio)", "same top, %")
 COLUMNS += ("SQNR, dB", "out of range")
+
+
+def names() -> list[str]:
+    """Of all formats, each with its default rounding."""
+    return [entry["name"] for entry in describe_formats()]
 
 
 def streams(model: Model, formats: Sequence[str], sites: str = SITES) -> list[Stream]:
@@ -186,7 +194,7 @@ def command(args: argparse.Namespace) -> str:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Raises FqError, ValueError or OSError for bad input."""
-    formats = [str(get_format(f)) for f in args.format or (*format_names(), *OPTIONS)]
+    formats = [str(get_format(f)) for f in args.format or (*names(), *OPTIONS)]
     model = Model(find(args.model))
     tokens = model.tokenizer.encode(args.file.read_text(encoding="utf-8"))
     with Executor(args.threads) as executor:

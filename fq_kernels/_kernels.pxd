@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "common.h" nogil:
@@ -19,11 +19,19 @@ cdef extern from "rounding/contract.h" nogil:
     enum:
         FQ_STAT_OUT_OF_RANGE
         FQ_STAT_COUNT
+        FQ_NEVER
+    ctypedef struct fq_narrow:
+        uint32_t rounding, shift, min_exponent, unit, flush, largest, overflow, one_zero, random_bits
+        uint32_t count_from
+    ctypedef struct fq_rounding:
+        int quant
+        uint64_t seed
+        fq_narrow narrow
     ctypedef struct fq_round_args:
         fq_rows x, out
         int64_t n
-        int quant
-        uint64_t seed, first_row
+        fq_rounding rounding
+        uint64_t first_row
         int64_t quant_begin, quant_end
         int stream
         double *stats
@@ -39,8 +47,9 @@ cdef extern from "norm/contract.h" nogil:
         int64_t n
         double eps
         const float *weight
-        int quant, quant_weighted
-        uint64_t seed, first_row
+        fq_rounding rounding
+        int quant_weighted
+        uint64_t first_row
         int64_t quant_begin, quant_end
         int stream
         double *stats

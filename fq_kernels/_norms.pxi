@@ -51,12 +51,21 @@ cdef object _format_of(quant):
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
 
-cdef int _rule_of(fmt) except -1:
-    """The C rule of a format; 0 if a Python function rounds to it."""
-    cdef int rule = fmt.kernel_rule
-    if rule == 0:
+cdef int _rounding_of(fmt, fq_rounding *r) except -1:
+    """How C rounds to a format; its quant is 0 for none, and if a Python function rounds to it."""
+    r.quant = 0
+    r.seed = 0
+    r.narrow.count_from = FQ_NEVER
+    if fmt is None:
+        return 0
+    r.quant, narrow = fmt.kernel
+    r.seed = fmt.seed
+    if r.quant == 0:
         fmt.family  # raises if it is registered no more
-    return rule
+    elif narrow is not None:
+        (r.narrow.rounding, r.narrow.shift, r.narrow.min_exponent, r.narrow.unit, r.narrow.flush, r.narrow.largest,
+         r.narrow.overflow, r.narrow.one_zero, r.narrow.random_bits, r.narrow.count_from) = narrow
+    return 0
 
 
 cdef int _which_rows(quant_rows, int64_t n_rows, int64_t *begin, int64_t *end) except -1:
@@ -208,17 +217,13 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     if point not in ("raw", "weighted"):
         raise ValueError(f"point must be 'raw' or 'weighted', not {point!r}")
     a.quant_weighted = point == "weighted"
-    a.quant = 0
-    a.seed = 0
     fmt = _format_of(quant)
-    if fmt is not None:
-        a.quant = _rule_of(fmt)
-        a.seed = fmt.seed
-        by_function = a.quant == 0
-        if by_function and not a.quant_weighted:
-            a.weight = NULL
+    _rounding_of(fmt, &a.rounding)
+    by_function = fmt is not None and a.rounding.quant == 0
+    if by_function and not a.quant_weighted:
+        a.weight = NULL
     result_format = _format_of(result_quant)
-    r.quant = 0 if result_format is None else _rule_of(result_format)
+    _rounding_of(result_format, &r.rounding)
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
 
@@ -237,10 +242,9 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     if by_function:
         _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats,
                            None if a.quant_weighted else weight, executor)
-    if r.quant != 0:
+    if r.rounding.quant != 0:
         r.x = r.out = a.out
         r.n = a.n
-        r.seed = result_format.seed
         r.first_row = a.first_row
         r.quant_begin = a.quant_begin
         r.quant_end = a.quant_end
@@ -262,15 +266,14 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     cdef _Array ax = _open(name_x, x, in_code)
     a.n = ax.n()
     n_rows = ax.n_rows()
-    a.quant = _rule_of(fmt)
-    a.seed = fmt.seed
+    _rounding_of(fmt, &a.rounding)
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
     cdef _Array ao = _output(out, out_code, ax)
     pool = _pool_of(executor)
     cdef _Array ast = _stats_of(row_stats, n_rows, ax, ao, None)
     a.stats = NULL if ast is None else <double *> ast.b.buf
-    if a.quant == 0:
+    if a.rounding.quant == 0:
         if ao.b.buf != ax.b.buf:
             ao.array[...] = ax.array
         _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats, None, executor)
@@ -320,7 +323,7 @@ def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=No
     """float32 -> bf16 -> float32, by ggml's rule or a named variant (src/rounding/contract.h).
 
     x (..., n) float32, last axis contiguous; ``out=x`` works in place. rounding is one of
-    nearest-even, nearest-even-ftz, truncate, nearest-away, stochastic (which uses seed).
+    nearest-even, nearest-even-ftz, truncate, nearest-away, stochastic (which uses seed), up, down, odd.
     Raises TypeError or ValueError naming the argument, with nothing written.
     """
     return round_trip(x, _bf16(rounding, seed), out=out, executor=executor)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ._kernels import default_fpu
 from .formats import Format, get_format
+from .formats.narrow_floats import ROUNDINGS, NarrowRule
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,9 +63,9 @@ def round_trip(x: Floats, quant: str | Format, *, first_index: int = 0) -> Float
     fmt = get_format(quant)
     if not fmt.kernel_rule:
         return fmt.quantise(x.reshape(-1, x.shape[-1])).values.reshape(x.shape)
-    if fmt.name == "f16":
-        with np.errstate(over="ignore", invalid="ignore"):
-            return x.astype(np.float16).astype(np.float32)
+    _, narrow = fmt.kernel
+    if narrow is not None:
+        return narrow_float(x, NarrowRule(*narrow), seed=fmt.seed, first_index=first_index)
     return bf16_to_float(float_to_bf16(x, rounding=fmt.rounding, seed=fmt.seed, first_index=first_index))
 
 
@@ -103,13 +104,63 @@ def float_to_bf16(
     return code.astype(np.uint16)
 
 
+@default_fpu()
+def narrow_float(x: Floats, rule: NarrowRule, *, seed: int = 0, first_index: int = 0) -> Floats:
+    """(...) float32 rounded as src/rounding/narrow.h says, in float64, where each step is exact."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        magnitude = np.abs(x.astype(np.float64))
+    finite = np.isfinite(magnitude)
+    size = np.where(finite, magnitude, 0)
+    down = np.signbit(x)
+    # the numbers around x are `step` apart
+    emin = max(rule.min_exponent - 127, -126)
+    exponent = np.maximum(np.frexp(size)[1] - 1, emin)
+    step = np.ldexp(1.0, exponent - (23 - rule.shift))
+    below = np.floor(size / step)
+    part = size / step - below  # of a step, above the number below
+    odd = below % 2 == 1
+    rounding = ROUNDINGS[rule.rounding]
+    if rounding == "nearest-even":
+        away = (part > 0.5) | ((part == 0.5) & odd)
+    elif rounding == "nearest-away":
+        away = part >= 0.5
+    elif rounding == "truncate":
+        away = np.zeros(x.shape, np.bool_)
+    elif rounding == "up":
+        away = (part > 0) & ~down
+    elif rounding == "down":
+        away = (part > 0) & down
+    elif rounding == "odd":
+        away = (part > 0) & ~odd
+    else:
+        seen = np.floor(np.ldexp(part, 31))
+        drawn = random_bits(seed, first_index, x.shape, rule.random_bits).astype(np.float64)
+        away = seen + np.ldexp(drawn, 31 - rule.random_bits) >= 2.0**31
+    result = (below + away) * step
+    number = {name: float(np.uint32(getattr(rule, name)).view(np.float32)) for name in rule._fields}
+    result[result < number["flush"]] = 0
+    beyond = result > number["largest"]
+    everywhere = np.ones(x.shape, np.bool_)
+    inward = {"truncate": everywhere, "odd": everywhere, "up": down, "down": ~down}.get(rounding, ~everywhere)
+    result = np.where(beyond, np.where(inward, number["largest"], number["overflow"]), result)
+    result = np.where(np.isinf(magnitude), number["overflow"], result)
+    result = np.where(np.isnan(magnitude), np.nan, result)
+    negative = down & ~((result == 0) & bool(rule.one_zero))
+    return np.copysign(result, np.where(negative, -1.0, 1.0)).astype(np.float32)
+
+
 def random_16(seed: int, first_index: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     """Numbers in [0, 2**16), a function of seed and element index (C order) alone: SplitMix64."""
+    return random_bits(seed, first_index, shape, 16)
+
+
+def random_bits(seed: int, first_index: int, shape: tuple[int, ...], n: int) -> npt.NDArray[np.uint32]:
+    """As random_16, in [0, 2**n)."""
     size = int(np.prod(shape))
     index = np.arange(size, dtype=np.uint64) + np.uint64((first_index + 1) % 2**64)
     start = _mix(np.array([seed], np.uint64))
     numbers = _mix(start + index * np.uint64(0x9E3779B97F4A7C15))
-    return (numbers >> np.uint64(48)).astype(np.uint32).reshape(shape)
+    return (numbers >> np.uint64(64 - n)).astype(np.uint32).reshape(shape)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

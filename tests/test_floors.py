@@ -1,4 +1,4 @@
-"""The floors: no module imports one above it, and fq_kernels nothing but numpy and ml_dtypes.
+"""The floors: no module imports one above it, and fq_kernels nothing but numpy.
 
 By the import statements, wherever they stand: in functions and under TYPE_CHECKING too.
 """
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {"fq_kernels": ROOT / "fq_kernels", "fq": ROOT / "model" / "fq"}
 PACKAGE = "fq_kernels"
 KERNELS = "fq_kernels._kernels"
-ALLOWED = {PACKAGE, "numpy", "ml_dtypes", *sys.stdlib_module_names}
+ALLOWED = {PACKAGE, "numpy", *sys.stdlib_module_names}
 
 # The kernels take a format by its name, and some formats are rounded by a kernel. One of the two must
 # import the other when it is called: it is these, so that the kernels find the formats' table complete.
-LATE = {("fq_kernels.formats.format", KERNELS), ("fq_kernels.formats.sixteen_bits", KERNELS)}
+LATE = {("fq_kernels.formats.format", KERNELS), ("fq_kernels.formats.narrow_floats", KERNELS)}
 
 # The rooms of fq, each on its floor: it imports what is below, and no other of its floor.
 FLOORS = (
@@ -121,7 +121,7 @@ def test_what_is_imported_late_still_is():
     assert {(module, imported, True) for module, imported in LATE} <= EDGES
 
 
-def test_nothing_but_numpy_and_ml_dtypes_is_imported():
+def test_nothing_but_numpy_is_imported():
     ours = [i for i in IMPORTS if i.module.split(".")[0] == PACKAGE]
     assert {(i.module, i.name) for i in ours if i.name.split(".")[0] not in ALLOWED} == set()
 
@@ -150,6 +150,6 @@ def test_all_statements_are_seen():
     assert (KERNELS, "fq_kernels.formats", False) in EDGES
     assert ("fq_kernels.formats.registry", "fq_kernels.formats.integers", False) in EDGES
     assert ("fq_kernels.rules.counter", "fq_kernels.formats", False) in EDGES
-    assert Import("fq_kernels.formats.narrow_floats", "ml_dtypes", True) in IMPORTS
+    assert Import("fq_kernels.formats.registry", "difflib", True) in IMPORTS
     assert Import(KERNELS, "threading", False) in IMPORTS
     assert ("fq.run.context", "fq.arch.ops", False) in EDGES and ("fq.cli", "fq.words", True) in EDGES

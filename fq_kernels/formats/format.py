@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,10 @@ DITHER = "dither"
 _PIECE = 1 << 16
 
 
+# number of a rule in C, 0 for none, and its parameters
+Kernel = tuple[int, tuple[int, ...] | None]
+
+
 class Registration:
     """What ``register_format`` began: a family and the noise of it share one, so that both know its end."""
 
@@ -33,7 +37,8 @@ class Family:
     quantise        (x, format) -> Rounded; x is (rows, n) float32, C-contiguous, not empty, read-only.
                     That a finite element became infinite or NaN need not be said in the mask
     roundings       names of the rounding rules, the default first
-    kernel_rules    numbers of the C rules (fq_quant_kind) of those roundings that have one
+    kernel          (format) -> number of the C rule (fq_quant_kind), and the numbers of fq_narrow or None;
+                    None: C does not round to it
     choices         further options, each a tuple of which one holds, the default first; an
                     entry that ends in ``=`` takes a positive integer
     bits            bits per value, shares of scales included; a function where options matter
@@ -41,7 +46,7 @@ class Family:
                     positive numbers; None where they depend on a scale
     block           how many values share a scale, in words; None where there is no scale
     whole_tensor    whether the rows must come in one call; option ``tensor`` says so as well
-    needs           package that the format is rounded with
+    check           raises ValueError for options that do not go together
     spacing         (x, format) -> Spacing, x as for quantise; None: the format has no dither
     noise           whether it is a control (noise.py), which hands its options on
     registration    of a user's own; None: there for good
@@ -50,7 +55,7 @@ class Family:
     name: str
     quantise: Callable[[Floats, Format], Rounded]
     roundings: tuple[str, ...] = (NEAREST_EVEN,)
-    kernel_rules: Mapping[str, int] = field(default_factory=dict, hash=False)
+    kernel: Callable[[Format], Kernel] | None = None
     choices: tuple[tuple[str, ...], ...] = ()
     bits: float | Callable[[Format], float] | None = None
     largest: float | None = None
@@ -60,7 +65,7 @@ class Family:
     idempotent: bool = False
     whole_tensor: bool = False
     aliases: tuple[str, ...] = ()
-    needs: str | None = None
+    check: Callable[[Format], None] | None = None
     spacing: Callable[[Floats, Format], Spacing] | None = None
     noise: bool = False
     note: str = ""
@@ -153,10 +158,14 @@ class Format:
         return family.roundings[0] if family else NEAREST_EVEN
 
     @cached_property  # a norm of one row asks for it
-    def kernel_rule(self) -> int:
-        """Number of the C rounding rule (``fq_quant_kind``); 0 if there is none."""
+    def kernel(self) -> Kernel:
+        """Number of the C rounding rule (``fq_quant_kind``), 0 if there is none, and its parameters."""
         family = None if self.dither else self._held_family()
-        return family.kernel_rules.get(self.rounding, 0) if family else 0
+        return family.kernel(self) if family and family.kernel else (0, None)
+
+    @property
+    def kernel_rule(self) -> int:
+        return self.kernel[0]
 
     @property
     def dither(self) -> bool:
@@ -215,8 +224,9 @@ class Format:
 
     @property
     def smallest_subnormal(self) -> float | None:
-        """None too where the rounding flushes subnormals."""
-        return None if self.rounding == "nearest-even-ftz" else self.family.smallest_subnormal
+        """None too where subnormals are flushed."""
+        flushed = self.rounding == "nearest-even-ftz" or "flush-subnormals" in self.options
+        return None if flushed else self.family.smallest_subnormal
 
     def with_seed(self, seed: int) -> Format:
         return replace(self, seed=seed)

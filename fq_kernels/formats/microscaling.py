@@ -77,7 +77,6 @@ def _mx(
         block="32",
         idempotent=True,
         aliases=aliases,
-        needs="ml_dtypes" if isinstance(element, NarrowFloat) else None,
         spacing=spacing,
         note=note,
     )
@@ -127,7 +126,6 @@ FAMILIES = (
         choices=(("tensor", "row"),),
         bits=4.5,
         block="16",
-        needs="ml_dtypes",
         spacing=_nvfp4_spacing,
         note="fp4_e2m1 elements, fp8_e4m3fn scale, and a float32 scale that the bits leave out",
     ),

@@ -1,147 +1,292 @@
-"""Floating-point formats of 19 bits and less, element by element.
+"""Floating-point formats of 19 bits and less, element by element: what src/rounding/narrow.h rounds to.
 
-The 8, 6 and 4 bit formats are rounded by ml_dtypes, imported at first use.
-Sources: OCP OFP8 1.0 (fp8_e4m3fn, fp8_e5m2), OCP MX 1.0 (fp6, fp4), Noune et al. 2022 (fnuz).
+Sources: OCP OFP8 1.0 (fp8_e4m3fn, fp8_e5m2), OCP MX 1.0 (fp6, fp4), Noune et al. 2022 (fnuz), IEEE 754
+(ieee; f16), ml_dtypes (e3m4, e4m3b11fnuz).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from .arrays import Floats, Mask, Rounded, Spacing
-from .format import Family, Format
+from .format import NEAREST_EVEN, Family, Format, Kernel
+
+# Rounding -> its number in C; order shared with src/rounding/narrow.h.
+ROUNDINGS = (NEAREST_EVEN, "nearest-away", "truncate", "up", "down", "odd", "stochastic")
+
+KERNEL_RULE = 6  # fq_quant_kind
+
+_NAN = 0x7FC00000
+_INFINITY = 0x7F800000
+_NEVER = 0xFFFFFFFF  # a count_from that no value reaches
+_ALL_BITS = 31  # of a random number, as many as C looks at
+
+SATURATE = ("saturate", "no-saturate")
+SUBNORMALS = ("subnormals", "flush-subnormals")
+RANDOM_BITS = ("all-bits", "random-bits=")
 
 
-def float_step(x: Floats, m: int, emin: int) -> Floats:
-    """Distance of the numbers around x that have m mantissa bits and exponents from emin up."""
-    exponent = np.maximum(np.frexp(x)[1] - 1, emin)
-    return np.ldexp(np.float32(1), exponent - m)
+class NarrowRule(NamedTuple):
+    """C's fq_narrow. All but the first three and ``one_zero``, ``random_bits`` are bits of float32."""
+
+    rounding: int
+    shift: int
+    min_exponent: int
+    unit: int
+    flush: int
+    largest: int
+    overflow: int
+    one_zero: int
+    random_bits: int
+    count_from: int
+
+
+def _bits(value: float) -> int:
+    """Those of float32; infinity's for what is beyond it."""
+    return _INFINITY if value >= 2.0**128 else int(np.float32(value).view(np.uint32))
 
 
 @dataclass(frozen=True)
 class NarrowFloat:
-    """A format with ``e`` exponent and ``m`` mantissa bits and a sign.
+    """A format with a sign, ``e`` exponent and ``m`` mantissa bits.
 
-    dtype     its name in ml_dtypes
-    largest   largest finite number
-    overflow  smallest float32 that nearest-even would take beyond ``largest``, had the format
-              no end there
+    codes  what the codes stand for that are not needed for numbers: "ieee", those of the highest exponent are
+           infinities and NaN; "fn", that of all ones is NaN; "fnuz", that of -0 is NaN; "finite", none is
     """
 
-    dtype: str
     e: int
     m: int
     bias: int
-    largest: float
-    overflow: float
-    has_nan: bool = True
+    codes: str
 
     @property
-    def smallest_normal(self) -> float:
-        return 2.0 ** (1 - self.bias)
+    def has_infinity(self) -> bool:
+        return self.codes == "ieee"
 
     @property
-    def smallest_subnormal(self) -> float:
-        return 2.0 ** (1 - self.bias - self.m)
+    def has_nan(self) -> bool:
+        return self.codes != "finite"
+
+    @property
+    def emin(self) -> int:
+        """Exponent of the smallest normal number."""
+        return 1 - self.bias
 
     @property
     def emax(self) -> int:
         """Exponent of the largest number."""
-        return int(np.frexp(self.largest)[1]) - 1
+        return (1 << self.e) - 1 - (self.codes == "ieee") - self.bias
+
+    @property
+    def largest(self) -> float:
+        return 2.0**self.emax * (2 - 2.0**-self.m * (1 + (self.codes == "fn")))
+
+    @property
+    def smallest_normal(self) -> float:
+        return 2.0**self.emin
+
+    @property
+    def smallest_subnormal(self) -> float:
+        return 2.0 ** (self.emin - self.m)
 
     def step(self, x: Floats) -> Floats:
-        return float_step(x, self.m, 1 - self.bias)
+        """Distance of the numbers around x, as if the range had no end."""
+        exponent = np.maximum(np.frexp(x)[1] - 1, self.emin)
+        return np.ldexp(np.float32(1), exponent - self.m)
 
-    def quantise(self, x: Floats, saturate: bool = True) -> Rounded:
-        """x (...) rounded to nearest even, in a new array.
+    def count_from(self, rounding: str) -> float:
+        """The smallest magnitude that counts as beyond the range: for nearest roundings the first that would
+        be rounded to a number beyond, for others that number."""
+        step = 2.0 ** (self.emax - self.m)
+        if rounding == "nearest-away" or (rounding == NEAREST_EVEN and self.codes != "fn"):
+            return self.largest + step / 2
+        if rounding == NEAREST_EVEN:  # the largest number's last bit is even
+            return float(np.nextafter(np.float32(self.largest + step / 2), np.float32(np.inf)))
+        return self.largest + step
 
-        What overflows, infinities included, becomes the largest number of its sign, or without
-        ``saturate`` what ml_dtypes makes of it. NaN stays NaN, whether or not the format has one.
-        """
-        if not saturate:
-            return self._cast(x), None
-        values = self._cast(np.clip(x, -self.largest, self.largest))
-        if not self.has_nan:
-            values[np.isnan(x)] = np.nan
-        return values, self.overflows(x)
+    def rule(
+        self, rounding: str, *, saturate: bool = True, flush: bool = False, random_bits: int = _ALL_BITS
+    ) -> NarrowRule:
+        """What C needs. Without ``saturate`` what overflows becomes infinity, or NaN where there is none."""
+        own = self.e == 8  # float32's exponents
+        largest = _bits(self.largest)
+        beyond = largest if saturate or not self.has_nan else _INFINITY if self.has_infinity else _NAN
+        return NarrowRule(
+            ROUNDINGS.index(rounding),
+            23 - self.m,
+            0 if own else 127 + self.emin,
+            0 if own else _bits(self.smallest_subnormal),
+            _bits(self.smallest_normal) if flush else 0,
+            largest,
+            beyond,
+            int(self.codes == "fnuz"),
+            random_bits,
+            _bits(self.count_from(rounding)) if beyond == largest else _NEVER,
+        )
 
-    def overflows(self, x: Floats) -> Mask:
-        return np.abs(x) >= self.overflow
+    def quantise(self, x: Floats) -> Rounded:
+        """x (..., n) rounded to nearest even and saturated, in a new array."""
+        from .._kernels import round_trip  # which imports this package
 
-    def _cast(self, x: Floats) -> Floats:
-        dtype, values = _codes(self.dtype)
-        return values.take(x.astype(dtype).view(np.uint8))
+        return round_trip(x, f"e{self.e}m{self.m}{self.codes}b{self.bias}"), self.overflows(x)
 
-
-@lru_cache
-def _codes(dtype: str) -> tuple[Any, Floats]:
-    """The type ``dtype`` of ml_dtypes and the numbers of its codes, (256,) float32."""
-    import ml_dtypes
-
-    found = getattr(ml_dtypes, dtype)
-    return found, np.arange(256, dtype=np.uint8).view(found).astype(np.float32)
-
-
-E4M3FN = NarrowFloat("float8_e4m3fn", 4, 3, 7, 448.0, float(np.nextafter(np.float32(464), np.float32(512))))
-E5M2 = NarrowFloat("float8_e5m2", 5, 2, 15, 57344.0, 61440.0)
-E4M3FNUZ = NarrowFloat("float8_e4m3fnuz", 4, 3, 8, 240.0, 248.0)
-E5M2FNUZ = NarrowFloat("float8_e5m2fnuz", 5, 2, 16, 57344.0, 61440.0)
-E2M3 = NarrowFloat("float6_e2m3fn", 2, 3, 1, 7.5, 7.75, has_nan=False)
-E3M2 = NarrowFloat("float6_e3m2fn", 3, 2, 3, 28.0, 30.0, has_nan=False)
-E2M1 = NarrowFloat("float4_e2m1fn", 2, 1, 1, 6.0, 7.0, has_nan=False)
+    def overflows(self, x: Floats, rounding: str = NEAREST_EVEN) -> Mask:
+        return np.abs(x) >= np.array(_bits(self.count_from(rounding)), np.uint32).view(np.float32)
 
 
-def _family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, ...] = ()) -> Family:
+E4M3FN = NarrowFloat(4, 3, 7, "fn")
+E5M2 = NarrowFloat(5, 2, 15, "ieee")
+E2M3 = NarrowFloat(2, 3, 1, "finite")
+E3M2 = NarrowFloat(3, 2, 3, "finite")
+E2M1 = NarrowFloat(2, 1, 1, "finite")
+F16 = NarrowFloat(5, 10, 15, "ieee")
+BF16 = NarrowFloat(8, 7, 127, "ieee")
+
+
+def _by_kernel(x: Floats, fmt: Format) -> Rounded:
+    from .._kernels import round_trip  # which imports this package
+
+    return round_trip(x, fmt), None
+
+
+def _check_random_bits(fmt: Format) -> None:
+    n = fmt.number("random-bits")
+    if n and fmt.rounding != "stochastic":
+        raise ValueError(f"option random-bits={n} of format {fmt.name} needs stochastic rounding")
+    if n > _ALL_BITS:
+        raise ValueError(f"random-bits of format {fmt.name} must be at most {_ALL_BITS}, not {n}")
+
+
+def to_infinity_family(
+    name: str, spec: NarrowFloat, note: str, rules: Mapping[str, int] = MappingProxyType({})
+) -> Family:
+    """What overflows becomes infinity. rules: numbers of those roundings that have a C rule of their own."""
+
+    def kernel(fmt: Format) -> Kernel:
+        bits = fmt.number("random-bits")
+        if fmt.rounding in rules and not bits:
+            return rules[fmt.rounding], None
+        return KERNEL_RULE, spec.rule(fmt.rounding, saturate=False, random_bits=bits or _ALL_BITS)
+
+    return Family(
+        name,
+        _by_kernel,
+        roundings=(*rules, *(rounding for rounding in ROUNDINGS if rounding not in rules)),
+        kernel=kernel,
+        choices=(RANDOM_BITS,),
+        check=_check_random_bits,
+        bits=1 + spec.e + spec.m,
+        largest=spec.largest,
+        smallest_normal=spec.smallest_normal,
+        smallest_subnormal=spec.smallest_subnormal,
+        idempotent=True,
+        spacing=lambda x, fmt: Spacing(spec.step(x)),
+        note=note,
+    )
+
+
+def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, ...] = ()) -> Family:
+    """Saturating by default, as fp8 is used."""
+
     def quantise(x: Floats, fmt: Format) -> Rounded:
-        return spec.quantise(x, saturate="no-saturate" not in fmt.settings)
+        values, _ = _by_kernel(x, fmt)
+        return values, spec.overflows(x, fmt.rounding) if "no-saturate" not in fmt.settings else None
+
+    def kernel(fmt: Format) -> Kernel:
+        settings = fmt.settings
+        saturate, flush = "no-saturate" not in settings, "flush-subnormals" in settings
+        bits = fmt.number("random-bits") or _ALL_BITS
+        return KERNEL_RULE, spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
 
     return Family(
         name,
         quantise,
-        choices=(("saturate", "no-saturate"),) if spec.has_nan else (),
+        roundings=ROUNDINGS,
+        kernel=kernel,
+        choices=(SATURATE, SUBNORMALS, RANDOM_BITS) if spec.has_nan else (SUBNORMALS, RANDOM_BITS),
+        check=_check_random_bits,
         bits=1 + spec.e + spec.m,
         largest=spec.largest,
         smallest_normal=spec.smallest_normal,
         smallest_subnormal=spec.smallest_subnormal,
         idempotent=True,
         aliases=aliases,
-        needs="ml_dtypes",
         spacing=lambda x, fmt: Spacing(spec.step(x)),
         note=note,
     )
 
 
-def _tf32(x: Floats, fmt: Format) -> Rounded:
-    """float32 with the low 13 bits of its mantissa rounded away; a carry into the exponent is right."""
-    u = x.view(np.uint32)
-    if fmt.rounding == "nearest-even":
-        u = u + (np.uint32(0xFFF) + ((u >> np.uint32(13)) & np.uint32(1)))
-    values = (u & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(np.isfinite(x), values, x), None
-
-
 FAMILIES = (
-    Family(
+    to_infinity_family(
         "tf32",
-        _tf32,
-        roundings=("nearest-even", "truncate"),
-        bits=19,
-        largest=float(np.float32(2 - 2**-10) * np.float32(2.0**127)),
-        smallest_normal=2.0**-126,
-        smallest_subnormal=2.0**-136,
-        idempotent=True,
-        spacing=lambda x, fmt: Spacing(float_step(x, 10, -126)),
-        note="NVIDIA TensorFloat-32: float32's exponent, 10 bits of mantissa; overflow to infinity",
+        NarrowFloat(8, 10, 127, "ieee"),
+        "NVIDIA TensorFloat-32: float32's exponent, 10 bits of mantissa; overflow to infinity",
     ),
-    _family("fp8_e4m3fn", E4M3FN, "OCP OFP8 E4M3; no infinity: no-saturate makes NaN", ("fp8_e4m3",)),
-    _family("fp8_e5m2", E5M2, "OCP OFP8 E5M2; no-saturate makes infinity"),
-    _family("fp8_e4m3fnuz", E4M3FNUZ, "AMD MI300; no infinity and no -0: no-saturate makes NaN"),
-    _family("fp8_e5m2fnuz", E5M2FNUZ, "AMD MI300; no infinity and no -0: no-saturate makes NaN"),
-    _family("fp6_e2m3", E2M3, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
-    _family("fp6_e3m2", E3M2, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
-    _family("fp4_e2m1", E2M1, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
+    narrow_family("fp8_e4m3fn", E4M3FN, "OCP OFP8 E4M3; no infinity: no-saturate makes NaN", ("fp8_e4m3",)),
+    narrow_family("fp8_e5m2", E5M2, "OCP OFP8 E5M2; no-saturate makes infinity"),
+    narrow_family(
+        "fp8_e4m3fnuz",
+        NarrowFloat(4, 3, 8, "fnuz"),
+        "AMD MI300; no infinity and no -0: no-saturate makes NaN",
+    ),
+    narrow_family(
+        "fp8_e5m2fnuz",
+        NarrowFloat(5, 2, 16, "fnuz"),
+        "AMD MI300; no infinity and no -0: no-saturate makes NaN",
+    ),
+    narrow_family(
+        "fp8_e4m3_ieee",
+        NarrowFloat(4, 3, 7, "ieee"),
+        "E4M3 as IEEE 754 would have it; no-saturate makes infinity",
+    ),
+    narrow_family(
+        "fp8_e3m4", NarrowFloat(3, 4, 3, "ieee"), "as IEEE 754 would have it; no-saturate makes infinity"
+    ),
+    narrow_family(
+        "fp8_e4m3b11fnuz",
+        NarrowFloat(4, 3, 11, "fnuz"),
+        "bias 11; no infinity and no -0: no-saturate makes NaN",
+    ),
+    narrow_family("fp6_e2m3", E2M3, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
+    narrow_family("fp6_e3m2", E3M2, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
+    narrow_family("fp4_e2m1", E2M1, "OCP MX element; has neither infinity nor NaN, a NaN stays one here"),
 )
+
+
+# ---------------------------------------------------------------- eXmY
+
+_NAME = re.compile(r"e([1-8])m([1-9]|1[0-9]|2[0-2])(ieee|fn|fnuz|finite)?(?:b([0-9]{1,3}))?")
+
+
+@lru_cache
+def family_of(name: str) -> Family | None:
+    """The family of a name such as e4m3, e3m4fn, e5m7finite or e4m3fnuzb11; None for another.
+
+    After the bits: what the highest codes stand for (NarrowFloat.codes; ieee if it is left out), b and the
+    bias (2^(e-1) - 1, one more for fnuz). Raises ValueError for one whose numbers float32 has not.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    e, m, codes = int(match[1]), int(match[2]), match[3] or "ieee"
+    usual = (1 << (e - 1)) - (codes != "fnuz")
+    bias = usual if match[4] is None else int(match[4])
+    spec = NarrowFloat(e, m, bias, codes)
+    if e == 8:
+        if (bias, codes) != (127, "ieee"):
+            raise ValueError(f"format {name}: with 8 bits of exponent it must be IEEE's, with a bias of 127")
+    elif (1 << e) - (codes == "ieee") < 2:
+        raise ValueError(f"format {name} has no normal numbers")
+    elif not 26 + m <= 127 + spec.emin or spec.emax > 126:
+        raise ValueError(
+            f"format {name}: its numbers, from {spec.smallest_subnormal:.3g} to {spec.largest:.3g}, must be "
+            "within 2^-100 to 2^127"
+        )
+    return narrow_family(name, spec, f"{e} bits of exponent, {m} of mantissa, bias {bias}, {codes}")

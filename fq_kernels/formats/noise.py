@@ -45,11 +45,11 @@ _KINDS: dict[str, tuple[Callable[[Floats, Floats, int], Floats], str]] = {
 PREFIXES = tuple(_KINDS)
 
 
-def noise_family(name: str, families: dict[str, Family]) -> Family | None:
-    """The family ``name``, if it is the noise of one of ``families``."""
+def noise_family(name: str, find: Callable[[str], Family | None]) -> Family | None:
+    """The family ``name``, if it is the noise of one that ``find`` finds."""
     prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-    of = families.get(name[len(prefix) :]) if prefix else None
-    if prefix is None or of is None:
+    of = find(name[len(prefix) :]) if prefix else None
+    if prefix is None or of is None or of.noise:
         return None
     make, note = _KINDS[prefix]
 
@@ -68,7 +68,7 @@ def noise_family(name: str, families: dict[str, Family]) -> Family | None:
         of,
         name=name,
         quantise=quantise,
-        kernel_rules={},
+        kernel=None,
         bits=32,
         largest=None,
         smallest_normal=None,

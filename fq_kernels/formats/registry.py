@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -33,7 +32,7 @@ class _Table:
         self.aliases = {alias: family.name for family in self.families.values() for alias in family.aliases}
 
     def find(self, name: str) -> Family | None:
-        return self.families.get(name) or noise_family(name, self.families)
+        return self.families.get(name) or narrow_floats.family_of(name) or noise_family(name, self.find)
 
     def unknown(self, name: str, spec: str) -> ValueError:
         """The error that lists what there is, and what ``name`` is close to."""
@@ -41,7 +40,8 @@ class _Table:
 
         close = difflib.get_close_matches(name, [*self.families, *self.aliases], 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        return ValueError(f"unknown format {spec!r}; there are {', '.join(self.families)}{hint}")
+        names = f"{', '.join(self.families)}, and eXmY with X bits of exponent and Y of mantissa"
+        return ValueError(f"unknown format {spec!r}; there are {names}{hint}")
 
     def canonical(self, name: str) -> str:
         """Without aliases, also behind a control's prefix."""
@@ -164,8 +164,8 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
 
     seed  of stochastic rounding or dither, where a string names none
 
-    Raises ValueError, naming what is unknown and what there is (or the package that is missing),
-    and TypeError if ``spec`` is neither a string nor a Format.
+    Raises ValueError, naming what is unknown and what there is, and TypeError if ``spec`` is neither a
+    string nor a Format.
     """
     if isinstance(spec, Format):
         if not 0 <= spec.seed < 2**64:
@@ -235,10 +235,8 @@ def _parse(spec: str) -> Format:
             raise ValueError(f"option seed={seed} of format {spec!r} needs {needed}")
         if seed >= 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
-    if family.needs:
-        try:
-            importlib.import_module(family.needs)
-        except ImportError:
-            raise ValueError(f"format {name} needs the Python package {family.needs}") from None
     options = tuple(chosen[c] for c in family.choices if c in chosen and chosen[c] != c[0])
-    return Format(name, rounding, seed or 0, (*options, DITHER) if dither else options)
+    fmt = Format(name, rounding, seed or 0, (*options, DITHER) if dither else options)
+    if family.check:
+        family.check(fmt)
+    return fmt

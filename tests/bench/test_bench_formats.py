@@ -13,7 +13,6 @@ sys.path.append(str(Path(__file__).parents[2]))  # last: an installed package go
 
 from bench import formats as bench
 from fq.gguf.synthetic import SAMPLE_TEXT
-from fq_kernels import format_names
 from fq_kernels.rules import FakeQuant
 
 
@@ -96,7 +95,7 @@ def test_an_order_that_does_not_hold_is_said(real):
 
 
 def test_a_stream_for_every_format(tiny):
-    names = [*format_names(), *bench.OPTIONS]
+    names = [*bench.names(), *bench.OPTIONS]
     streams = bench.streams(tiny, names)
     assert [s.name for s in streams] == ["control", "deployed path", *names]
     assert [s.activations for s in streams[:3]] == [None, "ggml", None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from format_specs import DETERMINISTIC, SCALED, block_size
+from format_specs import DETERMINISTIC, DIRECTED, SCALED, block_size
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from strategies import assert_same_bits, float_arrays
@@ -22,6 +22,7 @@ from fq_kernels.rules import FakeQuant, Place, Value
 
 SEEDS = 12
 NOT_EVEN = ("mx", "nv", "iq4", "fp4", "fp6", "q5_0", "q4_0")  # much clipped, or steps of several lengths
+EVEN = [spec for spec in DETERMINISTIC if get_format(spec).rounding not in DIRECTED]
 matrices = float_arrays(st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 33, 257])))
 
 
@@ -62,7 +63,7 @@ def test_errors_are_as_large_as_roundings(spec, x, errors):
     assert each.mean() == pytest.approx(own.mean(), abs=0.02 * own.std())
 
 
-@pytest.mark.parametrize("spec", [spec for spec in DETERMINISTIC if "truncate" not in spec])
+@pytest.mark.parametrize("spec", EVEN)
 def test_errors_fall_anew(spec, errors):
     each, own = errors(spec)
     # what sets a scale stays, and what is clipped
@@ -72,7 +73,8 @@ def test_errors_fall_anew(spec, errors):
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in DETERMINISTIC if not s.startswith(NOT_EVEN) and "trunc" not in s]
+    "spec",
+    [s for s in DETERMINISTIC if not s.startswith(NOT_EVEN) and get_format(s).rounding not in DIRECTED],
 )
 def test_an_elements_errors_fill_a_step_evenly(spec, x, errors):
     each, _ = errors(spec)

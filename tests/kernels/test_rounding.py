@@ -7,6 +7,7 @@ from functools import partial
 import ggml_oracle
 import numpy as np
 import pytest
+from format_specs import TO_INFINITY
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_row_stats, assert_same_bits, float_arrays, layouts, seeds
@@ -17,7 +18,6 @@ from fq_kernels import (
     bf16_to_float,
     float_to_bf16,
     force_isa,
-    format_names,
     get_format,
     isa,
     reference,
@@ -28,14 +28,14 @@ from fq_kernels._kernels import N_STATS
 
 DETERMINISTIC = ["nearest-even", "nearest-even-ftz", "truncate", "nearest-away"]
 ROUNDINGS = [*DETERMINISTIC, "stochastic"]
-FORMATS = [
-    f"{name},seed=7" if "stochastic" in name else name
-    for name in format_names()
-    if get_format(name).kernel_rule
-]
+# those that keep infinities; others are in test_narrow_floats.py
+FORMATS = [f"{name},seed=7" if "stochastic" in name else name for name in TO_INFINITY]
 # of those without a kernel: by element, by block, by row; test_formats_in_norms.py has all of them
-BY_FUNCTION = ["tf32", "mxfp6", "int8:asymmetric"]
+BY_FUNCTION = ["q8_0", "mxfp6", "int8:asymmetric"]
 DETERMINISTIC_FORMATS = [name for name in FORMATS if "stochastic" not in name]
+# those with a rule of their own, and one of the narrow floats
+FOR_ALL_FLOATS = [name for name in DETERMINISTIC_FORMATS if get_format(name).kernel[1] is None]
+FOR_ALL_FLOATS.append("fp8_e4m3fn")
 
 
 def every_upper_half() -> np.ndarray:
@@ -83,7 +83,7 @@ def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
     in_use = isa()
     try:
         for _ in range(2**32 // total):
-            for quant in DETERMINISTIC_FORMATS:
+            for quant in FOR_ALL_FLOATS:
                 force_isa("scalar")
                 each(partial(fill, expected, quant))
                 for name in supported_isas()[1:]:
@@ -252,7 +252,7 @@ def row_by_row(rows: np.ndarray, quant: str, first: int) -> np.ndarray:
 
 @pytest.mark.parametrize("offset", [0, 1, 15, 16])
 @pytest.mark.parametrize("n", [1, 33, 2048, 1 << 20])
-@pytest.mark.parametrize("quant", [*DETERMINISTIC_FORMATS, "tf32"])
+@pytest.mark.parametrize("quant", [*DETERMINISTIC_FORMATS, "int8"])
 def test_outputs_too_large_for_the_cache(isa, executor, quant, n, offset):
     rows = (1 << 19) // n + 3
     x = np.random.default_rng(0).standard_normal((rows, n), dtype=np.float32)
@@ -284,8 +284,8 @@ def test_errors_name_the_argument():
             function(x.astype(np.float64))
         with pytest.raises(ValueError, match="last axis of x"):
             function(x[:, ::2])
-        with pytest.raises(ValueError, match=r"rounding must be one of nearest-even, .*'up'"):
-            function(x, rounding="up")
+        with pytest.raises(ValueError, match=r"rounding must be one of nearest-even, .*'upwards'"):
+            function(x, rounding="upwards")
         with pytest.raises(ValueError, match="rounding must "):
             function(x, rounding="stochastic,seed=3")
         with pytest.raises(ValueError, match="seed must "):

@@ -22,9 +22,8 @@ typedef struct {
     int64_t n;
     double eps; /* rounded to float by the kernel, in the default environment */
     const float *weight; /* n floats or NULL */
-    int quant;           /* fq_quant_kind */
-    int quant_weighted;  /* 0: point raw, 1: point weighted */
-    uint64_t seed;
+    fq_rounding rounding;
+    int quant_weighted; /* 0: point raw, 1: point weighted */
     uint64_t first_row; /* what stochastic rounding counts row 0 as */
     int64_t quant_begin, quant_end;
     int stream;    /* out is apart from x and will not stay in the cache: it may be written past it */

@@ -1,4 +1,4 @@
-/* Rounding rules of the 16-bit formats, one element at a time.
+/* Rounding rules, one element at a time.
  *
  * Contract. Every rule keeps the sign, keeps zero and infinity, and maps NaN to a NaN.
  *
@@ -10,14 +10,14 @@
  *   bf16 nearest-away      to nearest, ties away from zero
  *   bf16 stochastic        up with probability (low 16 bits) / 2^16; the random number is
  *                          a function of seed and element index alone (SplitMix64)
- *   f16  nearest-even      IEEE binary16, subnormals kept, overflow to infinity
+ *   narrow                 any other format of a few bits, by its parameters (narrow.h)
  *
- * The functions are branch-free selections, so that compilers vectorise loops over them.
- * f16's subnormal range adds floats and so needs the default floating-point environment. */
+ * The functions are branch-free selections, so that compilers vectorise loops over them. Subnormal ranges take
+ * float arithmetic and so need the default floating-point environment. */
 #ifndef FQ_ROUNDING_H
 #define FQ_ROUNDING_H
 
-#include "common.h"
+#include "rounding/narrow.h"
 
 /* Order is shared with fq_kernels/formats/sixteen_bits.py. */
 typedef enum {
@@ -27,9 +27,18 @@ typedef enum {
     FQ_QUANT_BF16_TRUNCATE = 3,
     FQ_QUANT_BF16_NEAREST_AWAY = 4,
     FQ_QUANT_BF16_STOCHASTIC = 5,
-    FQ_QUANT_F16_NEAREST_EVEN = 6,
+    FQ_QUANT_NARROW = 6,
     FQ_QUANT_COUNT
 } fq_quant_kind;
+
+#define FQ_NEVER 0xffffffffu /* a count_from that no value reaches */
+
+/* How elements are rounded. */
+typedef struct {
+    int quant; /* fq_quant_kind */
+    uint64_t seed; /* of stochastic rounding */
+    fq_narrow narrow; /* of FQ_QUANT_NARROW; of the others count_from alone */
+} fq_rounding;
 
 static inline uint32_t fq_bf16_nan_or(uint32_t u, uint32_t rounded) {
     return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 64u : rounded;
@@ -47,28 +56,10 @@ static inline uint32_t fq_bf16_truncate(uint32_t u) { return fq_bf16_nan_or(u, u
 
 static inline uint32_t fq_bf16_nearest_away(uint32_t u) { return fq_bf16_nan_or(u, (u + 0x8000u) >> 16); }
 
-static inline uint64_t fq_splitmix64(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static inline uint32_t fq_bf16_stochastic(uint32_t u, uint64_t seed, uint64_t index) {
-    uint32_t r = (uint32_t)(fq_splitmix64(fq_splitmix64(seed) + (index + 1) * 0x9e3779b97f4a7c15u) >> 48);
+    uint32_t r = (uint32_t)(fq_random(seed, index) >> 48);
     uint32_t rounded = (u & 0x7fffffffu) == 0x7f800000u ? u >> 16 : (u + r) >> 16;
     return fq_bf16_nan_or(u, rounded);
-}
-
-static inline uint32_t fq_f16_nearest_even(uint32_t u) {
-    uint32_t sign = (u >> 16) & 0x8000u;
-    uint32_t a = u & 0x7fffffffu;
-    uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
-    /* adding 0.5 leaves the value rounded to a multiple of 2^-24, f16's subnormal unit */
-    uint32_t small = fq_bits(fq_float(a) + 0.5f) - 0x3f000000u;
-    uint32_t h = a < 0x38800000u ? small : normal;
-    h = a >= 0x477ff000u ? 0x7c00u : h;
-    h = a > 0x7f800000u ? 0x7e00u : h;
-    return sign | h;
 }
 
 static inline float fq_f16_to_float(uint32_t h) {
@@ -94,7 +85,7 @@ enum {
     FQ_STAT_FIRST_ERROR = 7, /* |result - value| of the row's first element */
     FQ_STAT_LAST_ERROR = 8,
     FQ_STAT_SUMMED_IN_ORDER = 9, /* 1 where the sum in lanes did not decide the mean; every row */
-    FQ_STAT_OUT_OF_RANGE = 10,   /* finite values whose result is not */
+    FQ_STAT_OUT_OF_RANGE = 10,   /* finite values whose result is not; any that are cut to the range's end */
     FQ_STAT_COUNT
 };
 
@@ -104,8 +95,7 @@ enum {
 typedef struct {
     fq_rows x, out;
     int64_t n;
-    int quant; /* fq_quant_kind */
-    uint64_t seed;
+    fq_rounding rounding;
     uint64_t first_row; /* what stochastic rounding counts row 0 as */
     int64_t quant_begin, quant_end; /* rows that are rounded */
     int stream;    /* out is apart from x and will not stay in the cache: it may be written past it */
