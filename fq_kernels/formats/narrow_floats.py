@@ -7,11 +7,11 @@ Sources: OCP OFP8 1.0 (fp8_e4m3fn, fp8_e5m2), OCP MX 1.0 (fp6, fp4), Noune et al
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,6 +164,23 @@ def _check_random_bits(fmt: Format) -> None:
         raise ValueError(f"random-bits of format {fmt.name} must be at most {_ALL_BITS}, not {n}")
 
 
+def _family(
+    name: str, spec: NarrowFloat, quantise: Callable[[Floats, Format], Rounded], **own: Any
+) -> Family:
+    return Family(
+        name,
+        quantise,
+        check=_check_random_bits,
+        bits=1 + spec.e + spec.m,
+        largest=spec.largest,
+        smallest_normal=spec.smallest_normal,
+        smallest_subnormal=spec.smallest_subnormal,
+        idempotent=True,
+        spacing=lambda x, fmt: Spacing(spec.step(x)),
+        **own,
+    )
+
+
 def to_infinity_family(
     name: str, spec: NarrowFloat, note: str, rules: Mapping[str, int] = MappingProxyType({})
 ) -> Family:
@@ -175,19 +192,13 @@ def to_infinity_family(
             return rules[fmt.rounding], None
         return KERNEL_RULE, spec.rule(fmt.rounding, saturate=False, random_bits=bits or _ALL_BITS)
 
-    return Family(
+    return _family(
         name,
+        spec,
         _by_kernel,
         roundings=(*rules, *(rounding for rounding in ROUNDINGS if rounding not in rules)),
         kernel=kernel,
         choices=(RANDOM_BITS,),
-        check=_check_random_bits,
-        bits=1 + spec.e + spec.m,
-        largest=spec.largest,
-        smallest_normal=spec.smallest_normal,
-        smallest_subnormal=spec.smallest_subnormal,
-        idempotent=True,
-        spacing=lambda x, fmt: Spacing(spec.step(x)),
         note=note,
     )
 
@@ -205,20 +216,14 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         bits = fmt.number("random-bits") or _ALL_BITS
         return KERNEL_RULE, spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
 
-    return Family(
+    return _family(
         name,
+        spec,
         quantise,
         roundings=ROUNDINGS,
         kernel=kernel,
         choices=(SATURATE, SUBNORMALS, RANDOM_BITS) if spec.has_nan else (SUBNORMALS, RANDOM_BITS),
-        check=_check_random_bits,
-        bits=1 + spec.e + spec.m,
-        largest=spec.largest,
-        smallest_normal=spec.smallest_normal,
-        smallest_subnormal=spec.smallest_subnormal,
-        idempotent=True,
         aliases=aliases,
-        spacing=lambda x, fmt: Spacing(spec.step(x)),
         note=note,
     )
 

@@ -23,6 +23,8 @@ from fq.errors import FqError
 from fq.text.pre_tokenizers import _ROWS, PRE_TOKENIZERS
 from fq.text.segments import _Words, byte_level_segments
 from fq.text.tokenizer import _N_SHORT_TEXTS, Tokenizer, TokenizerError
+from fq.text.vocabulary import Vocabulary
+from fq_kernels import GGUFStrings
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 NEEDS_ALL_MERGES = "a " * 30_000  # a text too long for a merger of its own
@@ -699,6 +701,14 @@ def test_tokens_that_are_not_utf8_or_empty():
     assert tokenizer.token_bytes(278) == b"\xff\xfe"
     assert tokenizer.token_bytes(279) == b"[EMPTY_279]"
     assert tokenizer.decode(tokenizer.encode("hello [EMPTY_27]")) == "hello [EMPTY_27]"
+
+
+def test_empty_tokens_are_found_by_their_name():
+    """By the search for given texts as by the index of all."""
+    tokens = Vocabulary(GGUFStrings.of(["a", "", "b"]))
+    for _ in range(2):
+        assert tokens.ids(["b", "[EMPTY_1]", "[EMPTY_2]", "c"]) == {"[EMPTY_1]": 1, "b": 2}
+        assert list(tokens.index) == list(tokens) == ["a", "[EMPTY_1]", "b"]
 
 
 def test_longer_special_tokens_win():
