@@ -19,14 +19,27 @@ cdef extern from "rounding/contract.h" nogil:
     enum:
         FQ_STAT_OUT_OF_RANGE
         FQ_STAT_COUNT
+        FQ_QUANT_BLOCKS
         FQ_NEVER
     ctypedef struct fq_narrow:
         uint32_t rounding, shift, min_exponent, unit, flush, largest, overflow, one_zero, random_bits
         uint32_t count_from
+    ctypedef struct fq_blocks:
+        int rule
+        int64_t size
+        int hadamard
+        float top
+        int emax
+        uint32_t carry
+        float outer_top
+        int four, given
+        float scale, zero
+        const float *scales
     ctypedef struct fq_rounding:
         int quant
         uint64_t seed
         fq_narrow narrow
+        fq_blocks blocks
     ctypedef struct fq_round_args:
         fq_rows x, out
         int64_t n

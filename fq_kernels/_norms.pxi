@@ -9,6 +9,7 @@ import threading
 import numpy as np
 
 from .formats import Format, get_format, roundings
+from .formats.blocks import check_length, rotated
 
 N_STATS = FQ_STAT_COUNT
 
@@ -51,20 +52,38 @@ cdef object _format_of(quant):
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
 
-cdef int _rounding_of(fmt, fq_rounding *r) except -1:
-    """How C rounds to a format; its quant is 0 for none, and if a Python function rounds to it."""
+cdef int _rounding_of(fmt, int64_t n, fq_rounding *r) except -1:
+    """How C rounds rows of n to a format; its quant is 0 for none, and if a Python function rounds to it."""
     r.quant = 0
     r.seed = 0
     r.narrow.count_from = FQ_NEVER
     if fmt is None:
         return 0
-    r.quant, narrow = fmt.kernel
+    _set_rounding(r, fmt.kernel, n)
     r.seed = fmt.seed
     if r.quant == 0:
         fmt.family  # raises if it is registered no more
-    elif narrow is not None:
+    if fmt.options:
+        check_length(fmt, n)
+    return 0
+
+
+cdef int _set_rounding(fq_rounding *r, kernel, int64_t n) except -1:
+    """From a formats.kernels.Kernel, for rows of n."""
+    cdef _Array scales
+    r.quant, narrow, blocks = kernel
+    if narrow is not None:
         (r.narrow.rounding, r.narrow.shift, r.narrow.min_exponent, r.narrow.unit, r.narrow.flush, r.narrow.largest,
          r.narrow.overflow, r.narrow.one_zero, r.narrow.random_bits, r.narrow.count_from) = narrow
+    if blocks is not None:
+        (r.blocks.rule, r.blocks.size, r.blocks.hadamard, r.blocks.top, r.blocks.emax, r.blocks.carry,
+         r.blocks.outer_top, r.blocks.four, r.blocks.given, r.blocks.scale, r.blocks.zero, each) = blocks
+        r.blocks.scales = NULL
+        if each is not None:
+            scales = _open("scales", each, b"f")
+            if scales.b.ndim != 1 or scales.n() != n:
+                raise ValueError(f"scales have shape {each.shape}, rows of x have length {n}")
+            r.blocks.scales = <const float *> scales.b.buf
     return 0
 
 
@@ -132,6 +151,36 @@ def _in_parts(fn, int64_t begin, int64_t end, int64_t step, executor):
         executor.map(part, len(parts))
 
 
+def _round_under_one_scale(fmt, rows, begin, end, row_stats, executor):
+    """Rows begin to end rounded in place by C, once it is known what they lie between; whether C can."""
+    cdef fq_round_args a
+    cdef fq_task_fn fn = table.round_trip_f32
+    cdef _Array ax, ast
+    cdef fq_pool *pool = _pool_of(executor)
+    some = rows[begin:end]
+    size = fmt.number("had")
+    with default_fpu(), np.errstate(all="ignore"):
+        values = rotated(some, size) if size else some
+        kernel = fmt.tensor_kernel(values.min(), values.max())
+    if kernel.quant == 0:
+        return False
+    ax = _open("x", some, b"f", True)
+    a.n = ax.n()
+    _set_rounding(&a.rounding, kernel, a.n)
+    a.rounding.narrow.count_from = kernel.narrow.count_from if kernel.narrow else FQ_NEVER
+    ax.rows(&a.x)
+    ax.rows(&a.out)
+    a.quant_begin, a.quant_end = 0, end - begin
+    a.first_row = a.rounding.seed = a.stream = 0
+    a.stats = NULL
+    if row_stats is not None:
+        ast = _open("row_stats", row_stats[begin:end], b"d", True)
+        a.stats = <double *> ast.b.buf
+    with nogil:
+        _run(pool, fn, &a, a.quant_end, a.n)
+    return True
+
+
 def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
     """Rows begin to end of values (..., n), in C order, rounded in place by fmt.quantise; then
     all rows times weight, if there is one."""
@@ -153,7 +202,8 @@ def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
             np.multiply(rows[some], weight, out=rows[some])
 
     step = max(FUNCTION_ROWS, GRAIN // rows.shape[1])
-    _in_parts(quantise, begin, end, max(end - begin, 1) if fmt.whole_tensor else step, executor)
+    if not (fmt.whole_tensor and begin < end and _round_under_one_scale(fmt, rows, begin, end, row_stats, executor)):
+        _in_parts(quantise, begin, end, max(end - begin, 1) if fmt.whole_tensor else step, executor)
     if weight is not None:
         _in_parts(multiply, 0, len(rows), step, executor)
     if not np.may_share_memory(rows, values):  # strides that no view of two axes has
@@ -218,12 +268,12 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
         raise ValueError(f"point must be 'raw' or 'weighted', not {point!r}")
     a.quant_weighted = point == "weighted"
     fmt = _format_of(quant)
-    _rounding_of(fmt, &a.rounding)
+    _rounding_of(fmt, a.n, &a.rounding)
     by_function = fmt is not None and a.rounding.quant == 0
     if by_function and not a.quant_weighted:
         a.weight = NULL
     result_format = _format_of(result_quant)
-    _rounding_of(result_format, &r.rounding)
+    _rounding_of(result_format, a.n, &r.rounding)
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
 
@@ -266,7 +316,7 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     cdef _Array ax = _open(name_x, x, in_code)
     a.n = ax.n()
     n_rows = ax.n_rows()
-    _rounding_of(fmt, &a.rounding)
+    _rounding_of(fmt, a.n, &a.rounding)
     _which_rows(quant_rows, n_rows, &a.quant_begin, &a.quant_end)
     _index_of_first(first_row, &a.first_row)
     cdef _Array ao = _output(out, out_code, ax)
@@ -283,7 +333,7 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
     if a.n > 0 and n_rows > 0:
         # one long row is as much work as many: cut it where it is contiguous
-        if a.x.ndim == 1 and a.x.shape[0] == 1 and row_stats is None and quant_rows is None and a.first_row == 0:
+        if (a.x.ndim == 1 and a.x.shape[0] == 1 and a.rounding.quant != FQ_QUANT_BLOCKS and row_stats is None and quant_rows is None and a.first_row == 0):
             n_rows = a.n
             a.n = 1
             a.quant_end = n_rows

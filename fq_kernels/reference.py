@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from ._kernels import default_fpu
 from .formats import Format, get_format
-from .formats.narrow_floats import ROUNDINGS, NarrowRule
+from .formats.kernels import NarrowRule
+from .formats.narrow_floats import ROUNDINGS
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,15 +58,15 @@ def rms_norm_f32(
 def round_trip(x: Floats, quant: str | Format, *, first_index: int = 0) -> Floats:
     """Each element of x, (...) float32, rounded to ``quant`` and widened again.
 
-    first_index is what stochastic rounding counts the first element as. Formats that have no
-    kernel are their own reference: x is rounded as rows of its last axis.
+    first_index is what stochastic rounding counts the first element as. Those whose
+    elements share a scale, and those without a kernel, are their own reference: x is rounded as rows of its
+    last axis.
     """
     fmt = get_format(quant)
-    if not fmt.kernel_rule:
+    if fmt.kernel.quant == 0 or fmt.kernel.blocks is not None:
         return fmt.quantise(x.reshape(-1, x.shape[-1])).values.reshape(x.shape)
-    _, narrow = fmt.kernel
-    if narrow is not None:
-        return narrow_float(x, NarrowRule(*narrow), seed=fmt.seed, first_index=first_index)
+    if fmt.kernel.narrow is not None:
+        return narrow_float(x, fmt.kernel.narrow, seed=fmt.seed, first_index=first_index)
     return bf16_to_float(float_to_bf16(x, rounding=fmt.rounding, seed=fmt.seed, first_index=first_index))
 
 

@@ -8,7 +8,8 @@ OPTIONS = [
     "fp8_e4m3fn:no-saturate", "fp8_e5m2:no-saturate", "fp8_e4m3fnuz:no-saturate", "fp8_e5m2fnuz:no-saturate",
     "fp8_e5m2:flush-subnormals", "e5m7:truncate,no-saturate", "e3m3finite",
     "int8:tensor", "int8:group=16", "int8:asymmetric", "int8:asymmetric,tensor", "int4:asymmetric,group=7",
-    "nvfp4:row",
+    "nvfp4:row", "nvfp4:four-over-six", "nvfp4:row,four-over-six",
+    "mxfp4:rceil", "mxfp8_e4m3:even,block=16", "mxint8:ceil,block=256", "mxfp6_e2m3:block=100",
 ]  # fmt: skip
 # every name, and every rounding of bf16 and q8_0: the narrow floats share one kernel (test_narrow_floats.py)
 SPECS = [name for name in format_names() if ":" not in name or name.split(":")[0] in ("bf16", "q8_0")]
@@ -17,6 +18,8 @@ SPECS += OPTIONS
 DIRECTED = ("truncate", "up", "down", "odd")
 ELEMENTS = [spec for spec in SPECS if get_format(spec).family.block is None]
 DETERMINISTIC = [spec for spec in SPECS if "stochastic" not in spec]  # which counts its elements
+# a block's scale by four-over-six hangs on all its elements
+WITH_DITHER = [spec for spec in DETERMINISTIC if "four-over-six" not in spec]
 SCALED = [spec for spec in SPECS if spec not in ELEMENTS]
 # Formats whose codes do not include 0: a zero becomes something small, and small values may change sign.
 WITHOUT_ZERO = ["q4_1", "q5_1", "iq4_nl"]
@@ -27,6 +30,7 @@ WITH_INFINITY = [*TO_INFINITY, "fp8_e5m2:no-saturate", "e5m7:truncate,no-saturat
 def block_size(spec: str, n: int) -> int:
     """Values of a row that come out as NaN together."""
     fmt = get_format(spec)
-    if fmt.number("group"):
-        return fmt.number("group")
-    return n if not fmt.family.block.isdigit() or spec == "nvfp4:row" else int(fmt.family.block)
+    together = fmt.number("group") or fmt.number("block") or n
+    if together == n and fmt.family.block[0].isdigit() and "row" not in fmt.settings:
+        together = int(fmt.family.block.split(",")[0])
+    return max(together, fmt.number("had"))

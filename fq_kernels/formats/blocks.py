@@ -1,12 +1,16 @@
-"""Rows cut into blocks that share a scale."""
+"""Rows cut into blocks that share a scale, and rotated before they are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .arrays import Floats, Mask, Spacing
+from .arrays import Floats, Mask, Rounded, Spacing
+from .format import Format
 
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+LARGEST = np.finfo(np.float32).max
 
 
 def in_blocks(x: Floats, size: int) -> Floats:
@@ -76,6 +80,12 @@ def finite_or_nan(x: Floats) -> Floats:
     return x
 
 
+def within_float(x: Floats) -> Floats:
+    """x, infinities turned into float32's largest numbers, in place: a scale that was rounded up, times
+    the largest element, may be one step beyond them."""
+    return np.clip(x, -LARGEST, LARGEST, out=x)
+
+
 def signed_largest(blocks: Floats) -> Floats:
     """The element of largest magnitude, the first of several: (k, size) -> (k, 1).
 
@@ -83,3 +93,62 @@ def signed_largest(blocks: Floats) -> Floats:
     """
     at = np.abs(blocks).argmax(axis=1)
     return finite_or_nan(np.take_along_axis(blocks, at[:, np.newaxis], axis=1)) + np.float32(0)
+
+
+# ---------------------------------------------------------------- rotation
+
+ROTATIONS = ("unrotated", "had=")
+_LARGEST_ROTATION = 512
+
+
+def check_rotation(fmt: Format) -> None:
+    size = fmt.number("had")
+    if size and (size & (size - 1) or size > _LARGEST_ROTATION):
+        raise ValueError(f"had={size} of format {fmt.name} must be a power of two up to {_LARGEST_ROTATION}")
+    for option in ("group", "block"):
+        n = fmt.number(option)
+        if size and n & (n - 1):
+            raise ValueError(
+                f"option {option}={n} of format {fmt.name} must be a power of two beside had={size}"
+            )
+    if size and fmt.dither:
+        raise ValueError(f"format {fmt.name} has no dither beside had={size}")
+
+
+def check_length(fmt: Format, n: int) -> None:
+    """Raises ValueError if rows of n values cannot be rounded to the format."""
+    size = fmt.number("had")
+    if size and n % size:
+        raise ValueError(
+            f"format {fmt} rotates {size} values together: rows of {n} cannot be cut into such parts"
+        )
+
+
+def rotated(x: Floats, size: int) -> Floats:
+    """x (rows, n), each ``size`` values of a row times Hadamard's matrix (Sylvester's) over its size's root.
+
+    Twice is x again, but for rounding: in float32, the additions in the usual order of butterflies.
+    """
+    parts = x.reshape(-1, size).copy()
+    half = 1
+    while half < size:
+        pairs = parts.reshape(-1, size // (2 * half), 2, half)
+        a, b = pairs[:, :, 0].copy(), pairs[:, :, 1].copy()
+        pairs[:, :, 0], pairs[:, :, 1] = a + b, a - b
+        half *= 2
+    parts *= np.float32(1) / np.sqrt(np.float32(size))
+    return parts.reshape(x.shape)
+
+
+def with_rotation(quantise: Callable[[Floats, Format], Rounded]) -> Callable[[Floats, Format], Rounded]:
+    """``quantise`` of what option had=N rotates, rotated back; which elements are cut says of the rotated."""
+
+    def turned(x: Floats, fmt: Format) -> Rounded:
+        size = fmt.number("had")
+        if not size:
+            return quantise(x, fmt)
+        check_length(fmt, x.shape[1])
+        values, clipped = quantise(rotated(x, size), fmt)
+        return rotated(values, size), clipped
+
+    return turned

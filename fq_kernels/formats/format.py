@@ -12,16 +12,13 @@ import numpy.typing as npt
 
 from .arrays import Floats, Mask, Rounded, Spacing
 from .dither import dithered
+from .kernels import Kernel
 
 NEAREST_EVEN = "nearest-even"
 DITHER = "dither"
 
 # Elements that are rounded at a time, so that intermediate results stay in the cache.
 _PIECE = 1 << 16
-
-
-# number of a rule in C, 0 for none, and its parameters
-Kernel = tuple[int, tuple[int, ...] | None]
 
 
 class Registration:
@@ -37,8 +34,9 @@ class Family:
     quantise        (x, format) -> Rounded; x is (rows, n) float32, C-contiguous, not empty, read-only.
                     That a finite element became infinite or NaN need not be said in the mask
     roundings       names of the rounding rules, the default first
-    kernel          (format) -> number of the C rule (fq_quant_kind), and the numbers of fq_narrow or None;
-                    None: C does not round to it
+    kernel          (format) -> what C needs to round to it; None: C does not
+    tensor_kernel   (format, lowest, highest) -> the same for a format that is ``whole_tensor``, whose rows'
+                    values lie between these, float32, NaN where one is; None: C does not round to it
     choices         further options, each a tuple of which one holds, the default first; an
                     entry that ends in ``=`` takes a positive integer
     bits            bits per value, shares of scales included; a function where options matter
@@ -56,6 +54,7 @@ class Family:
     quantise: Callable[[Floats, Format], Rounded]
     roundings: tuple[str, ...] = (NEAREST_EVEN,)
     kernel: Callable[[Format], Kernel] | None = None
+    tensor_kernel: Callable[[Format, np.float32, np.float32], Kernel] | None = None
     choices: tuple[tuple[str, ...], ...] = ()
     bits: float | Callable[[Format], float] | None = None
     largest: float | None = None
@@ -159,13 +158,15 @@ class Format:
 
     @cached_property  # a norm of one row asks for it
     def kernel(self) -> Kernel:
-        """Number of the C rounding rule (``fq_quant_kind``), 0 if there is none, and its parameters."""
+        """What C needs to round to it; its ``quant`` is 0 where a function in Python does, as it does for a
+        format that is ``whole_tensor``."""
         family = None if self.dither else self._held_family()
-        return family.kernel(self) if family and family.kernel else (0, None)
+        return family.kernel(self) if family and family.kernel and not self.whole_tensor else Kernel()
 
-    @property
-    def kernel_rule(self) -> int:
-        return self.kernel[0]
+    def tensor_kernel(self, lowest: np.float32, highest: np.float32) -> Kernel:
+        """As ``kernel``, once it is known what all rows' values lie between: of a ``whole_tensor`` format."""
+        make = None if self.dither else self.family.tensor_kernel
+        return make(self, lowest, highest) if make else Kernel()
 
     @property
     def dither(self) -> bool:
@@ -205,7 +206,7 @@ class Format:
     @property
     def idempotent(self) -> bool:
         """Whether quantising a finite result again changes nothing."""
-        return self.family.idempotent and not self.dither
+        return self.family.idempotent and not self.dither and not self.number("had")
 
     @property
     def bits_per_value(self) -> float | None:
@@ -250,7 +251,8 @@ class Format:
         from .._kernels import default_fpu  # which imports this package
 
         family = self.family
-        in_one = self.kernel_rule or self.whole_tensor or family.registered
+        by_element = self.kernel.quant and family.block is None
+        in_one = by_element or self.whole_tensor or family.registered
         step = rows if in_one else max(1, _PIECE // n)
         for begin in range(0, rows, step):
             piece = np.ascontiguousarray(x[begin : begin + step])

@@ -26,6 +26,17 @@ from .blocks import (
     spacing_out_of_blocks,
 )
 from .format import Family, Format
+from .kernels import (
+    AROUND_ZERO,
+    BLOCKS,
+    FROM_MINIMUM,
+    IQ4_NL,
+    Q8_0,
+    Q8_0_NEAREST_EVEN,
+    Q8_K,
+    BlockRule,
+    Kernel,
+)
 
 HALF = np.float32(0.5)
 # The largest float32 below a half: trunc(|x| + this) is roundf(|x|) for every |x| < 2**22;
@@ -123,8 +134,8 @@ def iq4_nl(blocks: Floats) -> Rounded:
     sum_qx: Floats = np.add.accumulate(weighted * blocks, axis=1)[:, -1:]
     sum_q2: Floats = np.add.accumulate(weighted * q, axis=1)[:, -1:]
     d = _half(sum_qx / sum_q2)
-    d[np.abs(largest) < np.float32(1e-15)] = 0
     q *= d
+    q[np.abs(largest[:, 0]) < np.float32(1e-15)] = 0
     return q, None
 
 
@@ -158,9 +169,11 @@ def _family(
     fn: Callable[..., Rounded],
     bits: float,
     roundings: str | tuple[str, ...],
+    rule: int | dict[str, int],
     spacing: Callable[[Floats], Spacing],
     note: str,
     size: int = 32,
+    top: float = 0,
     idempotent: bool = True,
 ) -> Family:
     several = isinstance(roundings, tuple)
@@ -170,9 +183,14 @@ def _family(
         values, clipped = fn(blocks, fmt.rounding) if several else fn(blocks)
         return out_of_blocks(values, *x.shape), mask_out_of_blocks(clipped, *x.shape)
 
+    def kernel(fmt: Format) -> Kernel:
+        number = rule[fmt.rounding] if isinstance(rule, dict) else rule
+        return Kernel(BLOCKS, blocks=BlockRule(number, size=size, top=top))
+
     return Family(
         name,
         quantise,
+        kernel=kernel,
         roundings=roundings if isinstance(roundings, tuple) else (roundings,),
         bits=bits,
         block=str(size),
@@ -182,43 +200,67 @@ def _family(
     )
 
 
-_Q8_0 = ("nearest-away", "nearest-even")
+_ROUNDINGS = ("nearest-away", "nearest-even")
+_Q8_0 = dict(zip(_ROUNDINGS, (Q8_0, Q8_0_NEAREST_EVEN), strict=True))
 _EIGHT = _parts_of_largest(127)
 
 # Bits: the block_* structures of ggml-common.h, in bits, by their 32 or 256 values.
 FAMILIES = (
-    _family("q8_0", q8_0, 8.5, _Q8_0, _EIGHT, "half-precision scale; nearest-even is ggml's x86 code"),
-    _family("q8_1", q8_0, 9.0, _Q8_0, _EIGHT, "q8_0's values; a block also stores their sum"),
+    _family(
+        "q8_0", q8_0, 8.5, _ROUNDINGS, _Q8_0, _EIGHT, "half-precision scale; nearest-even is ggml's x86 code"
+    ),
+    _family("q8_1", q8_0, 9.0, _ROUNDINGS, _Q8_0, _EIGHT, "q8_0's values; a block also stores their sum"),
     _family(
         "q8_k",
         q8_k,
         9.125,
         "nearest-even",
+        Q8_K,
         _EIGHT,
         "float32 scale; stores sums of 16 values",
         256,
         idempotent=False,
     ),
-    _family("q4_0", lambda b: _around_zero(b, 4), 4.5, "nearest-up", _parts_of_largest(8), "codes -8 to 7"),
+    _family(
+        "q4_0",
+        lambda b: _around_zero(b, 4),
+        4.5,
+        "nearest-up",
+        AROUND_ZERO,
+        _parts_of_largest(8),
+        "codes -8 to 7",
+        top=16,
+    ),
     _family(
         "q4_1",
         lambda b: _from_minimum(b, 4),
         5.0,
         "nearest-up",
+        FROM_MINIMUM,
         _parts_of_range(15),
         "scale and minimum; 0 has no code of its own",
+        top=15,
         idempotent=False,
     ),
     _family(
-        "q5_0", lambda b: _around_zero(b, 5), 5.5, "nearest-up", _parts_of_largest(16), "codes -16 to 15"
+        "q5_0",
+        lambda b: _around_zero(b, 5),
+        5.5,
+        "nearest-up",
+        AROUND_ZERO,
+        _parts_of_largest(16),
+        "codes -16 to 15",
+        top=32,
     ),
     _family(
         "q5_1",
         lambda b: _from_minimum(b, 5),
         6.0,
         "nearest-up",
+        FROM_MINIMUM,
         _parts_of_range(31),
         "scale and minimum; 0 has no code of its own",
+        top=31,
         idempotent=False,
     ),
     _family(
@@ -226,6 +268,7 @@ FAMILIES = (
         iq4_nl,
         4.5,
         "nearest-up",
+        IQ4_NL,
         _iq4_nl_spacing,
         "16 values of a fixed table, 0 not among them; no importance matrix",
         idempotent=False,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .arrays import Floats, Rounded, Spacing
 from .blocks import (
+    ROTATIONS,
     SMALLEST_NORMAL,
     below_largest,
     between_extremes,
+    check_rotation,
     finite_or_nan,
     in_blocks,
     largest_magnitude,
     out_of_blocks,
     reduce_blocks,
     spacing_out_of_blocks,
+    with_rotation,
+    within_float,
 )
 from .format import Family, Format
-
-LARGEST = np.finfo(np.float32).max
+from .kernels import BLOCKS, BY_TENSOR, INT, ZERO_POINT, BlockRule, Kernel
 
 
 def symmetric(blocks: Floats, top: int) -> Floats:
@@ -40,8 +45,7 @@ def asymmetric(blocks: Floats, top: int) -> Floats:
 
     scale = (highest - lowest) / top with 0 counted among the values, so that 0 has a code.
     """
-    low, _, scale = _range(blocks, top)
-    zero_point = np.rint(-low / scale)
+    scale, zero_point = _asymmetric_scale(*_range(blocks), top)
     codes = np.rint(blocks / scale)
     codes += zero_point
     np.clip(codes, 0, top, out=codes)
@@ -50,12 +54,17 @@ def asymmetric(blocks: Floats, top: int) -> Floats:
     return codes
 
 
-def _range(blocks: Floats, top: int) -> tuple[Floats, Floats, Floats]:
-    """Lowest and highest value of each block, 0 among them, and its asymmetric scale."""
+def _range(blocks: Floats) -> tuple[Floats, Floats]:
+    """Lowest and highest value of each block, 0 among them."""
     low = np.minimum(reduce_blocks(np.minimum, blocks), 0)
-    high = np.maximum(reduce_blocks(np.maximum, blocks), 0)
+    return low, np.maximum(reduce_blocks(np.maximum, blocks), 0)
+
+
+def _asymmetric_scale(low: Floats, high: Floats, top: int) -> tuple[Floats, Floats]:
+    """Scale and zero point."""
     width = high.astype(np.float64) - low  # may be beyond float32
-    return low, high, np.maximum(finite_or_nan((width / top).astype(np.float32)), SMALLEST_NORMAL)
+    scale = np.maximum(finite_or_nan((width / top).astype(np.float32)), SMALLEST_NORMAL)
+    return scale, np.rint(-low / scale) + np.float32(0)
 
 
 def _blocks(x: Floats, fmt: Format) -> Floats:
@@ -73,14 +82,14 @@ def _family(bits: int) -> Family:
             values = asymmetric(blocks, 2**bits - 1)
         else:
             values = symmetric(blocks, 2 ** (bits - 1) - 1)
-        # code times scale may be one step beyond float32's largest number
-        np.clip(values, -LARGEST, LARGEST, out=values)
+        within_float(values)
         return out_of_blocks(values, *x.shape) if blocks is not x else values, None
 
     def spacing(x: Floats, fmt: Format) -> Spacing:
         blocks = _blocks(x, fmt)
         if "asymmetric" in fmt.settings:
-            low, high, scale = _range(blocks, 2**bits - 1)
+            low, high = _range(blocks)
+            scale, _ = _asymmetric_scale(low, high, 2**bits - 1)
             return spacing_out_of_blocks(between_extremes(blocks, low, high, scale), *x.shape)
         largest = largest_magnitude(blocks)
         scale = _symmetric_scale(largest, 2 ** (bits - 1) - 1)
@@ -91,10 +100,34 @@ def _family(bits: int) -> Family:
         shared = 32 + (bits if "asymmetric" in fmt.settings else 0)
         return bits + shared / group if group else bits
 
+    def rule(fmt: Format, **given: Any) -> Kernel:
+        asymmetric = "asymmetric" in fmt.settings
+        return Kernel(
+            BLOCKS,
+            blocks=BlockRule(
+                ZERO_POINT if asymmetric else INT,
+                size=fmt.number("group"),
+                hadamard=fmt.number("had"),
+                top=2**bits - 1 if asymmetric else 2 ** (bits - 1) - 1,
+                **given,
+            ),
+        )
+
+    def tensor_kernel(fmt: Format, lowest: np.float32, highest: np.float32) -> Kernel:
+        ends = np.array([[lowest, highest]], np.float32)
+        if "asymmetric" in fmt.settings:
+            scale, zero_point = _asymmetric_scale(*_range(ends), 2**bits - 1)
+            return rule(fmt, given=BY_TENSOR, scale=scale.item(), zero=zero_point.item())
+        scale = _symmetric_scale(largest_magnitude(ends), 2 ** (bits - 1) - 1)
+        return rule(fmt, given=BY_TENSOR, scale=scale.item())
+
     return Family(
         f"int{bits}",
-        quantise,
-        choices=(("symmetric", "asymmetric"), ("row", "tensor", "group=")),
+        with_rotation(quantise),
+        kernel=rule,
+        tensor_kernel=tensor_kernel,
+        choices=(("symmetric", "asymmetric"), ("row", "tensor", "group="), ROTATIONS),
+        check=check_rotation,
         bits=bits_per_value,
         block="a row, the tensor, or G",
         spacing=spacing,

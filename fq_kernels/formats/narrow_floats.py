@@ -11,41 +11,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .arrays import Floats, Mask, Rounded, Spacing
-from .format import NEAREST_EVEN, Family, Format, Kernel
+from .format import NEAREST_EVEN, Family, Format
+from .kernels import NARROW, NEVER, Kernel, NarrowRule
 
 # Rounding -> its number in C; order shared with src/rounding/narrow.h.
 ROUNDINGS = (NEAREST_EVEN, "nearest-away", "truncate", "up", "down", "odd", "stochastic")
 
-KERNEL_RULE = 6  # fq_quant_kind
-
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
-_NEVER = 0xFFFFFFFF  # a count_from that no value reaches
 _ALL_BITS = 31  # of a random number, as many as C looks at
 
 SATURATE = ("saturate", "no-saturate")
 SUBNORMALS = ("subnormals", "flush-subnormals")
 RANDOM_BITS = ("all-bits", "random-bits=")
-
-
-class NarrowRule(NamedTuple):
-    """C's fq_narrow. All but the first three and ``one_zero``, ``random_bits`` are bits of float32."""
-
-    rounding: int
-    shift: int
-    min_exponent: int
-    unit: int
-    flush: int
-    largest: int
-    overflow: int
-    one_zero: int
-    random_bits: int
-    count_from: int
 
 
 def _bits(value: float) -> int:
@@ -128,7 +111,7 @@ class NarrowFloat:
             beyond,
             int(self.codes == "fnuz"),
             random_bits,
-            _bits(self.count_from(rounding)) if beyond == largest else _NEVER,
+            _bits(self.count_from(rounding)) if beyond == largest else NEVER,
         )
 
     def quantise(self, x: Floats) -> Rounded:
@@ -189,8 +172,8 @@ def to_infinity_family(
     def kernel(fmt: Format) -> Kernel:
         bits = fmt.number("random-bits")
         if fmt.rounding in rules and not bits:
-            return rules[fmt.rounding], None
-        return KERNEL_RULE, spec.rule(fmt.rounding, saturate=False, random_bits=bits or _ALL_BITS)
+            return Kernel(rules[fmt.rounding])
+        return Kernel(NARROW, spec.rule(fmt.rounding, saturate=False, random_bits=bits or _ALL_BITS))
 
     return _family(
         name,
@@ -214,7 +197,8 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         settings = fmt.settings
         saturate, flush = "no-saturate" not in settings, "flush-subnormals" in settings
         bits = fmt.number("random-bits") or _ALL_BITS
-        return KERNEL_RULE, spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
+        rule = spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
+        return Kernel(NARROW, rule)
 
     return _family(
         name,

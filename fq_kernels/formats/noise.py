@@ -69,6 +69,7 @@ def noise_family(name: str, find: Callable[[str], Family | None]) -> Family | No
         name=name,
         quantise=quantise,
         kernel=None,
+        tensor_kernel=None,
         bits=32,
         largest=None,
         smallest_normal=None,

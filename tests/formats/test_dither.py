@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from format_specs import DETERMINISTIC, DIRECTED, SCALED, block_size
+from format_specs import DIRECTED, SCALED, WITH_DITHER, block_size
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from strategies import assert_same_bits, float_arrays
@@ -22,7 +22,7 @@ from fq_kernels.rules import FakeQuant, Place, Value
 
 SEEDS = 12
 NOT_EVEN = ("mx", "nv", "iq4", "fp4", "fp6", "q5_0", "q4_0")  # much clipped, or steps of several lengths
-EVEN = [spec for spec in DETERMINISTIC if get_format(spec).rounding not in DIRECTED]
+EVEN = [spec for spec in WITH_DITHER if get_format(spec).rounding not in DIRECTED]
 matrices = float_arrays(st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 33, 257])))
 
 
@@ -52,7 +52,7 @@ def errors(x):
     return of
 
 
-@pytest.mark.parametrize("spec", DETERMINISTIC)
+@pytest.mark.parametrize("spec", WITH_DITHER)
 def test_errors_are_as_large_as_roundings(spec, x, errors):
     each, own = errors(spec)
     assert np.square(each).mean() == pytest.approx(np.square(own).mean(), rel=0.03)
@@ -74,7 +74,7 @@ def test_errors_fall_anew(spec, errors):
 
 @pytest.mark.parametrize(
     "spec",
-    [s for s in DETERMINISTIC if not s.startswith(NOT_EVEN) and get_format(s).rounding not in DIRECTED],
+    [s for s in WITH_DITHER if not s.startswith(NOT_EVEN) and get_format(s).rounding not in DIRECTED],
 )
 def test_an_elements_errors_fill_a_step_evenly(spec, x, errors):
     each, _ = errors(spec)
@@ -100,7 +100,7 @@ def test_truncation_keeps_its_direction(x, errors):
 @settings(max_examples=25)
 @given(x=matrices)
 def test_what_is_not_finite_is_rounded_as_ever(x):
-    for spec in DETERMINISTIC:
+    for spec in WITH_DITHER:
         note(spec)
         plain, (values, clipped) = get_format(spec).quantise(x), get_format(dithered(spec, 5)).quantise(x)
         assert np.array_equal(np.isfinite(values), np.isfinite(plain.values))
@@ -110,7 +110,7 @@ def test_what_is_not_finite_is_rounded_as_ever(x):
             assert_same_bits(values[plain.clipped], plain.values[plain.clipped])
 
 
-@pytest.mark.parametrize("spec", SCALED)
+@pytest.mark.parametrize("spec", [spec for spec in WITH_DITHER if spec in SCALED])
 def test_what_sets_a_scale_stays(spec, x):
     """And the scale with it: another would change what stays."""
     if spec.startswith("mx"):  # the exponent alone sets it
@@ -143,7 +143,7 @@ def test_the_ranges_end_is_where_it_was(spec, x, result):
         assert not over.any()
 
 
-@pytest.mark.parametrize("spec", DETERMINISTIC)
+@pytest.mark.parametrize("spec", WITH_DITHER)
 def test_the_seed_and_the_row_decide(spec, x, monkeypatch):
     fmt = get_format(dithered(spec, 3))
     once = fmt.quantise(x).values

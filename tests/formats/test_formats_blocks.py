@@ -15,6 +15,7 @@ from number_tables import FLOATS, Table, nearest
 from strategies import ROW_KINDS, assert_same_bits, make_row, seeds
 
 from fq_kernels import get_format
+from fq_kernels.formats.blocks import rotated
 
 F32 = np.float32
 SMALLEST_NORMAL = Fraction(2) ** -126
@@ -189,16 +190,31 @@ def floor_log2(x: Fraction) -> int:
     return exponent
 
 
-def mx(block: list[Fraction], table: Table) -> tuple[list[Fraction], list[bool]]:
-    """OCP MX 1.0, section 6.3; and which elements were cut."""
+def mx_exponent(largest: Fraction, table: Table, rule: str) -> int:
+    emax = floor_log2(table.numbers[-1])
+    floor = floor_log2(largest)
+    if rule == "ceil":
+        return floor + (Fraction(2) ** floor < largest) - emax
+    if rule == "rceil":  # the smallest scale under which nothing is cut
+        return next(
+            e for e in (floor - emax, floor - emax + 1) if table.numbers[-1] * Fraction(2) ** e >= largest
+        )
+    if rule == "even":  # the largest rounded to an element's mantissa, a half up
+        step = Fraction(2) ** (floor - table.m)
+        return floor_log2(math.floor(largest / step + Fraction(1, 2)) * step) - emax
+    return floor - emax
+
+
+def mx(block: list[Fraction], table: Table, rule: str) -> tuple[list[Fraction], list[bool]]:
+    """OCP MX 1.0, section 6.3, with another scale where the rule says so; and which elements were cut."""
     largest = max(map(abs, block))
     if not largest:
         return block, [False] * len(block)
-    exponent = floor_log2(largest) - floor_log2(table.numbers[-1])
+    exponent = mx_exponent(largest, table, rule)
     scale = Fraction(2) ** max(-127, min(127, exponent))
     endless = (*table.numbers, table.first_beyond)
     return (
-        [nearest(table.numbers, x / scale) * scale for x in block],
+        [max(-LARGEST, min(LARGEST, nearest(table.numbers, x / scale) * scale)) for x in block],
         [abs(nearest(endless, x / scale)) == table.first_beyond for x in block],
     )
 
@@ -206,11 +222,18 @@ def mx(block: list[Fraction], table: Table) -> tuple[list[Fraction], list[bool]]
 @given(data=st.data())
 @pytest.mark.parametrize("name", MX)
 def test_mx(name, data):
+    rule = data.draw(st.sampled_from(["floor", "rceil", "even", "ceil"]))
     x = data.draw(finite_rows(32, max_rows=3))
-    result = get_format(name).quantise(x)
+    # largest magnitudes at which the rules part
+    numbers = MX[name].numbers
+    number = data.draw(st.sampled_from([*numbers[len(numbers) // 2 :], MX[name].first_beyond]))
+    x[0, 0] = np.clip(float(number) * float(x[0, 1]), -float(LARGEST), float(LARGEST))
+    if data.draw(st.booleans()):
+        x[0, 0] = np.nextafter(x[0, 0], F32(0))
+    result = get_format(f"{name}:{rule}").quantise(x)
     clipped = np.zeros(x.shape, bool) if result.clipped is None else result.clipped
     for row, got, cut in zip(x, result.values, clipped, strict=True):
-        expected, beyond = mx([Fraction(float(v)) for v in row], MX[name])
+        expected, beyond = mx([Fraction(float(v)) for v in row], MX[name], rule)
         assert_same_numbers(got, [float(v) for v in expected])
         assert cut.tolist() == beyond
 
@@ -247,22 +270,78 @@ def test_the_ends_of_an_e8m0_scale():
 # ---------------------------------------------------------------- nvfp4
 
 
-def nvfp4(rows: list[list[Fraction]]) -> list[list[Fraction]]:
+def nvfp4_block(block: list[Fraction], wanted: Fraction, outer: Fraction) -> list[Fraction]:
+    inner = nearest(FLOATS["fp8_e4m3fn"].numbers, wanted)
+    scale = f32(inner * outer)
+    codes = [nearest(FLOATS["fp4_e2m1"].numbers, f32(x / scale)) if scale else Fraction(0) for x in block]
+    return [f32(f32(code * inner) * outer) for code in codes]
+
+
+def nvfp4(rows: list[list[Fraction]], four: bool = False) -> list[list[Fraction]]:
     """The rows share the outer scale; each is a multiple of 16 long."""
-    e4m3, e2m1 = FLOATS["fp8_e4m3fn"].numbers, FLOATS["fp4_e2m1"].numbers
-    outer = max(f32(max(abs(v) for row in rows for v in row) / (6 * 448)), SMALLEST_NORMAL)
+    outer = max(f32(max(abs(v) for row in rows for v in row) / (6 * (256 if four else 448))), SMALLEST_NORMAL)
     result = []
     for row in rows:
         values: list[Fraction] = []
         for at in range(0, len(row), 16):
             block = row[at : at + 16]
-            inner = nearest(e4m3, f32(f32(max(map(abs, block)) / 6) / outer))
-            scale = f32(inner * outer)
-            for x in block:
-                code = nearest(e2m1, f32(x / scale)) if scale else Fraction(0)
-                values.append(f32(code * inner * outer))
+            wanted = f32(f32(max(map(abs, block)) / 6) / outer)
+            best = nvfp4_block(block, wanted, outer)
+            if four:
+                other = nvfp4_block(block, f32(wanted * Fraction(3, 2)), outer)
+                best = min(best, other, key=lambda c: squared_error(c, block))
+            values += best
         result.append(values)
     return result
+
+
+def squared_error(codes: list[Fraction], block: list[Fraction]) -> Fraction:
+    """In float32, added in halves."""
+    values = [f32(f32(a - b) ** 2) for a, b in zip(codes, block, strict=True)]
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [f32(a + b) for a, b in zip(values[:half], values[half:], strict=True)]
+    return values[0]
+
+
+@given(seed=seeds)
+def test_nvfp4_with_four_over_six(seed):
+    rng = np.random.default_rng(seed)
+    # of a size at which no square overflows or is subnormal
+    x = (rng.standard_normal((2, 48)) * 2.0 ** rng.integers(-20, 20)).astype(F32)
+    exact = [[Fraction(float(v)) for v in row] for row in x]
+    expected = nvfp4(exact, four=True)
+    assert_same_numbers(quantised("nvfp4:four-over-six", x), [[float(v) for v in row] for row in expected])
+
+
+def test_four_over_six_has_no_larger_error_in_any_block():
+    x = np.random.default_rng(2).standard_normal((8, 512)).astype(F32)
+
+    def errors(spec: str) -> np.ndarray:
+        return np.square(quantised(spec, x).astype(float) - x).reshape(-1, 16).sum(axis=1)
+
+    four, six = errors("nvfp4:four-over-six"), errors("nvfp4")
+    assert four.sum() < 0.95 * six.sum() and 0.2 < (four < six).mean() < 0.8
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 64])
+def test_a_rotation_is_hadamards_matrix(size):
+    rng = np.random.default_rng(6)
+    x = (rng.standard_normal((20, 64)) * 2.0 ** rng.integers(-100, 100, (20, 1))).astype(F32)
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    wide = (x.astype(np.float64).reshape(-1, size) @ matrix / math.sqrt(size)).reshape(x.shape)
+    error = np.abs(rotated(x, size) - wide).max(axis=1)
+    assert (error <= 2.0**-21 * np.abs(x).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("spec", ["int4", "mxfp4", "nvfp4", "int8:tensor"])
+def test_what_is_rounded_is_the_rotated(spec):
+    x = np.random.default_rng(4).standard_normal((4, 128)).astype(F32)
+    separator = "," if ":" in spec else ":"
+    got = quantised(f"{spec}{separator}had=32", x)
+    assert_same_bits(got, rotated(quantised(spec, rotated(x, 32)), 32))
 
 
 @given(x=finite_rows(48))

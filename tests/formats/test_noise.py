@@ -70,7 +70,7 @@ def test_every_format_has_both_with_its_options(prefix, spec):
     fmt = get_format(prefix + spec)
     assert str(fmt) == prefix + str(get_format(spec)) and get_format(str(fmt)) == fmt
     assert (fmt.whole_tensor, fmt.seeded) == (get_format(spec).whole_tensor, get_format(spec).seeded)
-    assert fmt.kernel_rule == 0 and not fmt.idempotent and fmt.bits_per_value == 32
+    assert fmt.kernel.quant == 0 and not fmt.idempotent and fmt.bits_per_value == 32
     x = np.random.default_rng(1).standard_normal((90, 64)).astype(np.float32)
     whole = fmt.quantise(x).values
     assert (whole != x).mean() > 0.3

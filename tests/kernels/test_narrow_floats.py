@@ -13,12 +13,13 @@ from strategies import assert_same_bits, seeds
 
 from fq_kernels import Executor, Format, format_names, get_format, reference, round_trip
 from fq_kernels._kernels import N_STATS
+from fq_kernels.formats.kernels import NARROW
 from fq_kernels.formats.narrow_floats import ROUNDINGS, NarrowFloat
 from fq_kernels.rules import RowStat
 
 F32 = np.float32
 # those without a rule of their own, which test_rounding.py looks at
-NAMED = [name for name in format_names() if get_format(name).kernel[1]]
+NAMED = [name for name in format_names() if get_format(name).kernel.quant == NARROW]
 NAMES = sorted({name.split(":")[0] for name in NAMED})
 DETERMINISTIC = ROUNDINGS[:-1]
 MODES = {
@@ -97,7 +98,7 @@ def test_the_kernel_equals_the_reference(isa, spec, seed):
         return
     x = probes(fmt, seed)
     fmt = fmt.with_seed(seed % 2**64) if fmt.seeded else fmt
-    assert fmt.kernel[1] is not None
+    assert fmt.kernel.narrow is not None
     assert_same_bits(round_trip(x, fmt), reference.round_trip(x, fmt))
 
 

@@ -34,7 +34,7 @@ FORMATS = [f"{name},seed=7" if "stochastic" in name else name for name in TO_INF
 BY_FUNCTION = ["q8_0", "mxfp6", "int8:asymmetric"]
 DETERMINISTIC_FORMATS = [name for name in FORMATS if "stochastic" not in name]
 # those with a rule of their own, and one of the narrow floats
-FOR_ALL_FLOATS = [name for name in DETERMINISTIC_FORMATS if get_format(name).kernel[1] is None]
+FOR_ALL_FLOATS = [name for name in DETERMINISTIC_FORMATS if get_format(name).kernel.narrow is None]
 FOR_ALL_FLOATS.append("fp8_e4m3fn")
 
 

@@ -11,13 +11,14 @@
  *   bf16 stochastic        up with probability (low 16 bits) / 2^16; the random number is
  *                          a function of seed and element index alone (SplitMix64)
  *   narrow                 any other format of a few bits, by its parameters (narrow.h)
+ *   blocks                 formats whose elements share a scale (blocks.h)
  *
  * The functions are branch-free selections, so that compilers vectorise loops over them. Subnormal ranges take
  * float arithmetic and so need the default floating-point environment. */
 #ifndef FQ_ROUNDING_H
 #define FQ_ROUNDING_H
 
-#include "rounding/narrow.h"
+#include "rounding/blocks.h"
 
 /* Order is shared with fq_kernels/formats/sixteen_bits.py. */
 typedef enum {
@@ -28,6 +29,7 @@ typedef enum {
     FQ_QUANT_BF16_NEAREST_AWAY = 4,
     FQ_QUANT_BF16_STOCHASTIC = 5,
     FQ_QUANT_NARROW = 6,
+    FQ_QUANT_BLOCKS = 7,
     FQ_QUANT_COUNT
 } fq_quant_kind;
 
@@ -37,7 +39,8 @@ typedef enum {
 typedef struct {
     int quant; /* fq_quant_kind */
     uint64_t seed; /* of stochastic rounding */
-    fq_narrow narrow; /* of FQ_QUANT_NARROW; of the others count_from alone */
+    fq_narrow narrow; /* of FQ_QUANT_NARROW and of the elements of FQ_QUANT_BLOCKS; of the others count_from alone */
+    fq_blocks blocks;
 } fq_rounding;
 
 static inline uint32_t fq_bf16_nan_or(uint32_t u, uint32_t rounded) {

@@ -67,7 +67,7 @@ static inline __attribute__((always_inline)) uint32_t fq_narrow_nearest(uint32_t
     r = r < f->flush ? 0 : r;
     r = r > f->largest ? f->overflow : r;
     r = a > 0x7f800000u ? 0x7fc00000u : r;
-    return r | (f->one_zero && !r ? 0 : sign);
+    return r | (f->one_zero & (r == 0) ? 0 : sign);
 }
 
 /* The round trip of the float with the bits u. Of `random` stochastic rounding takes the first bits. */
@@ -104,7 +104,7 @@ static inline __attribute__((always_inline)) uint32_t fq_narrow_trip(uint32_t u,
     r = r > f->largest ? over : r;
     r = a == 0x7f800000u ? f->overflow : r;
     r = a > 0x7f800000u ? 0x7fc00000u : r;
-    return r | (f->one_zero && !r ? 0 : sign);
+    return r | (f->one_zero & (r == 0) ? 0 : sign);
 }
 
 #endif
