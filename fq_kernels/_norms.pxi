@@ -65,25 +65,28 @@ cdef int _rounding_of(fmt, int64_t n, fq_rounding *r) except -1:
         fmt.family  # raises if it is registered no more
     if fmt.options:
         check_length(fmt, n)
+        if fmt.static_scale:
+            fmt.scales_for(n)
     return 0
 
 
 cdef int _set_rounding(fq_rounding *r, kernel, int64_t n) except -1:
     """From a formats.kernels.Kernel, for rows of n."""
-    cdef _Array scales
+    cdef _Array each
     r.quant, narrow, blocks = kernel
     if narrow is not None:
         (r.narrow.rounding, r.narrow.shift, r.narrow.min_exponent, r.narrow.unit, r.narrow.flush, r.narrow.largest,
          r.narrow.overflow, r.narrow.one_zero, r.narrow.random_bits, r.narrow.count_from) = narrow
     if blocks is not None:
         (r.blocks.rule, r.blocks.size, r.blocks.hadamard, r.blocks.top, r.blocks.emax, r.blocks.carry,
-         r.blocks.outer_top, r.blocks.four, r.blocks.given, r.blocks.scale, r.blocks.zero, each) = blocks
+         r.blocks.outer_top, r.blocks.four, r.blocks.given, r.blocks.scale, r.blocks.zero, scales) = blocks
         r.blocks.scales = NULL
-        if each is not None:
-            scales = _open("scales", each, b"f")
-            if scales.b.ndim != 1 or scales.n() != n:
-                raise ValueError(f"scales have shape {each.shape}, rows of x have length {n}")
-            r.blocks.scales = <const float *> scales.b.buf
+        if scales is not None:  # which the caller's format holds
+            each = _open("scales", scales, b"f")
+            if each.n() == 1:
+                r.blocks.scale = scales[0]
+            else:
+                r.blocks.scales = <const float *> each.b.buf
     return 0
 
 

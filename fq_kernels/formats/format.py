@@ -16,6 +16,7 @@ from .kernels import Kernel
 
 NEAREST_EVEN = "nearest-even"
 DITHER = "dither"
+SCALE = "scale="
 
 # Elements that are rounded at a time, so that intermediate results stay in the cache.
 _PIECE = 1 << 16
@@ -46,6 +47,7 @@ class Family:
     whole_tensor    whether the rows must come in one call; option ``tensor`` says so as well
     check           raises ValueError for options that do not go together
     spacing         (x, format) -> Spacing, x as for quantise; None: the format has no dither
+    static_top      the largest code, for a static scale; None: it takes none
     noise           whether it is a control (noise.py), which hands its options on
     registration    of a user's own; None: there for good
     """
@@ -66,6 +68,7 @@ class Family:
     aliases: tuple[str, ...] = ()
     check: Callable[[Format], None] | None = None
     spacing: Callable[[Floats, Format], Spacing] | None = None
+    static_top: float | None = None
     noise: bool = False
     note: str = ""
     registration: Registration | None = None
@@ -119,12 +122,15 @@ class Format:
     rounding  one of ``roundings(name)``
     seed      used by stochastic rounding and dither alone
     options   the other options that differ from the default, as written
+    scales    of a static scale: one, or one for each element of a row; none where ``scale=@FILE`` waits for
+              a site
     """
 
     name: str
     rounding: str = ""
     seed: int = 0
     options: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rounding:
@@ -197,6 +203,42 @@ class Format:
             if key == option:
                 return int(value)
         return 0
+
+    @property
+    def static_scale(self) -> str:
+        """What stands after ``scale=``: a number, or @ and a file of `fq calibrate`; empty: none."""
+        return next((o.removeprefix(SCALE) for o in self.options if o.startswith(SCALE)), "")
+
+    @property
+    def calibration(self) -> str:
+        """The file that says the scale of each site; empty: none does."""
+        return self.static_scale[1:] if self.static_scale.startswith("@") else ""
+
+    def check_static_scale(self) -> None:
+        """Raises ValueError for options that a static scale does not go with: all but dither."""
+        default = self.rounding == self._default_rounding
+        others = [] if default else [self.rounding]
+        others += [o for o in self.options if o != DITHER and not o.startswith(SCALE)]
+        if self.static_scale and others:
+            raise ValueError(f"a static scale of format {self.name} does not go with option {others[0]}")
+
+    def with_ranges(self, ranges: npt.NDArray[np.float32]) -> Format:
+        """With the static scales under which these magnitudes, (1,) or (n,), become the largest code."""
+        assert self.family.static_top is not None
+        scales = np.maximum(ranges / np.float32(self.family.static_top), np.finfo(np.float32).smallest_normal)
+        return replace(self, scales=tuple(scales.tolist()))
+
+    def scales_for(self, n: int) -> Floats:
+        """Its static scales, float32 (1,) or (n,), for rows of n. Raises ValueError if it has none."""
+        if not self.scales:
+            raise ValueError(f"format {self}: its scale is one of a site's, which a rule names")
+        if len(self.scales) not in (1, n):
+            raise ValueError(f"format {self} has scales for rows of {len(self.scales)} values, not of {n}")
+        return self._scales
+
+    @cached_property
+    def _scales(self) -> Floats:
+        return np.array(self.scales, np.float32)
 
     @property
     def whole_tensor(self) -> bool:

@@ -23,7 +23,7 @@ from .blocks import (
     within_float,
 )
 from .format import Family, Format
-from .kernels import BLOCKS, BY_TENSOR, INT, ZERO_POINT, BlockRule, Kernel
+from .kernels import BLOCKS, BY_OTHERS, BY_TENSOR, INT, ZERO_POINT, BlockRule, Kernel
 
 
 def symmetric(blocks: Floats, top: int) -> Floats:
@@ -54,6 +54,21 @@ def asymmetric(blocks: Floats, top: int) -> Floats:
     return codes
 
 
+def under_static_scale(x: Floats, scales: Floats, top: int) -> Rounded:
+    """Codes -top ... top: x / scale, cut to them."""
+    codes = np.rint(np.clip(x / scales, -top - 1, top + 1))
+    clipped = np.abs(codes) > top
+    np.clip(codes, -top, top, out=codes)
+    codes += 0.0  # an integer has no -0
+    codes *= scales
+    return within_float(codes), clipped
+
+
+def _check(fmt: Format) -> None:
+    check_rotation(fmt)
+    fmt.check_static_scale()
+
+
 def _range(blocks: Floats) -> tuple[Floats, Floats]:
     """Lowest and highest value of each block, 0 among them."""
     low = np.minimum(reduce_blocks(np.minimum, blocks), 0)
@@ -76,7 +91,11 @@ def _blocks(x: Floats, fmt: Format) -> Floats:
 
 
 def _family(bits: int) -> Family:
+    largest_code = 2 ** (bits - 1) - 1
+
     def quantise(x: Floats, fmt: Format) -> Rounded:
+        if fmt.static_scale:
+            return under_static_scale(x, fmt.scales_for(x.shape[1]), largest_code)
         blocks = _blocks(x, fmt)
         if "asymmetric" in fmt.settings:
             values = asymmetric(blocks, 2**bits - 1)
@@ -86,6 +105,8 @@ def _family(bits: int) -> Family:
         return out_of_blocks(values, *x.shape) if blocks is not x else values, None
 
     def spacing(x: Floats, fmt: Format) -> Spacing:
+        if fmt.static_scale:
+            return Spacing(np.broadcast_to(fmt.scales_for(x.shape[1]), x.shape))
         blocks = _blocks(x, fmt)
         if "asymmetric" in fmt.settings:
             low, high = _range(blocks)
@@ -101,6 +122,13 @@ def _family(bits: int) -> Family:
         return bits + shared / group if group else bits
 
     def rule(fmt: Format, **given: Any) -> Kernel:
+        if fmt.scales:
+            return Kernel(
+                BLOCKS,
+                blocks=BlockRule(
+                    INT, top=largest_code, given=BY_OTHERS, scales=np.array(fmt.scales, np.float32)
+                ),
+            )
         asymmetric = "asymmetric" in fmt.settings
         return Kernel(
             BLOCKS,
@@ -127,7 +155,8 @@ def _family(bits: int) -> Family:
         kernel=rule,
         tensor_kernel=tensor_kernel,
         choices=(("symmetric", "asymmetric"), ("row", "tensor", "group="), ROTATIONS),
-        check=check_rotation,
+        check=_check,
+        static_top=largest_code,
         bits=bits_per_value,
         block="a row, the tensor, or G",
         spacing=spacing,

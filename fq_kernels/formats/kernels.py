@@ -48,7 +48,7 @@ class NarrowRule(NamedTuple):
 
 
 class BlockRule(NamedTuple):
-    """C's fq_blocks. ``scales``: (n,) float32, C-contiguous, kept by whoever holds the rule."""
+    """C's fq_blocks. ``scales``: (1,) or (n,), C-contiguous, in place of ``scale``."""
 
     rule: int
     size: int = 0

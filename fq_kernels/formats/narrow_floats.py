@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from .arrays import Floats, Mask, Rounded, Spacing
+from .blocks import within_float
 from .format import NEAREST_EVEN, Family, Format
-from .kernels import NARROW, NEVER, Kernel, NarrowRule
+from .kernels import BLOCKS, BY_OTHERS, NARROW, NEVER, SCALED, BlockRule, Kernel, NarrowRule
 
 # Rounding -> its number in C; order shared with src/rounding/narrow.h.
 ROUNDINGS = (NEAREST_EVEN, "nearest-away", "truncate", "up", "down", "odd", "stochastic")
@@ -139,7 +140,8 @@ def _by_kernel(x: Floats, fmt: Format) -> Rounded:
     return round_trip(x, fmt), None
 
 
-def _check_random_bits(fmt: Format) -> None:
+def _check(fmt: Format) -> None:
+    fmt.check_static_scale()
     n = fmt.number("random-bits")
     if n and fmt.rounding != "stochastic":
         raise ValueError(f"option random-bits={n} of format {fmt.name} needs stochastic rounding")
@@ -150,16 +152,22 @@ def _check_random_bits(fmt: Format) -> None:
 def _family(
     name: str, spec: NarrowFloat, quantise: Callable[[Floats, Format], Rounded], **own: Any
 ) -> Family:
+    def spacing(x: Floats, fmt: Format) -> Spacing:
+        if fmt.static_scale:
+            scales = fmt.scales_for(x.shape[1])
+            return Spacing(spec.step(x / scales) * scales)
+        return Spacing(spec.step(x))
+
     return Family(
         name,
         quantise,
-        check=_check_random_bits,
+        check=_check,
         bits=1 + spec.e + spec.m,
         largest=spec.largest,
         smallest_normal=spec.smallest_normal,
         smallest_subnormal=spec.smallest_subnormal,
         idempotent=True,
-        spacing=lambda x, fmt: Spacing(spec.step(x)),
+        spacing=spacing,
         **own,
     )
 
@@ -190,6 +198,12 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
     """Saturating by default, as fp8 is used."""
 
     def quantise(x: Floats, fmt: Format) -> Rounded:
+        if fmt.static_scale:
+            scales = fmt.scales_for(x.shape[1])
+            elements = x / scales
+            values, clipped = spec.quantise(elements)
+            values *= scales
+            return within_float(values), clipped
         values, _ = _by_kernel(x, fmt)
         return values, spec.overflows(x, fmt.rounding) if "no-saturate" not in fmt.settings else None
 
@@ -198,6 +212,11 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         saturate, flush = "no-saturate" not in settings, "flush-subnormals" in settings
         bits = fmt.number("random-bits") or _ALL_BITS
         rule = spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
+        if fmt.scales:
+            blocks = BlockRule(
+                SCALED, top=spec.largest, given=BY_OTHERS, scales=np.array(fmt.scales, np.float32)
+            )
+            return Kernel(BLOCKS, rule, blocks)
         return Kernel(NARROW, rule)
 
     return _family(
@@ -207,6 +226,7 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         roundings=ROUNDINGS,
         kernel=kernel,
         choices=(SATURATE, SUBNORMALS, RANDOM_BITS) if spec.has_nan else (SUBNORMALS, RANDOM_BITS),
+        static_top=spec.largest,
         aliases=aliases,
         note=note,
     )

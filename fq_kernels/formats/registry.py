@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from . import ggml_blocks, integers, microscaling, narrow_floats, sixteen_bits
 from .arrays import Floats, Rounded
-from .format import DITHER, Family, Format, Registration, chooses, find_families_in
+from .format import DITHER, SCALE, Family, Format, Registration, chooses, find_families_in
 from .noise import PREFIXES, noise_family
 
 _BUILT_IN = (
@@ -170,7 +171,7 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     if isinstance(spec, Format):
         if not 0 <= spec.seed < 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {spec.seed}")
-        parsed = _parse(str(spec))
+        parsed = replace(_parse(str(spec)), scales=spec.scales)
         return spec if parsed == spec else parsed
     if not isinstance(spec, str):
         raise TypeError(f"a format is a string such as 'bf16', not {type(spec).__name__}")
@@ -186,6 +187,8 @@ def _choices(family: Family) -> tuple[tuple[str, ...], ...]:
 
 def _options(family: Family) -> list[str]:
     options = ["|".join(f"{o}N" if o.endswith("=") else o for o in c) for c in _choices(family) if len(c) > 1]
+    if family.static_top is not None:
+        options.append(f"{SCALE}N|{SCALE}@FILE")
     if family.spacing:
         options.append(DITHER)
     return [*options, "seed=N"] if _takes_seed(family) else options
@@ -195,23 +198,43 @@ def _takes_seed(family: Family) -> bool:
     return family.spacing is not None or "stochastic" in family.roundings
 
 
+def _scale_of(fmt: Format) -> float:
+    """The number that a format is written with. Raises ValueError for what is none."""
+    try:
+        scale = float(np.float32(fmt.static_scale))
+    except ValueError:
+        scale = 0.0
+    if not np.finfo(np.float32).smallest_normal <= scale < np.inf:
+        raise ValueError(
+            f"format {fmt}: a static scale is a number from 2^-126 to 2^127, or @ and a file of fq calibrate"
+        )
+    return scale
+
+
 def _natural(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
 @lru_cache(maxsize=256)
 def _parse(spec: str) -> Format:
-    name, _, text = spec.strip().lower().partition(":")
-    name = _table.canonical(name)
+    name, _, text = spec.strip().partition(":")
+    name = _table.canonical(name.lower())
     family = _table.find(name)
     if family is None:
         raise _table.unknown(name, spec)
     chosen: dict[tuple[str, ...], str] = {}
     seed, dither = None, False
-    for option in filter(None, text.split(",")):
+    static = ""
+    for written in filter(None, text.split(",")):
+        option = written.lower()
         key, equals, value = option.partition("=")
         if key == "seed" and _natural(value) and _takes_seed(family):
             seed = int(value)
+            continue
+        if option.startswith(SCALE) and family.static_top is not None:
+            if static and static != written:
+                raise ValueError(f"format {spec!r} has two static scales")
+            static = written
             continue
         if option == DITHER:
             if family.spacing is None:
@@ -236,7 +259,11 @@ def _parse(spec: str) -> Format:
         if seed >= 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
     options = tuple(chosen[c] for c in family.choices if c in chosen and chosen[c] != c[0])
+    if static:
+        options = (*options, static)
     fmt = Format(name, rounding, seed or 0, (*options, DITHER) if dither else options)
+    if static and not fmt.calibration:
+        fmt = replace(fmt, scales=(_scale_of(fmt),))
     if family.check:
         family.check(fmt)
     return fmt

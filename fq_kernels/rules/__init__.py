@@ -6,8 +6,10 @@ Rules pick sites; a context holds the rules and the counters of one evaluation o
 only state. How a rule is written stands at the head of rule.py.
 """
 
+from .calibration import Calibration, calibrations_of
 from .counter import Counter, RowStat
 from .fake_quant import FakeQuant, RowCallback
+from .observer import Observer
 from .rule import MODES, Rule, Rules, as_rules, rules_text
 from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Site, Value, describe_values, is_norm
 
@@ -17,8 +19,10 @@ __all__ = [
     "MODES",
     "NORM_N",
     "POINTS",
+    "Calibration",
     "Counter",
     "FakeQuant",
+    "Observer",
     "Place",
     "RowCallback",
     "RowStat",
@@ -27,6 +31,7 @@ __all__ = [
     "Site",
     "Value",
     "as_rules",
+    "calibrations_of",
     "describe_values",
     "is_norm",
     "rules_text",

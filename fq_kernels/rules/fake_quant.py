@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._kernels import N_STATS, rms_norm_f32, round_trip
+from .calibration import Calibration
 from .counter import Counter, RowStat
 from .rule import Rule, Rules, as_rules, rules_text
 from .sites import NORM_N, Place, Site, Value, describe_values
@@ -110,6 +111,8 @@ class FakeQuant:
 
     def _new_counter(self, site: Site, rule: Rule, norm_number: int | None) -> Counter:
         fmt = rule.format
+        if fmt.calibration:
+            fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
         if fmt.seeded:
             # each site draws numbers of its own
             if norm_number is not None and site.point in ("raw", "weighted"):

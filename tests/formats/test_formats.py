@@ -189,7 +189,9 @@ def test_formats_are_values():
         fmt.seed = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("spec", ["bf16:stochastic,seed=3", "int8:group=32", "noise_q8_0:dither,seed=2"])
+@pytest.mark.parametrize(
+    "spec", ["bf16:stochastic,seed=3", "int8:group=32", "noise_q8_0:dither,seed=2", "int8:scale=0.1"]
+)
 def test_copies_and_pickles(spec):
     fmt = get_format(spec)
     x = np.linspace(-3, 3, 128, dtype=np.float32).reshape(2, 64)
@@ -199,7 +201,7 @@ def test_copies_and_pickles(spec):
         assert again == fmt and hash(again) == hash(fmt)
         assert (str(again), repr(again), again.kernel.quant) == (spec, repr(fmt), fmt.kernel.quant)
         assert again.quantise(x).values.tobytes() == values.tobytes()
-    assert list(dataclasses.asdict(fmt)) == ["name", "rounding", "seed", "options"]
+    assert list(dataclasses.asdict(fmt)) == ["name", "rounding", "seed", "options", "scales"]
 
 
 @pytest.mark.parametrize("name", KERNEL_FORMATS)
@@ -271,6 +273,7 @@ def test_descriptions():
         "symmetric|asymmetric",
         "row|tensor|group=N",
         "unrotated|had=N",
+        "scale=N|scale=@FILE",
         "dither",
         "seed=N",
     ]

@@ -35,6 +35,12 @@ def read_text(name: str | None) -> tuple[str, str]:
     return text, "sample text of the package" if name is None else str(path)
 
 
+def text_sha256(text: str) -> str:
+    import hashlib  # most commands need none
+
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def check_outputs(
     outputs: Mapping[str, FileName | None], inputs: Mapping[str, FileName | None] | None = None
 ) -> None:

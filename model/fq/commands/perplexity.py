@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 
+from fq_kernels.rules import calibrations_of
+
 from ..errors import FqError
 from ..measure.perplexity import Perplexity
 from ..run.finite import not_finite_text
 from ..run.model import Model
-from .files import read_text
+from .files import read_text, text_sha256
 from .options import (
     add_evaluation,
     add_model,
@@ -102,5 +104,7 @@ def main(args: argparse.Namespace) -> int:
         "seconds": seconds,
         "numerics": numerics(executor, args.activations),
     }
+    if fake_quant is not None and (found := calibrations_of(fake_quant.rules, text_sha256(text))):
+        data["calibrations"] = found
     print_figures(perplexity_text(data), data, args.json)
     return outcome.status

@@ -162,6 +162,15 @@ def chunks_text(data: dict[str, Any]) -> str:
     )
 
 
+def calibrations_text(calibrations: list[dict[str, Any]]) -> list[str]:
+    """Where static scales come from."""
+    return [
+        f"scales {each['file']}: {each['method']} per {each['per']}, on {each['text']['name']}"
+        + (" - THE TEXT THAT IS MEASURED ON" if each["same_text"] else "")
+        for each in calibrations
+    ]
+
+
 def perplexity_text(data: dict[str, Any]) -> str:
     lines = [
         f"model  {os.path.basename(data['model'])}",
@@ -171,6 +180,7 @@ def perplexity_text(data: dict[str, Any]) -> str:
     if "ggml" in (data["activations"], data.get("baseline_activations")):
         baseline = data.get("baseline_activations")
         lines.append(f"activations {data['activations']}" + (f", baseline's {baseline}" if baseline else ""))
+    lines += calibrations_text(data.get("calibrations", []))
     lines.append("")
     c = data.get("comparison")
     if c:

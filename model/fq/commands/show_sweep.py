@@ -10,7 +10,7 @@ from ..measure.cells import CONTROL
 from ..measure.inference import MIN_CHUNKS
 from ..run.finite import not_finite_text
 from ..words import table
-from .show import chunks_text, few_chunks_text, interval_text
+from .show import calibrations_text, chunks_text, few_chunks_text, interval_text
 
 
 def _rank_text(rank: Sequence[int]) -> str:
@@ -22,6 +22,7 @@ def sweep_text(data: dict[str, Any]) -> str:
         f"model  {os.path.basename(data['model'])}",
         f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
+    lines += calibrations_text(data.get("calibrations", []))
     if data["behind"]:
         lines.append(
             f"{len(data['behind'])} cells are behind the others and left out: --resume goes on with them"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import platform
 import re
 import sys
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels.rules import Rule, calibrations_of
+
 from .. import machine
 from ..errors import FqError
 from ..measure.cells import DEFAULT_SITES, Cell, cells_of
@@ -25,7 +26,7 @@ from ..provenance import sha256_of
 from ..results.runs import Results, Run, stored_figures
 from ..run.finite import not_finite_text
 from ..run.model import Model
-from .files import check_outputs, read_text
+from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_evaluation,
     add_model,
@@ -144,11 +145,15 @@ def main(args: argparse.Namespace) -> int:
 
         run = sweep_of(asked)
         say_if_short(args, run.text.n)
+        digest = text_sha256(text)
+        rules = [Rule.parse(rule) for cell in run.cells for rule in cell.rules]
+        found = calibrations_of(rules, digest)
+        calibrated = {"calibrations": found} if found else {}
         about = Run(
             sha256_of(*model.file.paths),
-            hashlib.sha256(text.encode()).hexdigest(),
+            digest,
             run.cells,
-            run.about() | {"text": text_name, "command": args.command_line},
+            run.about() | {"text": text_name, "command": args.command_line} | calibrated,
             numerics(executor, args.activations),
             {
                 "fq": machine.package_version("fq") or "not installed",

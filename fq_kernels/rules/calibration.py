@@ -1,0 +1,105 @@
+"""Static scales, which `fq calibrate` finds: a file, and what it says of a site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..formats import Format
+from .rule import Rule
+
+KIND = "fq static scales"
+VERSION = 1
+_MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a file of static scales holds.
+
+    path    the file
+    about   model, text and its SHA-256, chunks, method, per
+    sha256  of the file
+    ranges  site -> the magnitude that the largest code stands for, float32 (1,), or (n,) for each channel
+    """
+
+    path: str
+    about: dict[str, Any]
+    sha256: str
+    ranges: dict[str, np.ndarray]
+
+    @classmethod
+    def load(cls, path: str) -> Calibration:
+        """Raises ValueError that names the file and what is wrong with it, and OSError."""
+        status = os.stat(path)
+        return _load(path, status.st_mtime_ns, status.st_size)
+
+    def format_at(self, site: object, fmt: Format) -> Format:
+        """``fmt`` with the scales of a site. Raises ValueError for a site that the file lacks."""
+        ranges = self.ranges.get(str(site))
+        if ranges is None:
+            raise ValueError(f"{self.path} has no scale for {site}")
+        wanted = self.about.get("format")
+        if wanted is not None and wanted != fmt.name:
+            raise ValueError(f"{self.path} has the scales that are best for {wanted}, not for {fmt.name}")
+        return fmt.with_ranges(ranges)
+
+
+def calibrations_of(rules: Iterable[Rule], text_sha256: str) -> list[dict[str, Any]]:
+    """Of each file that the rules take scales from, what it is, and whether it is of the text measured on."""
+    files = dict.fromkeys(rule.format.calibration for rule in rules)
+    found = [Calibration.load(file) for file in files if file]
+    return [
+        {
+            "file": each.path,
+            "sha256": each.sha256,
+            "same_text": each.about["text"]["sha256"] == text_sha256,
+            **each.about,
+        }
+        for each in found
+    ]
+
+
+@lru_cache(maxsize=8)
+def _load(path: str, _mtime: int, size: int) -> Calibration:
+    import hashlib  # most runs have no such file
+    import json
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(f"{path}: {what}")
+
+    if size > _MAX_BYTES:
+        raise wrong(f"larger than {_MAX_BYTES >> 20} MiB")
+    with open(path, "rb") as file:
+        content = file.read(_MAX_BYTES)
+        try:
+            data = json.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise wrong("is not JSON") from None
+    if not isinstance(data, dict) or data.pop("kind", None) != KIND:
+        raise wrong("is no file of static scales, which fq calibrate writes")
+    if data.pop("version", None) != VERSION:
+        raise wrong(f"is of another version than {VERSION}")
+    sites, text = data.pop("sites", None), data.get("text")
+    if not isinstance(text, dict) or not isinstance(text.get("sha256"), str):
+        raise wrong("text.sha256 is missing")
+    if not isinstance(sites, dict) or not sites:
+        raise wrong("names no sites")
+    ranges = {}
+    for site, value in sites.items():
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(_is_range(each) for each in values):
+            raise wrong(f"the scale of {site} must be a number above 0, or one for each channel")
+        ranges[site] = np.array(values, np.float32)
+    return Calibration(path, data, hashlib.sha256(content).hexdigest(), ranges)
+
+
+def _is_range(value: object) -> bool:
+    limits = np.finfo(np.float32)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and float(limits.smallest_normal) <= value <= float(limits.max)  # type: ignore[operator]
