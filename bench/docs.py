@@ -114,6 +114,12 @@ BLOCKS = (
         judges=True,
     ),
     Block(
+        "static scales",
+        "docs/formats.md",
+        ("python -m bench.static_scales -m smollm2 -m gemma3-270m -f wiki.test.raw --chunks 8",),
+        minutes=15,
+    ),
+    Block(
         "seeds",
         "docs/statistics.md",
         (f"fq perplexity -f {TEXT} --chunks 8 --fake-quant ffn_norm=bf16:stochastic --realisations 5",),

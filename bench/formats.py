@@ -39,7 +39,8 @@ OPTIONS = (
     "q8_0:nearest-even", "q8_1:nearest-even",
     "int8:tensor", "int8:group=32", "int8:asymmetric", "int8:asymmetric,group=32",
     "int4:tensor", "int4:group=32", "int4:asymmetric", "int4:asymmetric,group=32",
-    "nvfp4:row",
+    "mxfp8_e4m3:rceil", "mxfp6_e2m3:rceil", "mxfp4:rceil", "mxfp4:even", "mxfp4:ceil", "mxfp4:block=16",
+    "mxfp4:had=32", "int4:group=32,had=32", "nvfp4:row", "nvfp4:four-over-six", "nvfp4:had=16",
 )  # fmt: skip
 CONTROL, DEPLOYED = "control", "deployed path"
 
