@@ -12,6 +12,8 @@ from .counter import Counter
 from .fake_quant import FakeQuant
 from .sites import Place, Site, Value
 
+_RULE = "=bf16"  # makes a rule of sites; nothing is rounded
+
 See = Callable[[Site, np.ndarray], None]
 
 
@@ -26,7 +28,10 @@ class Observer(FakeQuant):
     """
 
     def __init__(self, values: Iterable[Value], sites: Sequence[str], see: See) -> None:
-        super().__init__(values, [f"{each}=bf16" for each in sites], count_errors=False)
+        try:
+            super().__init__(values, [f"{each}{_RULE}" for each in sites], count_errors=False)
+        except ValueError as e:
+            raise ValueError(str(e).replace(_RULE, "")) from None
         self.see = see
 
     @property

@@ -26,6 +26,7 @@ COMMANDS = {
     "formats": "List the formats that a value can be rounded to.",
     "run": "Generate text.",
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
+    "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",
     "calibrate": "Find static scales of sites on a text, for int and fp8.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
     "results": "List the sweeps in a store, show one of them, or compare several.",

@@ -13,13 +13,25 @@ from .data import between, plain, significant
 from .tables import at_a_glance, cell_tables, provenance
 from .verdict import verdict
 
-TEMPLATE = Path(__file__).with_name("page.html")
 SECTIONS = {
     "layers": "KL divergence by layer",
     "heat": "Layer × format",
     "perplexity": "Perplexity ratio",
     "sites": "Errors and distributions by site",
 }
+
+
+def render(template: str, **what: Any) -> str:
+    """One of the templates beside this module, filled in and escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(light=svg.LIGHT, dark=svg.DARK, **what)
 
 
 def _norms_alone(data: dict[str, Any]) -> bool:
@@ -34,12 +46,9 @@ def report_html(data: dict[str, Any]) -> str:
     data  `figures` of a stored run, with ``run``, its number, and ``started``. Raises FqError
           where matplotlib is missing.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     model = plain(os.path.basename(data["model"]))
-    return template.render(
+    return render(
+        "page.html",
         title=f"{model}: what rounding its {'norms' if _norms_alone(data) else 'values'} costs",
         data=data,
         baseline=_baseline(data),
@@ -50,8 +59,6 @@ def report_html(data: dict[str, Any]) -> str:
         tables=cell_tables(data),
         provenance=provenance(data),
         command=plain(data.get("command") or ""),
-        light=svg.LIGHT,
-        dark=svg.DARK,
     )
 
 
