@@ -92,10 +92,10 @@ def ranges_text(data: dict[str, Any]) -> str:
         "",
         _table(data["sites"]),
         "",
-        "Magnitudes of all tokens but each chunk's first, whose largest stands beside them; percentiles are up",
-        "to 0.8 % too large. Outliers: channels that on some token are over "
-        f"{data['outlier_times_median']:g} times its median magnitude, and the one of",
-        "most tokens. Headroom: log2 of the format's largest number over the largest value of all tokens.",
+        "Magnitudes of all tokens but each chunk's first, whose largest stands beside them; percentiles are",
+        "up to 0.8 % too large. Outliers: channels that on some token are over "
+        f"{data['outlier_times_median']:g} times its median magnitude,",
+        "and the one of most tokens. Headroom: log2 of the format's largest number over the largest value.",
     ]
     return "\n".join(lines)
 
