@@ -19,6 +19,8 @@
 #ifndef FQ_CERTIFIED_SUM_H
 #define FQ_CERTIFIED_SUM_H
 
+#include <math.h>
+
 #include "common.h"
 
 #define FQ_CERTIFIED_MAX_N ((int64_t)1 << 26)
@@ -40,5 +42,20 @@ static inline int fq_mean_is_certain(double lane_sum, int64_t n, float *mean) {
     *mean = low;
     return low == high && n <= FQ_CERTIFIED_MAX_N;
 }
+
+/* What a row is multiplied by; *certain says whether the sum in lanes decided it. */
+static inline float fq_scale_of_row(const float *x, int64_t n, double lane_sum, float eps, int *certain) {
+    float mean;
+    *certain = fq_mean_is_certain(lane_sum, n, &mean);
+    if (!*certain) {
+        mean = (float)(fq_sum_squares_in_order(x, n) / (double)n);
+    }
+    return 1.0f / sqrtf(mean + eps);
+}
+
+/* Rows up to this long are read several at a time: the roots and quotients between a row's sum and its scale
+ * take longer than such a row, but those of several rows at once hardly longer than those of one. */
+#define FQ_SHORT_ROW 512
+#define FQ_SHORT_ROWS 16
 
 #endif
