@@ -23,6 +23,7 @@ from ._kernels import (
     PACKED_TYPES,
     Executor,
     GGUFStrings,
+    add_rms_norm_f32,
     attention,
     bf16_round_trip,
     bf16_to_float,
@@ -57,6 +58,15 @@ from .formats import Format, describe_formats, format_names, get_format, registe
 # same bits on every machine.
 CONTRACT = "fq-1"
 
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # takes longer to import than the kernels
+
+    return version("fq")
+
+
 __all__ = [
     "ATTENTION_MAX_DIM",
     "CONTRACT",
@@ -66,6 +76,7 @@ __all__ = [
     "Executor",
     "Format",
     "GGUFStrings",
+    "add_rms_norm_f32",
     "attention",
     "bf16_round_trip",
     "bf16_to_float",

@@ -148,18 +148,18 @@ cdef bint _same_shape(_Array a, _Array b) noexcept:
     return True
 
 
-cdef _Array _output(out, const char *code, _Array x):
+cdef _Array _output(out, const char *code, _Array x, str name="out"):
     """``out``, or a new array, checked against x."""
     cdef _Array a
     if out is None:
-        return _open("out", np_empty(x.array.shape, _DTYPE_NAMES[code]), code)
-    a = _open("out", out, code, True)
+        return _open(name, np_empty(x.array.shape, _DTYPE_NAMES[code]), code)
+    a = _open(name, out, code, True)
     if not _same_shape(a, x):
-        raise ValueError(f"out has shape {out.shape}, {x.name} has {x.array.shape}")
+        raise ValueError(f"{name} has shape {out.shape}, {x.name} has {x.array.shape}")
     if not a.same_layout(x) and a.overlaps(x):
-        raise ValueError(f"out overlaps {x.name} in part; it must be {x.name} itself or apart from it")
+        raise ValueError(f"{name} overlaps {x.name} in part; it must be {x.name} itself or apart from it")
     if a.overlaps_itself():
-        raise ValueError("out has elements that share memory")
+        raise ValueError(f"{name} has elements that share memory")
     return a
 
 

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,9 @@ from typing_extensions import Self
 from .formats import Format
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_Bf16Rounding: TypeAlias = Literal[
+    "nearest-even", "nearest-even-ftz", "truncate", "nearest-away", "stochastic", "up", "down", "odd"
+]
 
 N_STATS: int
 ATTENTION_MAX_DIM: int
@@ -40,7 +43,7 @@ def rms_norm_f32(
     eps: float = 1e-5,
     weight: npt.NDArray[np.float32] | None = None,
     quant: str | Format | None = None,
-    point: str = "raw",
+    point: Literal["raw", "weighted"] = "raw",
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
     quant_rows: tuple[int, int] | None = None,
@@ -48,6 +51,21 @@ def rms_norm_f32(
     row_stats: npt.NDArray[np.float64] | None = None,
     result_quant: str | Format | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def add_rms_norm_f32(
+    x: npt.NDArray[np.float32],
+    residual: npt.NDArray[np.float32],
+    *,
+    eps: float = 1e-5,
+    weight: npt.NDArray[np.float32] | None = None,
+    quant: str | Format | None = None,
+    point: Literal["raw", "weighted"] = "raw",
+    out: npt.NDArray[np.float32] | None = None,
+    total: npt.NDArray[np.float32] | None = None,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
 def round_trip(
     x: npt.NDArray[np.float32],
     quant: str | Format,
@@ -61,7 +79,7 @@ def round_trip(
 def bf16_round_trip(
     x: npt.NDArray[np.float32],
     *,
-    rounding: str = "nearest-even",
+    rounding: _Bf16Rounding = "nearest-even",
     seed: int = 0,
     out: npt.NDArray[np.float32] | None = None,
     executor: Executor | None = None,
@@ -69,7 +87,7 @@ def bf16_round_trip(
 def float_to_bf16(
     x: npt.NDArray[np.float32],
     *,
-    rounding: str = "nearest-even",
+    rounding: _Bf16Rounding = "nearest-even",
     seed: int = 0,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.uint16]: ...

@@ -238,6 +238,43 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
     weight of another length. What a format's own Python function raises leaves out half done.
     """
+    return _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
+                     result_quant)
+
+
+def add_rms_norm_f32(x, residual, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, total=None,
+                     executor=None, quant_rows=None, first_row=0, row_stats=None):
+    """x + residual, and its root-mean-square norm: what a block of a transformer begins with, in one pass.
+
+    residual   as x; the sum is rounded to float32 once
+    total      where the sum goes: None allocates, or x or residual itself, or another array apart from both
+    out        where the norm goes: None allocates, or an array apart from total: x or residual, if that is not
+               total, or another
+
+    The other arguments, and what is raised, are as of rms_norm_f32. Returns (out, total), with the bits of
+    ``rms_norm_f32(x + residual, ...)`` and ``x + residual``.
+    """
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ar = _open("residual", residual, b"f")
+    if not _same_shape(ax, ar):
+        raise ValueError(f"residual has shape {residual.shape}, x has {x.shape}")
+    cdef _Array at = _output(total, b"f", ax, "total")
+    if not at.same_layout(ar) and at.overlaps(ar):
+        raise ValueError("total overlaps residual in part; it must be residual itself or apart from it")
+    if out is None:
+        out = np_empty(x.shape, np.float32)
+    cdef _Array ao = _output(out, b"f", ar)
+    if not ao.same_layout(ax) and ao.overlaps(ax):
+        raise ValueError("out overlaps x in part; it must be x itself or apart from it")
+    _apart(ao, at)
+    return _rms_norm(at.array, x, residual, eps, weight, quant, point, ao.array, executor, quant_rows, first_row,
+                     row_stats, None), at.array
+
+
+cdef _rms_norm(x, added, residual, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
+               result_quant):
+    """rms_norm_f32 of x; where ``added`` is given, x is first made of it and residual."""
+    cdef fq_add_rms_norm_args sum
     cdef fq_rms_norm_args a
     cdef fq_task_fn fn = table.rms_norm_f32
     cdef fq_pool *pool
@@ -290,8 +327,16 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     ao.rows(&a.out)
     a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
     if a.n > 0 and n_rows > 0:
-        with nogil:
-            _run(pool, fn, &a, n_rows, a.n)
+        if added is None:
+            with nogil:
+                _run(pool, fn, &a, n_rows, a.n)
+        else:
+            fn = table.add_rms_norm_f32
+            _open("x", added, b"f").rows(&sum.x)
+            _open("residual", residual, b"f").rows(&sum.residual)
+            sum.norm, sum.total = a, a.x
+            with nogil:
+                _run(pool, fn, &sum, n_rows, a.n)
     if by_function:
         _round_by_function(fmt, ao.array, a.quant_begin, a.quant_end, row_stats,
                            None if a.quant_weighted else weight, executor)

@@ -14,6 +14,7 @@
 typedef struct {
     const char *name;
     void (*rms_norm_f32)(void *args, int64_t begin, int64_t end);
+    void (*add_rms_norm_f32)(void *args, int64_t begin, int64_t end);
     void (*round_trip_f32)(void *args, int64_t begin, int64_t end);
     void (*count_rows)(void *args, int64_t begin, int64_t end);
     void (*float_to_bf16)(void *args, int64_t begin, int64_t end);

@@ -7,6 +7,7 @@
 #include "rounding/portable.inc"
 #include "norm/finish_row.inc"
 #include "norm/avx2.inc"
+#include "norm/add.inc"
 #include "unpack/rows.inc"
 #include "unpack/portable.inc"
 #include "matvec/avx2.inc"

@@ -13,6 +13,7 @@
 #include "rounding/portable.inc"
 #include "norm/finish_row.inc"
 #include "norm/avx512.inc"
+#include "norm/add.inc"
 #include "unpack/rows.inc"
 #include "unpack/avx512.inc"
 #include "matvec/avx512.inc"

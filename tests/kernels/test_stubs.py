@@ -7,18 +7,25 @@ import inspect
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fq_kernels
 from fq_kernels import _kernels
+from fq_kernels.formats import roundings
 
 TREE = ast.parse((Path(fq_kernels.__file__).parent / "_kernels.pyi").read_text(encoding="utf-8"))
+ALIASES = {
+    node.target.id: node.value
+    for node in TREE.body
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+}
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
 CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
 CONSTANTS = {
     node.target.id: node.annotation
     for node in TREE.body
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.value
 }
 METHODS = {
     f"{cls.name}.{node.name}": node
@@ -103,6 +110,44 @@ def test_every_parameter_and_result_is_annotated(name):
     parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, *([a.vararg] if a.vararg else [])]
     assert node.returns is not None
     assert all(p.annotation for p in parameters if p.arg not in ("self", "cls"))
+
+
+def literals(annotation: ast.expr | None) -> list[str]:
+    """What an annotation lets a type checker take; none where it is no Literal."""
+    if isinstance(annotation, ast.Name) and annotation.id in ALIASES:
+        annotation = ALIASES[annotation.id]
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        return [e.value for e in ast.walk(annotation.slice) if isinstance(e, ast.Constant)]
+    return []
+
+
+def test_words_are_literals_in_the_stubs():
+    x, found = np.ones((1, 4), np.float32), 0
+    for name, node in FUNCTIONS.items():
+        for parameter in node.args.kwonlyargs:
+            if parameter.arg not in ("point", "rounding"):
+                continue
+            words = literals(parameter.annotation)
+            if parameter.arg == "rounding":
+                assert sorted(words) == sorted(roundings("bf16"))
+            function = getattr(fq_kernels, name)
+            arguments = [x] * (1 + (name == "add_rms_norm_f32"))
+            for word in words:
+                function(*arguments, **{parameter.arg: word})
+            with pytest.raises(ValueError, match="boh"):
+                function(*arguments, **{parameter.arg: "boh"})
+            found += 1
+    assert found == 4
+
+
+def test_the_version_is_the_distributions():
+    from importlib.metadata import version
+
+    import fq
+
+    assert fq_kernels.__version__ == fq.__version__ == version("fq")
+    with pytest.raises(AttributeError, match="no attribute '__verson__'"):
+        fq_kernels.__verson__  # noqa: B018
 
 
 def test_the_package_gives_the_kernels_on():

@@ -30,4 +30,11 @@ typedef struct {
     double *stats; /* (rows, FQ_STAT_COUNT), zeroed by the caller, or NULL */
 } fq_rms_norm_args;
 
+/* add_rms_norm_f32: total = x + residual, in float, and then rms_norm_f32 of total, which is norm.x. total may be x or
+ * residual itself; norm.out is apart from all three, or one of x and residual that total is not. */
+typedef struct {
+    fq_rms_norm_args norm;
+    fq_rows x, residual, total;
+} fq_add_rms_norm_args;
+
 #endif
