@@ -113,6 +113,7 @@ BLOCKS = (
         minutes=10,
         judges=True,
     ),
+    Block("crosscheck", "docs/formats.md", ("python -m bench.crosscheck",), minutes=1, judges=True),
     Block(
         "static scales",
         "docs/formats.md",

@@ -35,6 +35,8 @@ COMMANDS = (
     "report",
     "run",
     "perplexity",
+    "ranges",
+    "calibrate",
 )
 BF16 = ["--fake-quant-ffn-norm", "bf16"]
 REPORT = ["-p", "Hello world", "-n", "5", "--threads", "1", "--ignore-eos", *BF16]

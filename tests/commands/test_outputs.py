@@ -44,6 +44,8 @@ TEXT_AND_MODEL = ["-m", MODEL, "-f", TEXT]
 RUN = ["run", "-m", MODEL, "-p", "Hello", "-n", "1"]
 PPL = ["perplexity", *TEXT_AND_MODEL, "-c", "16", "--chunks", "1"]
 SWEEP = ["sweep", *TEXT_AND_MODEL, "-c", "16", "--chunks", "1"]
+CALIBRATE = ["calibrate", *TEXT_AND_MODEL, "-c", "16", "--chunks", "1", "-o", "cal.json"]
+RANGES = ["ranges", *TEXT_AND_MODEL, "-c", "16", "--chunks", "1"]
 REPLICATE = ["replicate", *TEXT_AND_MODEL, "--rounds", "2"]
 RESULTS = ["results", "1", "--store", STORE]
 BENCH = ["bench", "-m", MODEL, "--rounds", "2"]
@@ -52,6 +54,8 @@ COMMANDS = (
     (RUN, ("--json", "--trace"), {MODEL: "the model"}),
     (PPL, ("--json", "--trace"), {MODEL: "the model", TEXT: "the text"}),
     (SWEEP, ("--json", "--store"), {MODEL: "the model", TEXT: "the text"}),
+    (RANGES, ("--json", "-o"), {MODEL: "the model", TEXT: "the text"}),
+    (CALIBRATE, ("--json", "-o"), {MODEL: "the model", TEXT: "the text"}),
     (BENCH, ("--json",), {MODEL: "the model"}),
     (REPLICATE, ("--json", "-o"), {MODEL: "the model", TEXT: "the text"}),
     (RESULTS, ("--json", "--csv", "--parquet"), {STORE: "the store"}),

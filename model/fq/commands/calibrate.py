@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     method = Method.parse(args.method)
-    check_outputs({"--output": args.output, "--json": args.json}, inputs_of(args))
+    check_outputs({"-o": args.output, "--json": args.json}, inputs_of(args))
     text, text_name = read_text(args.file)
     model = Model(find_model(args.model, args.offline))
     with executor_of(args.threads) as executor:
