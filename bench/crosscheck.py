@@ -140,8 +140,11 @@ def blocks(n: int, rng: np.random.Generator) -> Compared:
         with np.errstate(all="ignore"):
             expected = np.array([gfloat.quantize_block(info, row.astype(np.float64), scale) for row in x])
         got = round_trip(x, name)
-        compared += x.size
-        differing += differences(got + F32(0), expected.astype(F32) + F32(0))
+        kept = np.ones(x.shape, np.bool_)
+        if name == "mxint8":  # -2, which is left unused so that the range is symmetric
+            kept = expected != -2 * np.exp2(np.floor(np.log2(np.abs(x).max(axis=1, keepdims=True))))
+        compared += int(kept.sum())
+        differing += differences(got[kept] + F32(0), expected[kept].astype(F32) + F32(0))
     return Compared("MX, blocks of 32", len(MX), 1, compared, differing)
 
 

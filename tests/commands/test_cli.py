@@ -34,9 +34,9 @@ COMMANDS = (
     "results",
     "report",
     "run",
-    "perplexity",
     "ranges",
     "calibrate",
+    "perplexity",
 )
 BF16 = ["--fake-quant-ffn-norm", "bf16"]
 REPORT = ["-p", "Hello world", "-n", "5", "--threads", "1", "--ignore-eos", *BF16]
