@@ -251,6 +251,7 @@ def test_dithers_take_the_seed_of_the_command(tiny_path):
 
 def test_formats():
     out, err = fq("formats")
+    assert "\neXmY " in out
     numbers, options, notes = (part.splitlines() for part in out.split("\n\n"))
     data = json.loads(fq("formats", "--json")[0])
     assert not err

@@ -41,4 +41,5 @@ def _text(formats: list[dict[str, Any]]) -> str:
             options.append([f["name"], ", ".join(f["options"])])
         if f["note"]:
             notes.append([f["name"], f["note"]])
+    notes.append(["eXmY", "any other: X bits of exponent, Y of mantissa; e4m3, e3m4fn, e5m2fnuzb17 …"])
     return "\n\n".join([table(rows, {1, 2, 3, 4}), table(options), table(notes)])
