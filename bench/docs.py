@@ -105,6 +105,7 @@ BLOCKS = (
         ("python -m bench.where -m smollm2 -m tinyllama-shape",),
         minutes=5,
     ),
+    Block("casts", "bench/results/{processor}/casts.md", ("python -m bench.casts",), minutes=1),
     Block("summary", "bench/README.md", ("python -m bench.summary",), minutes=0),
     Block(
         "formats",
