@@ -18,7 +18,7 @@ from fq_kernels import isa, rms_norm_f32, round_trip
 
 from .harness import Contestant, alternate, own_processors, quartiles
 
-ROWS, N = 32, 1024
+ROWS, N = 64, 1024
 # one or two of each family, and their names in other libraries
 FORMATS: dict[str, tuple[str | None, str | None]] = {
     "bf16": ("bfloat16", "bfloat16"),
