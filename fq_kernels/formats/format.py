@@ -234,10 +234,11 @@ class Format:
             raise ValueError(f"format {self}: its scale is one of a site's, which a rule names")
         if len(self.scales) not in (1, n):
             raise ValueError(f"format {self} has scales for rows of {len(self.scales)} values, not of {n}")
-        return self._scales
+        return self.static_scales
 
     @cached_property
-    def _scales(self) -> Floats:
+    def static_scales(self) -> Floats:
+        """``scales`` as an array, which C reads for as long as the format lives."""
         return np.array(self.scales, np.float32)
 
     @property

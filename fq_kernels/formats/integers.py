@@ -123,12 +123,8 @@ def _family(bits: int) -> Family:
 
     def rule(fmt: Format, **given: Any) -> Kernel:
         if fmt.scales:
-            return Kernel(
-                BLOCKS,
-                blocks=BlockRule(
-                    INT, top=largest_code, given=BY_OTHERS, scales=np.array(fmt.scales, np.float32)
-                ),
-            )
+            blocks = BlockRule(INT, top=largest_code, given=BY_OTHERS, scales=fmt.static_scales)
+            return Kernel(BLOCKS, blocks=blocks)
         asymmetric = "asymmetric" in fmt.settings
         return Kernel(
             BLOCKS,

@@ -213,9 +213,7 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         bits = fmt.number("random-bits") or _ALL_BITS
         rule = spec.rule(fmt.rounding, saturate=saturate, flush=flush, random_bits=bits)
         if fmt.scales:
-            blocks = BlockRule(
-                SCALED, top=spec.largest, given=BY_OTHERS, scales=np.array(fmt.scales, np.float32)
-            )
+            blocks = BlockRule(SCALED, top=spec.largest, given=BY_OTHERS, scales=fmt.static_scales)
             return Kernel(BLOCKS, rule, blocks)
         return Kernel(NARROW, rule)
 

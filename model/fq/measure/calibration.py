@@ -11,6 +11,7 @@ import numpy as np
 
 from fq_kernels import Executor, Format, get_format, round_trip
 from fq_kernels.rules import Site
+from fq_kernels.rules.calibration import KIND, VERSION
 
 from ..errors import FqError
 from ..run.model import Model
@@ -171,8 +172,8 @@ class Calibrating:
             for site, found in self._ranges.items()
         }
         return {
-            "kind": "fq static scales",
-            "version": 1,
+            "kind": KIND,
+            "version": VERSION,
             "model": {"file": self.model.path, "sha256": model_sha256},
             "text": {"name": text, "sha256": text_sha256},
             "n_ctx": self.settings.n_ctx,
