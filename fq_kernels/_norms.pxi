@@ -205,8 +205,10 @@ def _round_by_function(fmt, values, begin, end, row_stats, weight, executor):
             np.multiply(rows[some], weight, out=rows[some])
 
     step = max(FUNCTION_ROWS, GRAIN // rows.shape[1])
-    if not (fmt.whole_tensor and begin < end and _round_under_one_scale(fmt, rows, begin, end, row_stats, executor)):
-        _in_parts(quantise, begin, end, max(end - begin, 1) if fmt.whole_tensor else step, executor)
+    if not fmt.whole_tensor:
+        _in_parts(quantise, begin, end, step, executor)
+    elif begin < end and not _round_under_one_scale(fmt, rows, begin, end, row_stats, executor):
+        quantise(slice(begin, end))
     if weight is not None:
         _in_parts(multiply, 0, len(rows), step, executor)
     if not np.may_share_memory(rows, values):  # strides that no view of two axes has
@@ -381,7 +383,8 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     a.stream = n_rows * a.n >= STREAM_ELEMENTS and ao.b.buf != ax.b.buf
     if a.n > 0 and n_rows > 0:
         # one long row is as much work as many: cut it where it is contiguous
-        if (a.x.ndim == 1 and a.x.shape[0] == 1 and a.rounding.quant != FQ_QUANT_BLOCKS and row_stats is None and quant_rows is None and a.first_row == 0):
+        if (a.x.ndim == 1 and a.x.shape[0] == 1 and a.rounding.quant != FQ_QUANT_BLOCKS
+                and row_stats is None and quant_rows is None and a.first_row == 0):
             n_rows = a.n
             a.n = 1
             a.quant_end = n_rows
