@@ -1,7 +1,7 @@
 # Packed weights: unpacking, and products with them.
 
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 
 import numpy as np
 
@@ -268,7 +268,7 @@ def mul_mats(x, weights, outs, *, executor=None):
     if k == 0 or products.begin[products.n] == 0 or n_tokens == 0:
         return outs
     grain = _panels_per_range(products.begin[products.n], 1 if pool == NULL else fq_pool_threads(pool))
-    packed_x = <float *> malloc(min(n_tokens, FQ_MUL_MAT_TOKENS) * k * sizeof(float))
+    packed_x = <float *> aligned_alloc(64, min(n_tokens, FQ_MUL_MAT_TOKENS) * k * sizeof(float))
     if packed_x == NULL:
         raise MemoryError
     with nogil:

@@ -13,8 +13,13 @@
 
 #define FQ_MUL_MAT_K 256 /* a multiple of every type's block */
 #define FQ_MUL_MAT_ROWS 32
-#define FQ_MUL_MAT_PANELS 6
+#define FQ_MUL_MAT_PANELS 3
 #define FQ_MUL_MAT_TOKENS 512
+
+/* Floats of packed x, which lie as they are read, from those that are read to those fetched into L2. A long row's do
+ * not all stay there from one range to the next. */
+#define FQ_X_AHEAD 8192
+
 typedef struct {
     fq_dequant_fn fn;
     const uint8_t *packed;
