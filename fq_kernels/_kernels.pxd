@@ -190,7 +190,7 @@ cdef extern from "executor.h" nogil:
 cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
-        fq_task_fn rms_norm_f32, add_rms_norm_f32, round_trip_f32, count_rows, float_to_bf16, bf16_to_float
+        fq_task_fn rms_norm_f32, add_rms_norm_f32, round_trip_f32, count_rows, float_to_codes, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
         fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence

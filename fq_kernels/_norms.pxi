@@ -432,7 +432,7 @@ def bf16_round_trip(x, *, rounding="nearest-even", seed=0, out=None, executor=No
 
 def float_to_bf16(x, *, rounding="nearest-even", seed=0, executor=None):
     """(..., n) float32 -> bf16 codes, uint16 of the same shape."""
-    return _round(table.float_to_bf16, x, b"f", None, b"H", _bf16(rounding, seed), executor)
+    return _round(table.float_to_codes, x, b"f", None, b"H", _bf16(rounding, seed), executor)
 
 
 def bf16_to_float(bits, *, executor=None):

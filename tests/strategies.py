@@ -128,6 +128,7 @@ def assert_row_stats(
     assert np.array_equal(got[:, RowStat.CHANGED], changed.sum(axis=1))
     assert np.array_equal(got[:, RowStat.NOT_FINITE], (~finite).sum(axis=1))
     assert np.array_equal(got[:, RowStat.OUT_OF_RANGE], clipped.sum(axis=1))
+    assert np.array_equal(got[:, RowStat.TO_ZERO], ((value != 0) & (result == 0)).sum(axis=1))
     with np.errstate(invalid="ignore"):
         error = result.astype(np.float64) - value.astype(np.float64)
     for row, e, v, kept in zip(got, error, value.astype(np.float64), finite, strict=True):

@@ -31,6 +31,8 @@ class RowStat(IntEnum):
     LAST_ERROR = 8
     SUMMED_IN_ORDER = 9
     OUT_OF_RANGE = 10
+    TO_ZERO = 11
+    SUBNORMAL = 12
 
 
 @dataclass
@@ -91,6 +93,17 @@ class Counter:
         return self._count(RowStat.OUT_OF_RANGE)
 
     @property
+    def to_zero(self) -> int | None:
+        """Elements that rounding made zero: underflow."""
+        return self._count(RowStat.TO_ZERO)
+
+    @property
+    def subnormal(self) -> int | None:
+        """Results that are subnormal numbers of the format; None where elements share a scale, or a function
+        in Python rounds."""
+        return self._count(RowStat.SUBNORMAL)
+
+    @property
     def not_finite(self) -> int | None:
         """Elements that were or became infinite or NaN; the errors leave them out."""
         return self._count(RowStat.NOT_FINITE)
@@ -148,6 +161,8 @@ class Counter:
             "elements": self.elements,
             "changed": self.changed,
             "out_of_range": self.out_of_range,
+            "to_zero": self.to_zero,
+            "subnormal": self.subnormal,
             "not_finite": self.not_finite,
             "max_abs_error": self.max_abs_error,
             "mean_abs_error": self.mean_abs_error,

@@ -17,7 +17,7 @@ typedef struct {
     void (*add_rms_norm_f32)(void *args, int64_t begin, int64_t end);
     void (*round_trip_f32)(void *args, int64_t begin, int64_t end);
     void (*count_rows)(void *args, int64_t begin, int64_t end);
-    void (*float_to_bf16)(void *args, int64_t begin, int64_t end);
+    void (*float_to_codes)(void *args, int64_t begin, int64_t end);
     void (*bf16_to_float)(void *args, int64_t begin, int64_t end);
     void (*dequantize)(void *args, int64_t begin, int64_t end);
     void (*matvec_begin)(fq_matvec_args *args, float *scratch);

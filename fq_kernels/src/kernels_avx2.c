@@ -3,7 +3,7 @@
 #include "isa.h"
 #include <immintrin.h>
 
-#include "rounding/none.inc"
+#include "rounding/avx2.inc"
 #include "rounding/portable.inc"
 #include "norm/finish_row.inc"
 #include "norm/avx2.inc"

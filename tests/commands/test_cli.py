@@ -398,8 +398,8 @@ def test_counting_rows_alone(tiny_path):
     assert rows_data["generated_tokens"] == data["generated_tokens"]
     for site, counted in zip(rows_data["fake_quant"]["sites"], data["fake_quant"]["sites"], strict=True):
         uncounted = {name for name in site if site[name] is None and name != "layer"}
-        assert uncounted == {"changed", "out_of_range", "not_finite", "max_abs_error", "mean_abs_error",
-                             "mean_error", "sqnr_db"}  # fmt: skip
+        assert uncounted == {"changed", "out_of_range", "to_zero", "subnormal", "not_finite", "max_abs_error",
+                             "mean_abs_error", "mean_error", "sqnr_db"}  # fmt: skip
         assert counted | dict.fromkeys(uncounted) == site
     assert re.search(r"^ffn_norm\[0\]\.raw +4 +4 +0 +100\.0 %( +-){5}$", rows_err, re.MULTILINE)
     assert max(map(len, err.splitlines())) <= 120

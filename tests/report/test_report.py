@@ -118,7 +118,7 @@ def test_every_cell_is_in_the_tables(data, page):
             assert row[1] == (str(best) if best == worst else f"{best}–{worst}")
         assert [name, kl_text(c["kld_se"], 2)] in [list(row[:2]) for row in rows]
         assert any(row[0] == name and row[1] == kl_text(c["kld"]["max"]) for row in rows)
-    sites = [row for row in rows if row[0] == "ffn_norm[1].raw" and len(row) == 10]
+    sites = [row for row in rows if row[0] == "ffn_norm[1].raw" and len(row) == 12]
     assert sites and sites[0][3] == f"{10 * np.log10(900 / 0.02):.2f}"
 
 

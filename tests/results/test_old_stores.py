@@ -163,7 +163,7 @@ def test_a_new_statistic_is_one_more_column(old, monkeypatch):
         assert np.array_equal(store.load(number)[1, 0].counts, counts)
         for at, left in store.load(1).items():
             assert np.isnan(left.counts[:, 0]).all()
-            assert np.array_equal(left.counts[:, 1:], before[at].counts)
+            assert np.array_equal(left.counts[:, 1:], before[at].counts, equal_nan=True)
     monkeypatch.undo()
     with Results(old) as store:  # and a version that has never heard of it reads the rest
         assert np.array_equal(store.load(number)[1, 0].counts, counts[:, 1:])
@@ -172,10 +172,13 @@ def test_a_new_statistic_is_one_more_column(old, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("UPDATE count_columns SET names = 'x'", "count_columns is not JSON"),
-        ("UPDATE count_columns SET names = '[1]'", "count_columns is not a list of names"),
-        ("UPDATE count_columns SET names = '[\"changed\"]'", "count_columns lacks one of rows_quantised"),
-        ("UPDATE count_columns SET names = hex(zeroblob(1 << 20))", "count_columns is not JSON"),
+        ("UPDATE count_columns SET names = 'x' WHERE id = 1", "count_columns is not JSON"),
+        ("UPDATE count_columns SET names = '[1]' WHERE id = 1", "count_columns is not a list of names"),
+        (
+            "UPDATE count_columns SET names = '[\"changed\"]' WHERE id = 1",
+            "count_columns lacks one of rows_quantised",
+        ),
+        ("UPDATE count_columns SET names = hex(zeroblob(1 << 20)) WHERE id = 1", "count_columns is not JSON"),
         ("UPDATE chunks SET count_columns = 7", "its counts have no columns"),
         ("UPDATE chunks SET counts = zeroblob(103)", f"counts is not of {len(COUNT_COLUMNS)} numbers"),
     ],

@@ -500,7 +500,10 @@ def test_counters_without_rows_or_error():
     assert (counter.coverage, counter.changed, counter.max_abs_error, counter.sqnr_db) == (1, 0, 0, None)
 
 
-ERRORS = ("changed", "out_of_range", "not_finite", "max_abs_error", "mean_abs_error", "mean_error", "sqnr_db")
+ERRORS = (
+    "changed", "out_of_range", "to_zero", "subnormal", "not_finite", "max_abs_error", "mean_abs_error",
+    "mean_error", "sqnr_db",
+)  # fmt: skip
 
 
 def test_as_dict_is_json():
@@ -529,6 +532,28 @@ def test_values_out_of_the_formats_range_are_counted():
     counter = context.counters[WEIGHTED_1]
     assert counter.out_of_range == counter.as_dict()["out_of_range"] == expected >= 5
     assert context.counters[RAW_1].rule is None
+
+
+def test_what_underflows_is_counted():
+    """The smallest normal number of fp8_e4m3fn is 2^-6, the smallest at all 2^-9."""
+    context = FakeQuant(VALUES, "ffn_norm.weighted=fp8_e4m3fn")
+    x = rows(4)
+    weight = WEIGHT.copy()
+    weight[::3] *= np.float32(2.0**-8)
+    context.rms_norm(FFN_1, x, eps=1e-5, weight=weight, out=np.empty_like(x))
+    result = np.abs(reference.rms_norm_f32(x, weight=weight, quant="fp8_e4m3fn", point="weighted"))
+    counter = context.counters[WEIGHTED_1]
+    assert counter.to_zero == counter.as_dict()["to_zero"] == np.count_nonzero(result == 0) > 5
+    small = (result > 0) & (result < 2.0**-6)
+    assert counter.subnormal == counter.as_dict()["subnormal"] == np.count_nonzero(small) > 5
+
+
+def test_subnormals_of_elements_that_share_a_scale_are_not_counted():
+    context = FakeQuant(VALUES, "ffn_norm.weighted=mxfp4")
+    x = rows(4)
+    context.rms_norm(FFN_1, x, eps=1e-5, weight=WEIGHT, out=np.empty_like(x))
+    counter = context.counters[WEIGHTED_1]
+    assert counter.subnormal is None and counter.to_zero > 0
 
 
 @pytest.mark.parametrize("mode", MODES)

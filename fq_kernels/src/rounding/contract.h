@@ -43,6 +43,11 @@ typedef struct {
     fq_blocks blocks;
 } fq_rounding;
 
+/* The smallest normal number of a format that rounds each element alone. */
+static inline uint32_t fq_smallest_normal(const fq_rounding *r) {
+    return r->quant == FQ_QUANT_NARROW && r->narrow.min_exponent ? r->narrow.min_exponent << 23 : 1u << 23;
+}
+
 static inline uint32_t fq_bf16_nan_or(uint32_t u, uint32_t rounded) {
     return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 64u : rounded;
 }
@@ -75,6 +80,16 @@ static inline float fq_f16_to_float(uint32_t h) {
     return fq_float(sign | bits);
 }
 
+/* The bits of a float that is a binary16. */
+static inline uint32_t fq_f16_of_float(float f) {
+    const uint32_t u = fq_bits(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    const uint32_t normal = (a >> 13) - (112u << 10);
+    const uint32_t small = (uint32_t)(int32_t)(fq_float(a < (113u << 23) ? a : 0) * 0x1p24f);
+    uint32_t h = a < (113u << 23) ? small : normal;
+    h = a >= 0x7f800000u ? 0x7c00u | (a > 0x7f800000u) << 9 : h;
+    return sign | h;
+}
+
 /* Per rounded row, in double; elements where value or result is not finite are left out
  * of the sums and counted instead. Order is shared with fq_kernels/rules/counter.py. */
 enum {
@@ -89,10 +104,13 @@ enum {
     FQ_STAT_LAST_ERROR = 8,
     FQ_STAT_SUMMED_IN_ORDER = 9, /* 1 where the sum in lanes did not decide the mean; every row */
     FQ_STAT_OUT_OF_RANGE = 10,   /* finite values whose result is not; any that are cut to the range's end */
+    FQ_STAT_TO_ZERO = 11,        /* values that are not zero whose results are */
+    FQ_STAT_SUBNORMAL = 12,      /* results below the format's smallest normal number, zeros apart; NaN where elements
+                                    share a scale, or a function elsewhere rounds */
     FQ_STAT_COUNT
 };
 
-/* Element-wise: the round trip x -> format -> float, float -> bf16 codes and back.
+/* Element-wise: the round trip x -> format -> float, float -> bf16 or f16 codes, bf16 codes -> float.
  * The stochastic rule counts elements by (first_row + row) * n + i. The fields from
  * first_row on are for the round trip; rows that are not rounded are copied. */
 typedef struct {

@@ -70,6 +70,12 @@ static inline __attribute__((always_inline)) uint32_t fq_narrow_nearest(uint32_t
     return r | (f->one_zero & (r == 0) ? 0 : sign);
 }
 
+/* Whether it is IEEE's binary16, to nearest even. */
+static inline int fq_is_f16(const fq_narrow *f) {
+    return f->rounding == FQ_ROUND_NEAREST_EVEN && f->shift == 13 && f->min_exponent == 113 && f->unit == 0x33800000u &&
+           f->flush == 0 && f->largest == 0x477fe000u && f->overflow == 0x7f800000u && !f->one_zero;
+}
+
 /* The round trip of the float with the bits u. Of `random` stochastic rounding takes the first bits. */
 static inline __attribute__((always_inline)) uint32_t fq_narrow_trip(uint32_t u, const fq_narrow *f, int rounding,
                                                                      uint32_t random) {

@@ -37,6 +37,8 @@ def fake_quant_text(data: dict[str, Any]) -> str:
         seen[norm["kind"]] += norm["rows_seen"]
     rounded, total = data["rows_quantised"], data["rows_seen"]
     rows = ["site,rows seen,rounded,skipped,coverage,out of range,max |e|,mean |e|,mean e,SQNR dB".split(",")]
+    small = [key for key in ("to_zero", "subnormal") if any(s[key] for s in data["sites"])]
+    rows[0][6:6] = [key.replace("_", " ") for key in small]
 
     def figure(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -51,6 +53,7 @@ def fake_quant_text(data: dict[str, Any]) -> str:
                 str(s["rows_skipped"]),
                 f"{100 * s['coverage']:.1f} %",
                 figure(s["out_of_range"], "d"),
+                *(figure(s[key], "d") for key in small),
                 figure(s["max_abs_error"], ".3g"),
                 figure(s["mean_abs_error"], ".3g"),
                 figure(s["mean_error"], "+.2g"),
@@ -64,7 +67,7 @@ def fake_quant_text(data: dict[str, Any]) -> str:
             f"norm rows in the layers: {sum(seen.values())} ({of_kinds}); with output_norm {total}; "
             f"rounded {rounded} ({100 * rounded / total if total else 0:.1f} %)"
         )
-    return "\n".join([*lines, table(rows, set(range(1, 10)))])
+    return "\n".join([*lines, table(rows, set(range(1, len(rows[0]))))])
 
 
 def interval_text(ci: list[float] | tuple[float, float] | None, form: str = "+.3g") -> str:

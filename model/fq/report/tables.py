@@ -189,7 +189,7 @@ def _name(entry: Entry, group: Group | None) -> str:
 def _sites(entries: Sequence[Entry], names: Sequence[str]) -> Table:
     """Counters of each site rounded alone, and of each one where all are."""
     head = ["site", "rows rounded", "of", "SQNR, dB", "largest |error|", "mean |error|", "bias"]
-    head += ["changed", "out of range", "not finite"]
+    head += ["changed", "out of range", "to zero", "subnormal", "not finite"]
     rows, kinds = [], []
     for name, entry in zip(names, entries, strict=True):
         if entry["kind"] == "cumulative":  # their sites are those of the ones before and after
@@ -201,7 +201,8 @@ def _sites(entries: Sequence[Entry], names: Sequence[str]) -> Table:
             sqnr = NONE if site["sqnr_db"] is None else f"{site['sqnr_db']:.2f}"
             errors = [significant(site[key]) for key in ("max_abs_error", "mean_abs_error")]
             elements = site["elements"]
-            counts = [_count(site[key], elements) for key in ("changed", "out_of_range", "not_finite")]
+            counted = ("changed", "out_of_range", "to_zero", "subnormal", "not_finite")
+            counts = [_count(site.get(key), elements) for key in counted]
             rows.append(
                 [
                     f"{site['kind']}{layer}{point}{where}",

@@ -24,8 +24,8 @@ _INTEGERS = {"n_tokens": 1, "n_ctx": 3, "n_chunks_asked": 1, "batch": 1}  # and 
 _TEXTS = ("model", "activations")
 _TEXTS_OR_NONE = ("text", "command")
 _CELL = {"name", "kind", "group", "rules"}  # and of later versions "of"
-_COUNTS = ("rows_quantised", "elements", "changed", "not_finite", "out_of_range")  # whole numbers
 _ALWAYS = ("rows_quantised", "elements", "not_finite")  # of every version
+_COUNTS = (*_ALWAYS, "changed", "out_of_range", "to_zero", "subnormal")  # whole numbers
 MAX_COLUMNS, MAX_NAMES_CHARS, MAX_COLUMN_SETS = 256, 1 << 15, 1024
 
 T = TypeVar("T")
