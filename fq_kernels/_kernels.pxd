@@ -73,6 +73,7 @@ cdef extern from "norm/contract.h" nogil:
 
 cdef extern from "unpack/contract.h" nogil:
     enum:
+        FQ_TYPE_F16
         FQ_TYPE_COUNT
     ctypedef void (*fq_dequant_fn)(const uint8_t *, float *, int64_t)
     ctypedef struct fq_dequant_args:

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,14 @@ _Bf16Rounding: TypeAlias = Literal[
     "nearest-even", "nearest-even-ftz", "truncate", "nearest-away", "stochastic", "up", "down", "odd"
 ]
 
+class _DLPack(Protocol):
+    def __dlpack__(self, **kwargs: Any) -> Any: ...
+
+# bfloat16 of ml_dtypes has no type that numpy's stubs know
+_Float32: TypeAlias = npt.NDArray[np.float32]
+_Floats: TypeAlias = npt.NDArray[Any] | _DLPack
+_Out = TypeVar("_Out", bound=_Floats)
+
 N_STATS: int
 ATTENTION_MAX_DIM: int
 MATVEC_MAX_TOKENS: int
@@ -20,6 +28,7 @@ MATVECS_MAX: int
 PACKED_TYPES: dict[int, tuple[int, int]]
 
 def supported_isas() -> list[str]: ...
+def get_include() -> str: ...
 def isa() -> str: ...
 def force_isa(name: str) -> None: ...
 
@@ -37,45 +46,99 @@ class Executor:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
 
+@overload
 def rms_norm_f32(
-    x: npt.NDArray[np.float32],
+    x: _Float32,
     *,
     eps: float = 1e-5,
-    weight: npt.NDArray[np.float32] | None = None,
+    weight: _Floats | None = None,
     quant: str | Format | None = None,
     point: Literal["raw", "weighted"] = "raw",
-    out: npt.NDArray[np.float32] | None = None,
+    out: None = None,
     executor: Executor | None = None,
     quant_rows: tuple[int, int] | None = None,
     first_row: int = 0,
     row_stats: npt.NDArray[np.float64] | None = None,
     result_quant: str | Format | None = None,
-) -> npt.NDArray[np.float32]: ...
-def add_rms_norm_f32(
-    x: npt.NDArray[np.float32],
-    residual: npt.NDArray[np.float32],
+) -> _Float32: ...
+@overload
+def rms_norm_f32(
+    x: _Floats,
     *,
     eps: float = 1e-5,
-    weight: npt.NDArray[np.float32] | None = None,
+    weight: _Floats | None = None,
     quant: str | Format | None = None,
     point: Literal["raw", "weighted"] = "raw",
-    out: npt.NDArray[np.float32] | None = None,
-    total: npt.NDArray[np.float32] | None = None,
+    out: _Out,
     executor: Executor | None = None,
     quant_rows: tuple[int, int] | None = None,
     first_row: int = 0,
     row_stats: npt.NDArray[np.float64] | None = None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+    result_quant: str | Format | None = None,
+) -> _Out: ...
+@overload
+def rms_norm_f32(
+    x: _Floats,
+    *,
+    eps: float = 1e-5,
+    weight: _Floats | None = None,
+    quant: str | Format | None = None,
+    point: Literal["raw", "weighted"] = "raw",
+    out: _Floats | None = None,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+    result_quant: str | Format | None = None,
+) -> Any: ...
+def add_rms_norm_f32(
+    x: _Floats,
+    residual: _Floats,
+    *,
+    eps: float = 1e-5,
+    weight: _Floats | None = None,
+    quant: str | Format | None = None,
+    point: Literal["raw", "weighted"] = "raw",
+    out: _Floats | None = None,
+    total: _Floats | None = None,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+) -> tuple[Any, Any]: ...
+@overload
 def round_trip(
-    x: npt.NDArray[np.float32],
+    x: _Float32,
     quant: str | Format,
     *,
-    out: npt.NDArray[np.float32] | None = None,
+    out: None = None,
     executor: Executor | None = None,
     quant_rows: tuple[int, int] | None = None,
     first_row: int = 0,
     row_stats: npt.NDArray[np.float64] | None = None,
-) -> npt.NDArray[np.float32]: ...
+) -> _Float32: ...
+@overload
+def round_trip(
+    x: _Floats,
+    quant: str | Format,
+    *,
+    out: _Out,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+) -> _Out: ...
+@overload
+def round_trip(
+    x: _Floats,
+    quant: str | Format,
+    *,
+    out: _Floats | None = None,
+    executor: Executor | None = None,
+    quant_rows: tuple[int, int] | None = None,
+    first_row: int = 0,
+    row_stats: npt.NDArray[np.float64] | None = None,
+) -> Any: ...
 def bf16_round_trip(
     x: npt.NDArray[np.float32],
     *,

@@ -75,7 +75,10 @@ cdef class default_fpu:
 
 include "_executor.pxi"
 include "_arguments.pxi"
+include "_dlpack.pxi"
+include "_sixteen.pxi"
 include "_norms.pxi"
+include "_c_api.pxi"
 include "_products.pxi"
 include "_ops.pxi"
 include "_strings.pxi"

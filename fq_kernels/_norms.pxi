@@ -106,6 +106,25 @@ cdef int _index_of_first(first_row, uint64_t *index) except -1:
     return 0
 
 
+cdef _from_row(quant_rows, int64_t first):
+    """quant_rows of rows that are counted from ``first``."""
+    cdef int64_t begin, end
+    if quant_rows is None:
+        return None
+    _which_rows(quant_rows, 0, &begin, &end)
+    return begin - first, end - first
+
+
+cdef _row_number(first_row, int64_t begin):
+    cdef uint64_t index
+    _index_of_first(first_row, &index)
+    return index + <uint64_t> begin
+
+
+cdef bint _needs_all_rows(fmt, other=None):
+    return (fmt is not None and fmt.whole_tensor) or (other is not None and other.whole_tensor)
+
+
 cdef _Array _stats_of(row_stats, int64_t n_rows, _Array x, _Array out, _Array weight):
     """row_stats, checked and set to zeros: after every other check, since it is written."""
     if row_stats is None:
@@ -219,12 +238,16 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
                  quant_rows=None, first_row=0, row_stats=None, result_quant=None):
     """Root-mean-square norm of each row, bit for bit what ggml computes (src/norm/contract.h).
 
-    x          (..., n) float32, last axis contiguous, outer axes of any stride
+    x          (..., n) float32, float16 or bfloat16, last axis contiguous, outer axes of any stride. bfloat16
+               is ml_dtypes', or its bits as uint16. A tensor of another library in the processor's memory
+               (DLPack: torch, jax ...) is read and written where it is
     eps        added to the mean square; >= 0
-    weight     (n,) float32 contiguous, multiplied in after the norm; None for none
+    weight     (n,), as x, multiplied in after the norm; None for none
     quant      format (or its name) that the result is rounded to; None for none
     point      "raw": round before the weight; "weighted": after it
-    out        None allocates, x works in place, or another float32 array of x's shape
+    out        None allocates a numpy array of x's type (of a bfloat16 tensor: uint16, its bits), x works in
+               place, or another array of x's shape. All is computed in float32; 16 bits are rounded to in the
+               end, to nearest even
     executor   shares the rows among its threads; None: the calling thread
     quant_rows (begin, end): only these rows are rounded; None for all. Rows count in C
                order over the outer axes
@@ -240,15 +263,30 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
     weight of another length. What a format's own Python function raises leaves out half done.
     """
-    return _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
-                     result_quant)
+    if _is_plain(x) and _is_plain(out) and _is_plain(weight):
+        return _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
+                         result_quant)
+    given = out
+    x, out, weight = _numpy_of("x", x), _numpy_of("out", out), _widened(_numpy_of("weight", weight))
+    if _is_sixteen(x) or _is_sixteen(out):
+        fmt, result_format = _format_of(quant), _format_of(result_quant)
+
+        def norm(values, begin, stats):
+            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(quant_rows, begin),
+                      _row_number(first_row, begin), stats, result_format)
+
+        (out,) = _by_rows(x, None, out, None, row_stats, executor, _needs_all_rows(fmt, result_format), norm)
+    else:
+        out = _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
+                        result_quant)
+    return out if given is None else given
 
 
 def add_rms_norm_f32(x, residual, *, eps=1e-5, weight=None, quant=None, point="raw", out=None, total=None,
                      executor=None, quant_rows=None, first_row=0, row_stats=None):
     """x + residual, and its root-mean-square norm: what a block of a transformer begins with, in one pass.
 
-    residual   as x; the sum is rounded to float32 once
+    residual   as x; the sum is rounded to float32 once, and then to what total holds, which is what is normed
     total      where the sum goes: None allocates, or x or residual itself, or another array apart from both
     out        where the norm goes: None allocates, or an array apart from total: x or residual, if that is not
                total, or another
@@ -256,6 +294,27 @@ def add_rms_norm_f32(x, residual, *, eps=1e-5, weight=None, quant=None, point="r
     The other arguments, and what is raised, are as of rms_norm_f32. Returns (out, total), with the bits of
     ``rms_norm_f32(x + residual, ...)`` and ``x + residual``.
     """
+    if (_is_plain(x) and _is_plain(residual) and _is_plain(out) and _is_plain(total) and _is_plain(weight)):
+        return _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
+                             row_stats)
+    given = out, total
+    x, residual = _numpy_of("x", x), _numpy_of("residual", residual)
+    out, total, weight = _numpy_of("out", out), _numpy_of("total", total), _widened(_numpy_of("weight", weight))
+    if _is_sixteen(x) or _is_sixteen(residual) or _is_sixteen(out) or _is_sixteen(total):
+        fmt = _format_of(quant)
+
+        def norm(values, begin, stats):
+            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(quant_rows, begin),
+                      _row_number(first_row, begin), stats, None)
+
+        made = _by_rows(x, residual, out, total, row_stats, executor, _needs_all_rows(fmt), norm)
+    else:
+        made = _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
+                             row_stats)
+    return tuple(new if old is None else old for new, old in zip(made, given))
+
+
+cdef _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row, row_stats):
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ar = _open("residual", residual, b"f")
     if not _same_shape(ax, ar):
@@ -399,12 +458,25 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
 def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=0, row_stats=None):
     """Each element of x rounded to the format ``quant`` and widened again.
 
-    x (..., n) float32; out, quant_rows, first_row and row_stats as in rms_norm_f32; rows that
+    x (..., n), out, quant_rows, first_row and row_stats as in rms_norm_f32; rows that
     are not rounded are copied. Returns out. Stochastic rounding counts elements in C order
     from first_row * n.
     """
-    return _round(table.round_trip_f32, x, b"f", out, b"f", _format_of(quant or get_format(quant)), executor, "x",
-                  quant_rows, first_row, row_stats)
+    fmt = _format_of(quant or get_format(quant))
+    if _is_plain(x) and _is_plain(out):
+        return _round(table.round_trip_f32, x, b"f", out, b"f", fmt, executor, "x", quant_rows, first_row, row_stats)
+    given = out
+    x, out = _numpy_of("x", x), _numpy_of("out", out)
+    if _is_sixteen(x) or _is_sixteen(out):
+
+        def trip(values, begin, stats):
+            _round(table.round_trip_f32, values, b"f", values, b"f", fmt, None, "x", _from_row(quant_rows, begin),
+                   _row_number(first_row, begin), stats)
+
+        (out,) = _by_rows(x, None, out, None, row_stats, executor, _needs_all_rows(fmt), trip)
+    else:
+        out = _round(table.round_trip_f32, x, b"f", out, b"f", fmt, executor, "x", quant_rows, first_row, row_stats)
+    return out if given is None else given
 
 
 def _bf16(rounding, seed):

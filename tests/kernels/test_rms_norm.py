@@ -400,7 +400,7 @@ def stats_over_weight() -> dict:
 # id -> (exception, what the message says, arguments beside x, which is (4, 8), and out)
 ERRORS = {
     "x float64": (TypeError, "x must .*float32.*float64", lambda: {"x": np.zeros((4, 8))}),
-    "x float16": (TypeError, "x must .*float32.*float16", lambda: {"x": np.zeros((4, 8), np.float16)}),
+    "x int16": (TypeError, "x must .*float32.*int16", lambda: {"x": np.zeros((4, 8), np.int16)}),
     "x int32": (TypeError, "x must .*float32.*int32", lambda: {"x": np.zeros((4, 8), np.int32)}),
     "x foreign byte order": (TypeError, "x must .*float32.*f4", lambda: {"x": normal(4, 8).astype(SWAPPED)}),
     "x list": (TypeError, "x must .*list", lambda: {"x": [[0.0] * 8] * 4}),
@@ -411,7 +411,7 @@ ERRORS = {
     "x transposed": (ValueError, "axis of x ", lambda: {"x": normal(8, 4).T}),
     "x misaligned": (ValueError, "x is not aligned", lambda: {"x": misaligned(4, 8)}),
     "out float64": (TypeError, "out must .*float32.*float64", lambda: {"out": np.ones((4, 8))}),
-    "out float16": (TypeError, "out must .*float32.*float16", lambda: {"out": np.ones((4, 8), np.float16)}),
+    "out int16": (TypeError, "out must .*float32.*int16", lambda: {"out": np.ones((4, 8), np.int16)}),
     "out list": (TypeError, "out must .*list", lambda: {"out": [[0.0] * 8] * 4}),
     "out shape": (ValueError, "out has shape", lambda: {"out": normal(8, 4)}),
     "out one axis more": (ValueError, "out has shape", lambda: {"out": normal(1, 4, 8)}),

@@ -21,7 +21,8 @@ ALIASES = {
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
 }
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
-CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+PUBLIC = [node for node in TREE.body if not getattr(node, "name", "").startswith("_")]
+CLASSES = {node.name: node for node in PUBLIC if isinstance(node, ast.ClassDef)}
 CONSTANTS = {
     node.target.id: node.annotation
     for node in TREE.body
