@@ -240,7 +240,7 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
 
     x          (..., n) float32, float16 or bfloat16, last axis contiguous, outer axes of any stride. bfloat16
                is ml_dtypes', or its bits as uint16. A tensor of another library in the processor's memory
-               (DLPack: torch, jax ...) is read and written where it is
+               (DLPack, as torch has it) is read and written where it is
     eps        added to the mean square; >= 0
     weight     (n,), as x, multiplied in after the norm; None for none
     quant      format (or its name) that the result is rounded to; None for none

@@ -33,9 +33,9 @@ FORMATS = [f"{name},seed=7" if "stochastic" in name else name for name in TO_INF
 # of those without a kernel: by element, by block, by row; test_formats_in_norms.py has all of them
 BY_FUNCTION = ["q8_0", "mxfp6", "int8:asymmetric"]
 DETERMINISTIC_FORMATS = [name for name in FORMATS if "stochastic" not in name]
-# those with a rule of their own, and one of the narrow floats
+# those with a rule or instructions of their own, and one of the narrow floats
 FOR_ALL_FLOATS = [name for name in DETERMINISTIC_FORMATS if get_format(name).kernel.narrow is None]
-FOR_ALL_FLOATS.append("fp8_e4m3fn")
+FOR_ALL_FLOATS += ["f16", "fp8_e4m3fn"]
 
 
 def every_upper_half() -> np.ndarray:
