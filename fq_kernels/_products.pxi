@@ -180,16 +180,21 @@ def matvecs(x, weights, outs=None, *, executor=None):
     _outs_apart(held)
     if products.begin[products.n] > 0 and n_tokens > 0:
         padded = n_tokens * ((k + 63) // 64 * 64)
-        # at a cache line, so that no vector of it lies across two
-        scratch = <float *> aligned_alloc(64, (products.n * padded + 16) * sizeof(float))
-        if scratch == NULL:
-            raise MemoryError
+        scratch = _floats(products.n * padded + 16)
         with nogil:
             for i in range(products.n):
                 now.matvec_begin(&each[i], scratch + i * padded)
             _run(pool, _rows_of_products, &products, products.begin[products.n], max(k, 1))
             free(scratch)
     return results
+
+
+cdef float *_floats(int64_t n) except NULL:
+    """For free(); at a cache line, so that no vector lies across two."""
+    cdef float *room = <float *> aligned_alloc(64, (n * sizeof(float) + 63) // 64 * 64)
+    if room == NULL:
+        raise MemoryError
+    return room
 
 
 cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:
@@ -268,9 +273,7 @@ def mul_mats(x, weights, outs, *, executor=None):
     if k == 0 or products.begin[products.n] == 0 or n_tokens == 0:
         return outs
     grain = _panels_per_range(products.begin[products.n], 1 if pool == NULL else fq_pool_threads(pool))
-    packed_x = <float *> aligned_alloc(64, min(n_tokens, FQ_MUL_MAT_TOKENS) * k * sizeof(float))
-    if packed_x == NULL:
-        raise MemoryError
+    packed_x = _floats(min(n_tokens, FQ_MUL_MAT_TOKENS) * k)
     with nogil:
         while n_tokens > 0:
             n = min(n_tokens, FQ_MUL_MAT_TOKENS)
