@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import ggml_blocks, integers, microscaling, narrow_floats, sixteen_bits
+from . import ggml_blocks, integers, microscaling, narrow_floats, sixteen_bits, tapered
 from .arrays import Floats, Rounded
 from .format import DITHER, SCALE, Family, Format, Registration, chooses, find_families_in
 from .noise import PREFIXES, noise_family
@@ -19,6 +19,7 @@ from .noise import PREFIXES, noise_family
 _BUILT_IN = (
     *sixteen_bits.FAMILIES,
     *narrow_floats.FAMILIES,
+    *tapered.FAMILIES,
     *integers.FAMILIES,
     *ggml_blocks.FAMILIES,
     *microscaling.FAMILIES,

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from format_specs import DETERMINISTIC, ELEMENTS, SCALED, SPECS, WITH_INFINITY, WITHOUT_ZERO, block_size
+from format_specs import (
+    DETERMINISTIC,
+    ELEMENTS,
+    SCALED,
+    SPECS,
+    WITH_INFINITY,
+    WITHOUT_MINUS_ZERO,
+    WITHOUT_ZERO,
+    block_size,
+)
 from hypothesis import given, note
 from hypothesis import strategies as st
 from strategies import assert_same_bits, float_arrays, make_row
@@ -81,7 +90,7 @@ def test_sign_and_zero_are_kept(x):
         assert (y[x[kept] == 0] == 0).all()
         assert ((y == 0) | (np.signbit(y) == minus)).all()
         if spec in ELEMENTS:
-            assert np.array_equal(np.signbit(y[y == 0]), minus[y == 0] & ("fnuz" not in spec))
+            assert np.array_equal(np.signbit(y[y == 0]), minus[y == 0] & (spec not in WITHOUT_MINUS_ZERO))
 
 
 @given(x=matrices)
