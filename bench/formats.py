@@ -36,6 +36,7 @@ SITES = "ffn_norm[*].raw"
 OPTIONS = (
     "bf16:nearest-even-ftz", "bf16:truncate", "bf16:nearest-away", "bf16:stochastic", "bf16:odd",
     "tf32:truncate", "fp8_e4m3fn:truncate", "fp8_e4m3fn:stochastic", "fp8_e4m3fn:odd",
+    "fp8_e4m3fn:row", "fp8_e4m3fn:tensor", "fp8_e4m3fn:group=128", "fp4_e2m1:group=16",
     "q8_0:nearest-even", "q8_1:nearest-even",
     "int8:tensor", "int8:group=32", "int8:asymmetric", "int8:asymmetric,group=32",
     "int4:tensor", "int4:group=32", "int4:asymmetric", "int4:asymmetric,group=32",
@@ -64,8 +65,8 @@ COLUMNS += ("SQNR, dB", "out of range")
 
 
 def names() -> list[str]:
-    """Of all formats, each with its default rounding."""
-    return [entry["name"] for entry in describe_formats()]
+    """Of all formats that have a sign, each with its default rounding."""
+    return [entry["name"] for entry in describe_formats() if entry["name"] != "e8m0"]
 
 
 def streams(model: Model, formats: Sequence[str], sites: str = SITES) -> list[Stream]:

@@ -7,7 +7,7 @@ from fq_kernels import format_names, get_format
 OPTIONS = [
     "fp8_e4m3fn:no-saturate", "fp8_e5m2:no-saturate", "fp8_e4m3fnuz:no-saturate", "fp8_e5m2fnuz:no-saturate",
     "fp8_e5m2:flush-subnormals", "e5m7:truncate,no-saturate", "e3m3finite",
-    "hif8:saturate",
+    "hif8:saturate", "fp8_e4m3fn:row", "fp8_e4m3fn:tensor", "fp8_e4m3fn:group=16", "fp4_e2m1:group=7",
     "int8:tensor", "int8:group=16", "int8:asymmetric", "int8:asymmetric,tensor", "int4:asymmetric,group=7",
     "nvfp4:row", "nvfp4:four-over-six", "nvfp4:row,four-over-six",
     "mxfp4:rceil", "mxfp8_e4m3:even,block=16", "mxint8:ceil,block=256", "mxfp6_e2m3:block=100",
@@ -18,7 +18,7 @@ SPECS.remove("e8m0")  # which has neither sign nor zero: test_tapered.py
 SPECS += OPTIONS
 # roundings whose errors have one sign, or no middle
 DIRECTED = ("truncate", "up", "down", "odd")
-ELEMENTS = [spec for spec in SPECS if get_format(spec).family.block is None]
+ELEMENTS = [spec for spec in SPECS if get_format(spec).by_element]
 DETERMINISTIC = [spec for spec in SPECS if "stochastic" not in spec]  # which counts its elements
 # a block's scale by four-over-six hangs on all its elements
 WITH_DITHER = [spec for spec in DETERMINISTIC if "four-over-six" not in spec]
@@ -34,6 +34,6 @@ def block_size(spec: str, n: int) -> int:
     """Values of a row that come out as NaN together."""
     fmt = get_format(spec)
     together = fmt.number("group") or fmt.number("block") or n
-    if together == n and fmt.family.block[0].isdigit() and "row" not in fmt.settings:
+    if together == n and fmt.family.block and fmt.family.block[0].isdigit() and "row" not in fmt.settings:
         together = int(fmt.family.block.split(",")[0])
     return max(together, fmt.number("had"))

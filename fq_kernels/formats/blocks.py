@@ -24,6 +24,15 @@ def in_blocks(x: Floats, size: int) -> Floats:
     return x.reshape(-1, size)
 
 
+def under_one_scale(x: Floats, fmt: Format) -> Floats:
+    """(rows, n) -> (k, size): the tensor, the groups or the rows, as the format says."""
+    if "tensor" in fmt.settings:
+        return x.reshape(1, -1)
+    if group := fmt.number("group"):
+        return in_blocks(x, min(group, x.shape[1]))
+    return x
+
+
 def out_of_blocks(blocks: Floats, rows: int, n: int) -> Floats:
     """What ``in_blocks`` did, undone; a view if no row was filled up."""
     return blocks.reshape(rows, -1)[:, :n]

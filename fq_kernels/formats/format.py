@@ -17,6 +17,8 @@ from .kernels import Kernel
 NEAREST_EVEN = "nearest-even"
 DITHER = "dither"
 SCALE = "scale="
+# a choice of formats that round each element alone, unless they have a float32 scale
+UNSCALED = ("unscaled", "row", "tensor", "group=")
 
 # Elements that are rounded at a time, so that intermediate results stay in the cache.
 _PIECE = 1 << 16
@@ -242,6 +244,17 @@ class Format:
         return np.array(self.scales, np.float32)
 
     @property
+    def by_element(self) -> bool:
+        """Whether each value is rounded alone: none shares a scale that is made of them."""
+        return self.family.block is None and not self.has_own_scale
+
+    @property
+    def has_own_scale(self) -> bool:
+        """Whether a format of elements has a scale per row, group or tensor beside them."""
+        scaled = UNSCALED[1:]
+        return UNSCALED in self.family.choices and any(chooses(option, scaled) for option in self.options)
+
+    @property
     def whole_tensor(self) -> bool:
         """Whether all rows must be quantised in one call: they share a scale."""
         return self.family.whole_tensor or "tensor" in self.settings
@@ -249,7 +262,9 @@ class Format:
     @property
     def idempotent(self) -> bool:
         """Whether quantising a finite result again changes nothing."""
-        return self.family.idempotent and not self.dither and not self.number("had")
+        return (
+            self.family.idempotent and not self.dither and not self.number("had") and not self.has_own_scale
+        )
 
     @property
     def bits_per_value(self) -> float | None:
@@ -260,17 +275,17 @@ class Format:
     @property
     def largest(self) -> float | None:
         """Largest finite number; None where it depends on a scale, here and below."""
-        return self.family.largest
+        return None if self.has_own_scale else self.family.largest
 
     @property
     def smallest_normal(self) -> float | None:
-        return self.family.smallest_normal
+        return None if self.has_own_scale else self.family.smallest_normal
 
     @property
     def smallest_subnormal(self) -> float | None:
         """None too where subnormals are flushed."""
         flushed = self.rounding == "nearest-even-ftz" or "flush-subnormals" in self.options
-        return None if flushed else self.family.smallest_subnormal
+        return None if flushed or self.has_own_scale else self.family.smallest_subnormal
 
     def with_seed(self, seed: int) -> Format:
         return replace(self, seed=seed)
@@ -294,8 +309,7 @@ class Format:
         from .._kernels import default_fpu  # which imports this package
 
         family = self.family
-        by_element = self.kernel.quant and family.block is None
-        in_one = by_element or self.whole_tensor or family.registered
+        in_one = (self.kernel.quant and self.by_element) or self.whole_tensor or family.registered
         step = rows if in_one else max(1, _PIECE // n)
         for begin in range(0, rows, step):
             piece = np.ascontiguousarray(x[begin : begin + step])

@@ -14,11 +14,11 @@ from .blocks import (
     between_extremes,
     check_rotation,
     finite_or_nan,
-    in_blocks,
     largest_magnitude,
     out_of_blocks,
     reduce_blocks,
     spacing_out_of_blocks,
+    under_one_scale,
     with_rotation,
     within_float,
 )
@@ -82,21 +82,13 @@ def _asymmetric_scale(low: Floats, high: Floats, top: int) -> tuple[Floats, Floa
     return scale, np.rint(-low / scale) + np.float32(0)
 
 
-def _blocks(x: Floats, fmt: Format) -> Floats:
-    if "tensor" in fmt.settings:
-        return x.reshape(1, -1)
-    if group := fmt.number("group"):
-        return in_blocks(x, min(group, x.shape[1]))
-    return x
-
-
 def _family(bits: int) -> Family:
     largest_code = 2 ** (bits - 1) - 1
 
     def quantise(x: Floats, fmt: Format) -> Rounded:
         if fmt.static_scale:
             return under_static_scale(x, fmt.scales_for(x.shape[1]), largest_code)
-        blocks = _blocks(x, fmt)
+        blocks = under_one_scale(x, fmt)
         if "asymmetric" in fmt.settings:
             values = asymmetric(blocks, 2**bits - 1)
         else:
@@ -107,7 +99,7 @@ def _family(bits: int) -> Family:
     def spacing(x: Floats, fmt: Format) -> Spacing:
         if fmt.static_scale:
             return Spacing(np.broadcast_to(fmt.scales_for(x.shape[1]), x.shape))
-        blocks = _blocks(x, fmt)
+        blocks = under_one_scale(x, fmt)
         if "asymmetric" in fmt.settings:
             low, high = _range(blocks)
             scale, _ = _asymmetric_scale(low, high, 2**bits - 1)

@@ -16,9 +16,17 @@ from typing import Any
 import numpy as np
 
 from .arrays import Floats, Mask, Rounded, Spacing
-from .blocks import within_float
-from .format import NEAREST_EVEN, Family, Format
-from .kernels import BLOCKS, BY_OTHERS, NARROW, NEVER, SCALED, BlockRule, Kernel, NarrowRule
+from .blocks import (
+    SMALLEST_NORMAL,
+    below_largest,
+    largest_magnitude,
+    out_of_blocks,
+    spacing_out_of_blocks,
+    under_one_scale,
+    within_float,
+)
+from .format import DITHER, NEAREST_EVEN, UNSCALED, Family, Format, chooses
+from .kernels import BLOCKS, BY_OTHERS, BY_TENSOR, NARROW, NEVER, SCALED, BlockRule, Kernel, NarrowRule
 
 # Rounding -> its number in C; order shared with src/rounding/narrow.h.
 ROUNDINGS = (NEAREST_EVEN, "nearest-away", "truncate", "up", "down", "odd", "stochastic")
@@ -85,6 +93,10 @@ class NarrowFloat:
         exponent = np.maximum(np.frexp(x)[1] - 1, self.emin)
         return np.ldexp(np.float32(1), exponent - self.m)
 
+    def scale(self, largest: Floats) -> Floats:
+        """That under which the largest magnitude becomes the largest number."""
+        return np.maximum(largest / np.float32(self.largest), SMALLEST_NORMAL)
+
     def count_from(self, rounding: str) -> float:
         """The smallest magnitude that counts as beyond the range: for nearest roundings the first that would
         be rounded to a number beyond, for others that number."""
@@ -142,6 +154,11 @@ def _by_kernel(x: Floats, fmt: Format) -> Rounded:
 
 def _check(fmt: Format) -> None:
     fmt.check_static_scale()
+    others = [o for o in fmt.options if not chooses(o, UNSCALED) and o != DITHER]
+    if fmt.rounding != NEAREST_EVEN:
+        others.insert(0, fmt.rounding)
+    if fmt.has_own_scale and others:
+        raise ValueError(f"a scale of format {fmt.name} does not go with option {others[0]}")
     n = fmt.number("random-bits")
     if n and fmt.rounding != "stochastic":
         raise ValueError(f"option random-bits={n} of format {fmt.name} needs stochastic rounding")
@@ -156,13 +173,23 @@ def _family(
         if fmt.static_scale:
             scales = fmt.scales_for(x.shape[1])
             return Spacing(spec.step(x / scales) * scales)
+        if fmt.has_own_scale:
+            blocks = under_one_scale(x, fmt)
+            largest = largest_magnitude(blocks)
+            scale = spec.scale(largest)
+            step = spec.step(blocks / scale) * scale
+            return spacing_out_of_blocks(below_largest(blocks, largest, step), *x.shape)
         return Spacing(spec.step(x))
+
+    def bits_per_value(fmt: Format) -> float:
+        group = fmt.number("group")
+        return 1 + spec.e + spec.m + (32 / group if group else 0)
 
     return Family(
         name,
         quantise,
         check=_check,
-        bits=1 + spec.e + spec.m,
+        bits=bits_per_value,
         largest=spec.largest,
         smallest_normal=spec.smallest_normal,
         smallest_subnormal=spec.smallest_subnormal,
@@ -204,6 +231,12 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
             values, clipped = spec.quantise(elements)
             values *= scales
             return within_float(values), clipped
+        if fmt.has_own_scale:
+            blocks = under_one_scale(x, fmt)
+            scale = spec.scale(largest_magnitude(blocks))
+            values, _ = spec.quantise(blocks / scale)
+            values *= scale
+            return out_of_blocks(within_float(values), *x.shape), None
         values, _ = _by_kernel(x, fmt)
         return values, spec.overflows(x, fmt.rounding) if "no-saturate" not in fmt.settings else None
 
@@ -215,15 +248,24 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         if fmt.scales:
             blocks = BlockRule(SCALED, top=spec.largest, given=BY_OTHERS, scales=fmt.static_scales)
             return Kernel(BLOCKS, rule, blocks)
+        if fmt.has_own_scale:
+            return Kernel(BLOCKS, rule, BlockRule(SCALED, size=fmt.number("group"), top=spec.largest))
         return Kernel(NARROW, rule)
 
+    def tensor_kernel(fmt: Format, lowest: np.float32, highest: np.float32) -> Kernel:
+        scale = spec.scale(largest_magnitude(np.array([[lowest, highest]], np.float32)))
+        blocks = BlockRule(SCALED, top=spec.largest, given=BY_TENSOR, scale=scale.item())
+        return Kernel(BLOCKS, spec.rule(NEAREST_EVEN), blocks)
+
+    choices = (SUBNORMALS, RANDOM_BITS, UNSCALED)
     return _family(
         name,
         spec,
         quantise,
         roundings=ROUNDINGS,
         kernel=kernel,
-        choices=(SATURATE, SUBNORMALS, RANDOM_BITS) if spec.has_nan else (SUBNORMALS, RANDOM_BITS),
+        tensor_kernel=tensor_kernel,
+        choices=(SATURATE, *choices) if spec.has_nan else choices,
         static_top=spec.largest,
         aliases=aliases,
         note=note,
