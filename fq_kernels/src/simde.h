@@ -56,6 +56,16 @@ static inline __mmask16 fq_mm_test_epi8_mask(__m128i a, __m128i b) {
 }
 #define _mm_test_epi8_mask fq_mm_test_epi8_mask
 
+/* ------------------------------------------------ doubles to floats */
+
+static inline __m256 fq_mm512_cvtpd_ps(__m512d a) {
+    const fq_lanes_512 x = {.pd = a};
+    float f[8];
+    FQ_EACH_LANE(8) { f[j] = (float)x.f64[j]; }
+    return _mm256_loadu_ps(f);
+}
+#define _mm512_cvtpd_ps fq_mm512_cvtpd_ps
+
 /* ------------------------------------------------ half floats */
 
 static inline __m512 fq_mm512_cvtph_ps(__m256i a) {
