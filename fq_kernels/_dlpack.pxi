@@ -15,6 +15,7 @@ cdef extern from "dlpack.h":
         FQ_DL_FLOAT
         FQ_DL_BFLOAT
         FQ_DL_READ_ONLY
+        FQ_DL_IS_COPIED
         FQ_DL_MAX_DIMS
     ctypedef struct fq_dl_tensor:
         void *data
@@ -56,11 +57,14 @@ cdef class _Tensor:
                 raise TypeError(f"{name} is of another version of DLPack")
             PyCapsule_SetName(capsule, b"used_dltensor_versioned")
             self.tensor = self.versioned.tensor
-            self.read_only = self.versioned.flags & FQ_DL_READ_ONLY
-        else:
+            self.read_only = self.versioned.flags & (FQ_DL_READ_ONLY | FQ_DL_IS_COPIED)  # nobody would see a copy
+        elif PyCapsule_IsValid(capsule, b"dltensor"):
             self.managed = <fq_dl_managed *> PyCapsule_GetPointer(capsule, b"dltensor")
             PyCapsule_SetName(capsule, b"used_dltensor")
             self.tensor = self.managed.tensor
+            self.read_only = True  # this version cannot say whether it is
+        else:
+            raise TypeError(f"{name} does not give its memory: no capsule of DLPack")
         cdef int64_t step = 1
         cdef int d
         kind = self.tensor.code, self.tensor.bits, self.tensor.lanes
@@ -74,7 +78,7 @@ cdef class _Tensor:
             self.format = b"H"
         else:
             raise TypeError(f"{name} must have elements of float32, float16 or bfloat16")
-        if self.tensor.ndim > FQ_DL_MAX_DIMS:
+        if not 0 <= self.tensor.ndim <= FQ_DL_MAX_DIMS:
             raise TypeError(f"{name} has {self.tensor.ndim} axes")
         self.bytes = self.tensor.bits // 8
         for d in range(self.tensor.ndim - 1, -1, -1):
@@ -118,4 +122,8 @@ cdef object _numpy_of(str name, array):
             capsule = array.__dlpack__()
     except Exception as e:
         raise TypeError(f"{name} does not give its memory: {e}") from e
-    return np_asarray(_Tensor(name, capsule))
+    tensor = _Tensor(name, capsule)
+    try:
+        return np_asarray(tensor)
+    except ValueError as e:  # a shape that no array can have
+        raise TypeError(f"{name}: {e}") from None

@@ -106,13 +106,18 @@ cdef int _index_of_first(first_row, uint64_t *index) except -1:
     return 0
 
 
-cdef _from_row(quant_rows, int64_t first):
-    """quant_rows of rows that are counted from ``first``."""
+cdef _rows_of(quant_rows):
+    """quant_rows, looked at once."""
     cdef int64_t begin, end
     if quant_rows is None:
         return None
     _which_rows(quant_rows, 0, &begin, &end)
-    return begin - first, end - first
+    return begin, end
+
+
+cdef _from_row(some, int64_t first):
+    """Rows as _rows_of has them, counted from ``first``."""
+    return None if some is None else (some[0] - first, some[1] - first)
 
 
 cdef _row_number(first_row, int64_t begin):
@@ -267,15 +272,17 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
         return _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
                          result_quant)
     given = out
-    x, out, weight = _numpy_of("x", x), _numpy_of("out", out), _widened(_numpy_of("weight", weight))
+    x, out, held = _numpy_of("x", x), _numpy_of("out", out), _numpy_of("weight", weight)
+    weight = _widened(held)
     if _is_sixteen(x) or _is_sixteen(out):
-        fmt, result_format = _format_of(quant), _format_of(result_quant)
+        fmt, result_format, some = _format_of(quant), _format_of(result_quant), _rows_of(quant_rows)
 
         def norm(values, begin, stats):
-            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(quant_rows, begin),
+            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(some, begin),
                       _row_number(first_row, begin), stats, result_format)
 
-        (out,) = _by_rows(x, None, out, None, row_stats, executor, _needs_all_rows(fmt, result_format), norm)
+        whole = _needs_all_rows(fmt, result_format)
+        (out,) = _by_rows(x, None, held, out, None, row_stats, executor, whole, norm)
     else:
         out = _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
                         result_quant)
@@ -299,15 +306,17 @@ def add_rms_norm_f32(x, residual, *, eps=1e-5, weight=None, quant=None, point="r
                              row_stats)
     given = out, total
     x, residual = _numpy_of("x", x), _numpy_of("residual", residual)
-    out, total, weight = _numpy_of("out", out), _numpy_of("total", total), _widened(_numpy_of("weight", weight))
+    out, total, held = _numpy_of("out", out), _numpy_of("total", total), _numpy_of("weight", weight)
+    weight = _widened(held)
     if _is_sixteen(x) or _is_sixteen(residual) or _is_sixteen(out) or _is_sixteen(total):
-        fmt = _format_of(quant)
+        _open_floats("residual", residual)
+        fmt, some = _format_of(quant), _rows_of(quant_rows)
 
         def norm(values, begin, stats):
-            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(quant_rows, begin),
+            _rms_norm(values, None, None, eps, weight, fmt, point, values, None, _from_row(some, begin),
                       _row_number(first_row, begin), stats, None)
 
-        made = _by_rows(x, residual, out, total, row_stats, executor, _needs_all_rows(fmt), norm)
+        made = _by_rows(x, residual, held, out, total, row_stats, executor, _needs_all_rows(fmt), norm)
     else:
         made = _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
                              row_stats)
@@ -328,6 +337,9 @@ cdef _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor,
     if not ao.same_layout(ax) and ao.overlaps(ax):
         raise ValueError("out overlaps x in part; it must be x itself or apart from it")
     _apart(ao, at)
+    if weight is not None:
+        _apart(at, _open("weight", weight, b"f"))
+    _check_stats(row_stats, [ax, ar])
     return _rms_norm(at.array, x, residual, eps, weight, quant, point, ao.array, executor, quant_rows, first_row,
                      row_stats, None), at.array
 
@@ -468,12 +480,13 @@ def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=
     given = out
     x, out = _numpy_of("x", x), _numpy_of("out", out)
     if _is_sixteen(x) or _is_sixteen(out):
+        some = _rows_of(quant_rows)
 
         def trip(values, begin, stats):
-            _round(table.round_trip_f32, values, b"f", values, b"f", fmt, None, "x", _from_row(quant_rows, begin),
+            _round(table.round_trip_f32, values, b"f", values, b"f", fmt, None, "x", _from_row(some, begin),
                    _row_number(first_row, begin), stats)
 
-        (out,) = _by_rows(x, None, out, None, row_stats, executor, _needs_all_rows(fmt), trip)
+        (out,) = _by_rows(x, None, None, out, None, row_stats, executor, _needs_all_rows(fmt), trip)
     else:
         out = _round(table.round_trip_f32, x, b"f", out, b"f", fmt, executor, "x", quant_rows, first_row, row_stats)
     return out if given is None else given

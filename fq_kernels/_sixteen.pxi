@@ -14,7 +14,7 @@ cdef bint _is_plain(array) noexcept:
 
 cdef bint _is_sixteen(array):
     """float16, bfloat16 of ml_dtypes, or uint16, which is bfloat16's bits."""
-    return isinstance(array, np_ndarray) and array.dtype.itemsize == 2 and (
+    return isinstance(array, np_ndarray) and array.dtype.itemsize == 2 and array.dtype.isnative and (
         array.dtype in (_F16, _U16) or array.dtype.name == "bfloat16")
 
 
@@ -41,42 +41,58 @@ cdef _Array _open_floats(str name, array, bint writable=False):
     return _open(name, array.view(np.uint16), b"H", writable) if _is_sixteen(array) else _open(name, array, b"f", writable)
 
 
-cdef _check_apart(str name, array, other, str other_name):
-    """That memory is the same element by element, or not at all."""
-    cdef _Array a = _open_floats(name, array, True)
-    cdef _Array b = _open_floats(other_name, other)
-    if not _same_shape(a, b):
-        raise ValueError(f"{name} has shape {array.shape}, {other_name} has {other.shape}")
-    if not a.same_layout(b) and a.overlaps(b):
-        raise ValueError(f"{name} overlaps {other_name} in part; it must be {other_name} itself or apart from it")
+cdef int _check_output(_Array a, _Array x) except -1:
+    """That it is x, element by element, or shares no memory with it."""
+    if not _same_shape(a, x):
+        raise ValueError(f"{a.name} has shape {a.array.shape}, {x.name} has {x.array.shape}")
+    if not a.same_layout(x) and a.overlaps(x):
+        raise ValueError(f"{a.name} overlaps {x.name} in part; it must be {x.name} itself or apart from it")
     if a.overlaps_itself():
-        raise ValueError(f"{name} has elements that share memory")
+        raise ValueError(f"{a.name} has elements that share memory")
+    return 0
 
 
-def _by_rows(x, residual, out, total, row_stats, executor, bint whole, compute):
+cdef int _check_stats(row_stats, others) except -1:
+    """That row_stats, which is written first, shares no memory with the others."""
+    if row_stats is not None:
+        a = _open("row_stats", row_stats, b"d", True)
+        for other in others:
+            _apart(a, other)
+    return 0
+
+
+def _by_rows(x, residual, weight, out, total, row_stats, executor, bint whole, compute):
     """compute(values, begin, row_stats) rounds or norms float32 rows in place: of x, or of x + residual, as total
-    keeps it. Arrays are numpy's, and of float32 or 16 bits; returns out and total, made where they are None."""
-    cdef _Array ax = _open_floats("x", x)
+    keeps it. Arrays are numpy's, and of float32 or 16 bits; returns out and total, made where they are None. weight is
+    what compute multiplies by."""
+    cdef _Array ax = _open_floats("x", x), a
     cdef _Array dummy = _open("x", np_empty((0, ax.n()), np.float32), b"f")
     cdef int64_t n = ax.n(), n_rows = ax.n_rows()
-    if residual is not None and residual.shape != x.shape:
+    _pool_of(executor)
+    read = [ax] if residual is None else [ax, _open_floats("residual", residual)]
+    if residual is not None and not _same_shape(read[1], ax):
         raise ValueError(f"residual has shape {residual.shape}, x has {x.shape}")
-    made = []
+    made, written = [], []
     for name, array in (("out", out),) if residual is None else (("out", out), ("total", total)):
-        if array is None:
-            array = np_empty(x.shape, x.dtype)
-        for other_name, other in (("x", x), ("residual", residual)):
-            if other is not None:
-                _check_apart(name, array, other, other_name)
+        array = np_empty(x.shape, x.dtype) if array is None else array
+        a = _open_floats(name, array, True)
+        for other in read:
+            _check_output(a, other)
+        for other in written:
+            _apart(a, other)
+        written.append(a)
         made.append(array)
-    if residual is not None:
-        _apart(_open_floats("out", made[0]), _open_floats("total", made[1]))
+    if weight is not None:
+        read.append(_open_floats("weight", weight))
+        for a in written:
+            _apart(a, read[-1])
     compute(dummy.array, 0, None)  # all that is wrong with the other arguments, before anything is written
+    _check_stats(row_stats, read + written)
     _stats_of(row_stats, n_rows, dummy, dummy, None)
     if not n or not n_rows:
         return made
     inputs = [array.reshape(-1, n) for array in ((x,) if residual is None else (x, residual))]
-    outputs = [array.reshape(-1, n) for array in made]
+    outputs = [array.view(np_ndarray).reshape(-1, n) for array in made]
 
     def part(rows):
         values = _widened(inputs[0][rows], True)

@@ -63,20 +63,22 @@ class Tensor:
         major: int = 1,
         device: int = CPU,
         read_only: bool = False,
+        copied: bool = False,
+        shape: tuple[int, ...] | None = None,
         without_strides: bool = False,
         offset: int = 0,
     ) -> None:
         self.array, self.major, self.given, self.back = array, major, 0, 0
-        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        sizes = (ctypes.c_int64 * array.ndim)(*(shape or array.shape))
         strides = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
         code, bits = CODES[dtype]
         data = array.ctypes.data - offset
         none = ctypes.POINTER(ctypes.c_int64)()
         self._tensor = _Tensor(
-            data, device, 0, array.ndim, code, bits, 1, shape, none if without_strides else strides, offset
+            data, device, 0, array.ndim, code, bits, 1, sizes, none if without_strides else strides, offset
         )
-        self._flags, self._deleter = int(read_only), _Deleter(self._delete)
-        self._held: list[Any] = [shape, strides]
+        self._flags, self._deleter = read_only | 2 * copied, _Deleter(self._delete)
+        self._held: list[Any] = [sizes, strides]
 
     def _delete(self, _: int | None) -> None:
         self.back += 1

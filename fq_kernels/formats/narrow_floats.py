@@ -257,7 +257,8 @@ def narrow_family(name: str, spec: NarrowFloat, note: str, aliases: tuple[str, .
         blocks = BlockRule(SCALED, top=spec.largest, given=BY_TENSOR, scale=scale.item())
         return Kernel(BLOCKS, spec.rule(NEAREST_EVEN), blocks)
 
-    choices = (SUBNORMALS, RANDOM_BITS, UNSCALED)
+    # with float32's own exponents most scales would be below its normal numbers
+    choices = (SUBNORMALS, RANDOM_BITS) if spec.e == 8 else (SUBNORMALS, RANDOM_BITS, UNSCALED)
     return _family(
         name,
         spec,

@@ -5,7 +5,7 @@
  *
  *     const fq_kernels_api *fq = fq_kernels_import();       // NULL with a Python exception set
  *     const fq_kernels_format *bf16 = fq->format("bf16", n);  // the same
- *     fq->rms_norm_f32(x, n, weight, 1e-5, bf16, 1, out, n, rows, n);
+ *     fq->rms_norm_f32(x, n, weight, 1e-5, bf16, 1, 0, out, n, rows, n);
  *
  * `format` needs the GIL (or an attached thread), the others nothing of Python's: they may be called from any thread,
  * take what they are given without a look, and have the bits of the functions of the same name in Python, whose
@@ -30,22 +30,23 @@ typedef struct {
      * there is none of that name, or if it is one that Python rounds to or whose scale belongs to a whole tensor. */
     const fq_kernels_format *(*format)(const char *name, int64_t n);
 
-    /* Rows of n floats; row_stride in floats. weight: n floats or NULL; quant: NULL for none, which is rounded to
-     * before the weight or, if quant_weighted, after it. out may be x, with the same stride. */
+    /* Rows of n floats; strides in floats. weight: n floats or NULL; quant: NULL for none, which is rounded to
+     * before the weight or, if quant_weighted, after it; first_row: what stochastic rounding counts the first row
+     * as. out may be x, with the same stride. */
     void (*rms_norm_f32)(const float *x, int64_t x_stride, const float *weight, double eps,
-                         const fq_kernels_format *quant, int quant_weighted, float *out, int64_t out_stride,
-                         int64_t n_rows, int64_t n);
+                         const fq_kernels_format *quant, int quant_weighted, uint64_t first_row, float *out,
+                         int64_t out_stride, int64_t n_rows, int64_t n);
 
     /* total = x + residual, each with its stride, and the norm of total. total may be x or residual; out is apart
      * from total. */
     void (*add_rms_norm_f32)(const float *x, int64_t x_stride, const float *residual, int64_t residual_stride,
                              const float *weight, double eps, const fq_kernels_format *quant, int quant_weighted,
-                             float *out, int64_t out_stride, float *total, int64_t total_stride, int64_t n_rows,
-                             int64_t n);
+                             uint64_t first_row, float *out, int64_t out_stride, float *total, int64_t total_stride,
+                             int64_t n_rows, int64_t n);
 
     /* float -> quant -> float. out may be x, with the same stride. */
-    void (*round_trip)(const float *x, int64_t x_stride, const fq_kernels_format *quant, float *out,
-                       int64_t out_stride, int64_t n_rows, int64_t n);
+    void (*round_trip)(const float *x, int64_t x_stride, const fq_kernels_format *quant, uint64_t first_row,
+                       float *out, int64_t out_stride, int64_t n_rows, int64_t n);
 
     /* n floats to bf16's bits, to nearest even, and back. */
     void (*float_to_bf16)(const float *x, uint16_t *out, int64_t n);

@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-enum { FQ_DL_CPU = 1, FQ_DL_UINT = 1, FQ_DL_FLOAT = 2, FQ_DL_BFLOAT = 4, FQ_DL_READ_ONLY = 1, FQ_DL_MAX_DIMS = 64 };
+enum { FQ_DL_CPU = 1, FQ_DL_UINT = 1, FQ_DL_FLOAT = 2, FQ_DL_BFLOAT = 4, FQ_DL_READ_ONLY = 1, FQ_DL_IS_COPIED = 2 };
+enum { FQ_DL_MAX_DIMS = 64 };
 
 typedef struct {
     void *data;

@@ -64,7 +64,7 @@ def test_c_has_pythons_bits(callers, quant):
         force_isa(isa)
         assert callers[0].everything(*addresses, 9, 96, quant) == isa
         wanted, wanted_total = add_rms_norm_f32(x, residual, weight=weight)
-        assert_same_bits(out, round_trip(wanted, quant))
+        assert_same_bits(out, round_trip(wanted, quant, first_row=7))
         assert_same_bits(total, round_trip(wanted_total, "bf16"))
 
 

@@ -243,3 +243,15 @@ def test_names_and_options():
 def test_what_is_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         get_format(spec)
+
+
+def test_scales_of_their_own():
+    """A format with float32's exponents would need scales that float32 has not."""
+    for spec in ("fp8_e4m3fn:row,truncate", "fp8_e5m2:tensor,no-saturate", "e4m3:group=8,random-bits=3"):
+        with pytest.raises(ValueError, match=r"does not go with option|needs stochastic"):
+            get_format(spec)
+    for spec in ("e8m3:row", "bf16:row", "tf32:tensor"):
+        with pytest.raises(ValueError, match="unknown option"):
+            get_format(spec)
+    assert get_format("fp8_e4m3fn:group=128").bits_per_value == 8.25
+    assert get_format("fp8_e4m3fn:row").largest is None

@@ -127,6 +127,8 @@ def test_is_the_same_on_every_instruction_set():
         ({"out": "x[::-1]"}, "out overlaps x in part"),
         ({"out": np.zeros((1, 8), BF16).repeat(2, 0)[:, ::-1]}, "last axis of out"),
         ({"weight": np.zeros(9, BF16)}, "weight has shape"),
+        ({"weight": np.zeros(16, BF16)[::2]}, "last axis of weight"),
+        ({"executor": 5}, "executor"),
         ({"eps": -1}, "eps must be >= 0"),
         ({"quant": "int9"}, "int9"),
         ({"quant_rows": 5}, "quant_rows"),
@@ -147,6 +149,47 @@ def test_what_is_wrong_is_named_and_nothing_written(change, message):
     assert x.tobytes() == before.tobytes() and out.tobytes() == kept.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, F32])
+@pytest.mark.parametrize("over", ["x", "residual", "out", "total", "weight"])
+def test_row_stats_over_another_array_are_refused(dtype, over):
+    """They are written before the others are read."""
+    room = np.zeros((2, N_STATS))
+    arrays = {name: normal(2, N_STATS).astype(dtype) for name in ("x", "residual", "out", "total")}
+    arrays["weight"] = normal(N_STATS).astype(dtype)
+    of_room = room.reshape(-1).view(dtype)[: arrays[over].size].reshape(arrays[over].shape)
+    of_room[:] = arrays[over]
+    arrays[over] = of_room
+    before = {name: array.tobytes() for name, array in arrays.items()}
+    with pytest.raises(ValueError, match="overlaps"):
+        add_rms_norm_f32(arrays.pop("x"), arrays.pop("residual"), **arrays, row_stats=room)
+    assert all(array.tobytes() == before[name] for name, array in arrays.items())
+    assert over in arrays or of_room.tobytes() == before[over]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, F32])
+@pytest.mark.parametrize("written", ["out", "total"])
+def test_what_is_written_over_the_weight_is_refused(dtype, written):
+    x, residual, room = (normal(4000, 64, seed=seed).astype(dtype) for seed in range(3))
+    before = room.tobytes()
+    with pytest.raises(ValueError, match=f"{written} overlaps weight"):
+        add_rms_norm_f32(x, residual, weight=room[0], **{written: room})
+    assert room.tobytes() == before
+
+
+@pytest.mark.parametrize("residual", [None, [1.0, 2.0]])
+def test_a_residual_that_is_none_is_an_error(residual):
+    for dtype in (np.float16, F32):
+        with pytest.raises(TypeError, match="residual must be a numpy array"):
+            add_rms_norm_f32(normal(2, 8).astype(dtype), residual)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.float16, np.uint16])
+def test_the_other_byte_order_is_refused(dtype):
+    x = np.zeros((2, 8), np.dtype(dtype).newbyteorder())
+    with pytest.raises(TypeError, match="x must have dtype float32"):
+        rms_norm_f32(x)
+
+
 def test_a_read_only_array_is_refused_as_out():
     x = normal(2, 8).astype(np.float16)
     x.flags.writeable = False
@@ -155,16 +198,15 @@ def test_a_read_only_array_is_refused_as_out():
         rms_norm_f32(x, out=x)
 
 
-@pytest.mark.parametrize("major", [0, 1])
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
-def test_tensors_go_in_and_out_where_they_are(name, major):
+def test_tensors_go_in_and_out_where_they_are(name):
     values = as_type(normal(12, 64), "uint16" if name == "bfloat16" else name)
     residual = as_type(normal(12, 64, seed=1), "uint16" if name == "bfloat16" else name)
     wanted, wanted_total = add_rms_norm_f32(values, residual, weight=values[0], quant="bf16")
     room = np.empty_like(values)
-    x, out = Tensor(values, name, major=major), Tensor(room, name, major=major)
-    r, total = Tensor(residual, name, major=major), Tensor(residual.copy(), name, major=major)
-    weight = Tensor(values[0], name, major=major)
+    x, out = Tensor(values, name), Tensor(room, name)
+    r, total = Tensor(residual, name), Tensor(residual.copy(), name)
+    weight = Tensor(values[0], name)
     found = add_rms_norm_f32(x, r, weight=weight, quant="bf16", out=out, total=total)
     assert found[0] is out and found[1] is total
     assert room.tobytes() == wanted.tobytes() and total.array.tobytes() == wanted_total.tobytes()
@@ -203,14 +245,37 @@ def test_other_tensors_are_refused(options, message):
         rms_norm_f32(tensor)
 
 
-def test_a_tensor_that_may_not_be_written_is_refused_as_out():
+@pytest.mark.parametrize("options", [{"read_only": True}, {"copied": True}, {"major": 0}])
+def test_a_tensor_that_may_not_be_written_is_refused_as_out(options):
+    """A library of before versions cannot say that it may be."""
     array = normal(2, 8)
     before = array.tobytes()
-    tensor = Tensor(array, "float32", read_only=True)
-    rms_norm_f32(tensor)
+    tensor = Tensor(array, "float32", **options)
+    assert rms_norm_f32(tensor).tobytes() == rms_norm_f32(array).tobytes()
     with pytest.raises(ValueError, match="out is read-only"):
         rms_norm_f32(tensor, out=tensor)
     assert array.tobytes() == before
+    gc.collect()
+    assert tensor.given == tensor.back > 0
+
+
+@pytest.mark.parametrize("result", [None, "used"])
+def test_what_is_no_capsule_is_an_error(result):
+    class Broken:
+        def __dlpack__(self, **options):
+            return result
+
+    with pytest.raises(TypeError, match="x does not give its memory: no capsule"):
+        rms_norm_f32(Broken())
+
+
+@pytest.mark.parametrize("shape", [(1 << 62, 8), (-1, 8)])
+def test_shapes_that_no_array_can_have_are_an_error(shape):
+    tensor = Tensor(normal(2, 8), "float32", shape=shape)
+    with pytest.raises(TypeError, match="x: "):
+        rms_norm_f32(tensor)
+    gc.collect()
+    assert tensor.given == tensor.back == 1
 
 
 def test_what_a_library_says_of_its_tensor_is_passed_on():

@@ -10,8 +10,8 @@
  *   weighted[i] = raw[i] * w[i]         rounded here when point is weighted
  *
  * The bits do not depend on threads, instruction set or FPU state. out may be x itself
- * (same address and strides); any other overlap is the caller's error. NaN payloads are
- * free. Rows outside [quant_begin, quant_end) are not rounded. */
+ * (same address and strides); any other overlap is the caller's error. Payload and sign of a NaN
+ * are free. Rows outside [quant_begin, quant_end) are not rounded. */
 #ifndef FQ_NORM_H
 #define FQ_NORM_H
 

@@ -25,9 +25,9 @@ static PyObject *everything(PyObject *self, PyObject *args) {
         return PyErr_NoMemory();
     }
     Py_BEGIN_ALLOW_THREADS
-    fq->add_rms_norm_f32((float *)x, n, (float *)residual, n, (float *)weight, 1e-5, NULL, 0, (float *)out, n,
+    fq->add_rms_norm_f32((float *)x, n, (float *)residual, n, (float *)weight, 1e-5, NULL, 0, 0, (float *)out, n,
                          (float *)total, n, rows, n);
-    fq->round_trip((float *)out, n, format, (float *)out, n, rows, n);
+    fq->round_trip((float *)out, n, format, 7, (float *)out, n, rows, n);
     fq->float_to_bf16((float *)total, bits, rows * n);
     fq->bf16_to_float(bits, (float *)total, rows * n);
     Py_END_ALLOW_THREADS
