@@ -405,6 +405,19 @@ def test_counting_rows_alone(tiny_path):
     assert max(map(len, err.splitlines())) <= 120
 
 
+def test_what_underflows_has_columns_where_there_is_any(tiny_path):
+    args = ["run", "-m", tiny_path, "-p", "Hello", "-n", "3", "--ignore-eos", "--json", "-", "--fake-quant"]
+    out, err = fq(*args, "ffn_norm[0].weighted=fp4_e2m1")
+    (site,) = json.loads(out)["fake_quant"]["sites"]
+    assert site["to_zero"] > 0 < site["subnormal"]
+    heads = r"^site +rows seen +rounded +skipped +coverage +out of range +to zero +subnormal +max \|e\|"
+    assert re.search(heads, err, re.MULTILINE)
+    counts = " +".join(str(site[key]) for key in ("out_of_range", "to_zero", "subnormal"))
+    assert re.search(rf"^ffn_norm\[0\]\.weighted .* % +{counts} +\d", err, re.MULTILINE)
+    _, err = fq(*args, "ffn_norm[0].weighted=int8:asymmetric,group=1")
+    assert "out of range  max |e|" in err
+
+
 def test_text_that_the_terminal_cannot_show(tiny_path, tmp_path):
     text = tmp_path / "grüße.txt"
     text.write_text("Grüße, " * 200, encoding="utf-8")

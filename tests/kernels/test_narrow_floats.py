@@ -254,4 +254,5 @@ def test_scales_of_their_own():
         with pytest.raises(ValueError, match="unknown option"):
             get_format(spec)
     assert get_format("fp8_e4m3fn:group=128").bits_per_value == 8.25
-    assert get_format("fp8_e4m3fn:row").largest is None
+    fmt = get_format("fp8_e4m3fn:row")
+    assert fmt.largest is fmt.smallest_normal is fmt.smallest_subnormal is None
