@@ -268,9 +268,17 @@ def rms_norm_f32(x, *, eps=1e-5, weight=None, quant=None, point="raw", out=None,
     wrong dtype, last axis not contiguous, out overlapping x in part, eps negative or NaN,
     weight of another length. What a format's own Python function raises leaves out half done.
     """
-    if _is_plain(x) and _is_plain(out) and _is_plain(weight):
+    try:  # a look at each dtype first would cost a row as much as its norm
         return _rms_norm(x, None, None, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats,
                          result_quant)
+    except TypeError:
+        if _is_plain(x) and _is_plain(out) and _is_plain(weight):
+            raise
+    return _rms_norm_of_any(x, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats, result_quant)
+
+
+def _rms_norm_of_any(x, eps, weight, quant, point, out, executor, quant_rows, first_row, row_stats, result_quant):
+    """The same where an array is of 16 bits, or another library's."""
     given = out
     x, out, held = _numpy_of("x", x), _numpy_of("out", out), _numpy_of("weight", weight)
     weight = _widened(held)
@@ -301,9 +309,18 @@ def add_rms_norm_f32(x, residual, *, eps=1e-5, weight=None, quant=None, point="r
     The other arguments, and what is raised, are as of rms_norm_f32. Returns (out, total), with the bits of
     ``rms_norm_f32(x + residual, ...)`` and ``x + residual``.
     """
-    if (_is_plain(x) and _is_plain(residual) and _is_plain(out) and _is_plain(total) and _is_plain(weight)):
+    try:
         return _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
                              row_stats)
+    except TypeError:
+        if _is_plain(x) and _is_plain(residual) and _is_plain(out) and _is_plain(total) and _is_plain(weight):
+            raise
+    return _add_rms_norm_of_any(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
+                                row_stats)
+
+
+def _add_rms_norm_of_any(x, residual, eps, weight, quant, point, out, total, executor, quant_rows, first_row,
+                         row_stats):
     given = out, total
     x, residual = _numpy_of("x", x), _numpy_of("residual", residual)
     out, total, held = _numpy_of("out", out), _numpy_of("total", total), _numpy_of("weight", weight)
@@ -475,8 +492,15 @@ def round_trip(x, quant, *, out=None, executor=None, quant_rows=None, first_row=
     from first_row * n.
     """
     fmt = _format_of(quant or get_format(quant))
-    if _is_plain(x) and _is_plain(out):
+    try:
         return _round(table.round_trip_f32, x, b"f", out, b"f", fmt, executor, "x", quant_rows, first_row, row_stats)
+    except TypeError:
+        if _is_plain(x) and _is_plain(out):
+            raise
+    return _round_trip_of_any(x, fmt, out, executor, quant_rows, first_row, row_stats)
+
+
+def _round_trip_of_any(x, fmt, out, executor, quant_rows, first_row, row_stats):
     given = out
     x, out = _numpy_of("x", x), _numpy_of("out", out)
     if _is_sixteen(x) or _is_sixteen(out):
