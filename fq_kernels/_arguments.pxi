@@ -154,13 +154,19 @@ cdef _Array _output(out, const char *code, _Array x, str name="out"):
     if out is None:
         return _open(name, np_empty(x.array.shape, _DTYPE_NAMES[code]), code)
     a = _open(name, out, code, True)
-    if not _same_shape(a, x):
-        raise ValueError(f"{name} has shape {out.shape}, {x.name} has {x.array.shape}")
-    if not a.same_layout(x) and a.overlaps(x):
-        raise ValueError(f"{name} overlaps {x.name} in part; it must be {x.name} itself or apart from it")
-    if a.overlaps_itself():
-        raise ValueError(f"{name} has elements that share memory")
+    _check_output(a, x)
     return a
+
+
+cdef int _check_output(_Array a, _Array x) except -1:
+    """That it is x, element by element, or shares no memory with it."""
+    if not _same_shape(a, x):
+        raise ValueError(f"{a.name} has shape {a.array.shape}, {x.name} has {x.array.shape}")
+    if not a.same_layout(x) and a.overlaps(x):
+        raise ValueError(f"{a.name} overlaps {x.name} in part; it must be {x.name} itself or apart from it")
+    if a.overlaps_itself():
+        raise ValueError(f"{a.name} has elements that share memory")
+    return 0
 
 
 cdef int _apart(_Array a, _Array b) except -1:

@@ -130,8 +130,9 @@ cdef bint _needs_all_rows(fmt, other=None):
     return (fmt is not None and fmt.whole_tensor) or (other is not None and other.whole_tensor)
 
 
-cdef _Array _stats_of(row_stats, int64_t n_rows, _Array x, _Array out, _Array weight):
-    """row_stats, checked and set to zeros: after every other check, since it is written."""
+cdef _Array _stats_of(row_stats, int64_t n_rows, _Array out, others):
+    """row_stats, checked and set to zeros: after every other check, since it is written. ``others`` are read after
+    that; each an _Array or None."""
     if row_stats is None:
         return None
     cdef _Array a = _open("row_stats", row_stats, b"d", True)
@@ -139,9 +140,9 @@ cdef _Array _stats_of(row_stats, int64_t n_rows, _Array x, _Array out, _Array we
         raise ValueError(f"row_stats must be C-contiguous of shape {(n_rows, FQ_STAT_COUNT)}, "
                          f"not {row_stats.shape}")
     _apart(out, a)
-    _apart(a, x)
-    if weight is not None:
-        _apart(a, weight)
+    for other in others:
+        if other is not None:
+            _apart(a, other)
     row_stats.fill(0.0)
     return a
 
@@ -346,17 +347,14 @@ cdef _add_rms_norm(x, residual, eps, weight, quant, point, out, total, executor,
     if not _same_shape(ax, ar):
         raise ValueError(f"residual has shape {residual.shape}, x has {x.shape}")
     cdef _Array at = _output(total, b"f", ax, "total")
-    if not at.same_layout(ar) and at.overlaps(ar):
-        raise ValueError("total overlaps residual in part; it must be residual itself or apart from it")
+    _check_output(at, ar)
     if out is None:
         out = np_empty(x.shape, np.float32)
     cdef _Array ao = _output(out, b"f", ar)
-    if not ao.same_layout(ax) and ao.overlaps(ax):
-        raise ValueError("out overlaps x in part; it must be x itself or apart from it")
+    _check_output(ao, ax)
     _apart(ao, at)
     if weight is not None:
         _apart(at, _open("weight", weight, b"f"))
-    _check_stats(row_stats, [ax, ar])
     return _rms_norm(at.array, x, residual, eps, weight, quant, point, ao.array, executor, quant_rows, first_row,
                      row_stats, None), at.array
 
@@ -411,7 +409,10 @@ cdef _rms_norm(x, added, residual, eps, weight, quant, point, out, executor, qua
     if aw is not None:
         _apart(ao, aw)
     pool = _pool_of(executor)
-    cdef _Array ast = _stats_of(row_stats, n_rows, ax, ao, aw)
+    cdef _Array axs = None, ars = None  # of the sum, where x is one
+    if added is not None:
+        axs, ars = _open("x", added, b"f"), _open("residual", residual, b"f")
+    cdef _Array ast = _stats_of(row_stats, n_rows, ao, (ax, aw, axs, ars))
     a.stats = NULL if ast is None else <double *> ast.b.buf
     ax.rows(&a.x)
     ao.rows(&a.out)
@@ -422,8 +423,8 @@ cdef _rms_norm(x, added, residual, eps, weight, quant, point, out, executor, qua
                 _run(pool, fn, &a, n_rows, a.n)
         else:
             fn = table.add_rms_norm_f32
-            _open("x", added, b"f").rows(&sum.x)
-            _open("residual", residual, b"f").rows(&sum.residual)
+            axs.rows(&sum.x)
+            ars.rows(&sum.residual)
             sum.norm, sum.total = a, a.x
             with nogil:
                 _run(pool, fn, &sum, n_rows, a.n)
@@ -459,7 +460,7 @@ cdef _round(fq_task_fn fn, x, const char *in_code, out, const char *out_code, fm
     _index_of_first(first_row, &a.first_row)
     cdef _Array ao = _output(out, out_code, ax)
     pool = _pool_of(executor)
-    cdef _Array ast = _stats_of(row_stats, n_rows, ax, ao, None)
+    cdef _Array ast = _stats_of(row_stats, n_rows, ao, (ax,))
     a.stats = NULL if ast is None else <double *> ast.b.buf
     if a.rounding.quant == 0:
         if ao.b.buf != ax.b.buf:

@@ -38,27 +38,9 @@ cdef _narrow_into(values, out):
 
 cdef _Array _open_floats(str name, array, bint writable=False):
     """Checked as float32 is, whichever of the types it has."""
-    return _open(name, array.view(np.uint16), b"H", writable) if _is_sixteen(array) else _open(name, array, b"f", writable)
-
-
-cdef int _check_output(_Array a, _Array x) except -1:
-    """That it is x, element by element, or shares no memory with it."""
-    if not _same_shape(a, x):
-        raise ValueError(f"{a.name} has shape {a.array.shape}, {x.name} has {x.array.shape}")
-    if not a.same_layout(x) and a.overlaps(x):
-        raise ValueError(f"{a.name} overlaps {x.name} in part; it must be {x.name} itself or apart from it")
-    if a.overlaps_itself():
-        raise ValueError(f"{a.name} has elements that share memory")
-    return 0
-
-
-cdef int _check_stats(row_stats, others) except -1:
-    """That row_stats, which is written first, shares no memory with the others."""
-    if row_stats is not None:
-        a = _open("row_stats", row_stats, b"d", True)
-        for other in others:
-            _apart(a, other)
-    return 0
+    if _is_sixteen(array):
+        return _open(name, array.view(np.uint16), b"H", writable)
+    return _open(name, array, b"f", writable)
 
 
 def _by_rows(x, residual, weight, out, total, row_stats, executor, bint whole, compute):
@@ -87,8 +69,7 @@ def _by_rows(x, residual, weight, out, total, row_stats, executor, bint whole, c
         for a in written:
             _apart(a, read[-1])
     compute(dummy.array, 0, None)  # all that is wrong with the other arguments, before anything is written
-    _check_stats(row_stats, read + written)
-    _stats_of(row_stats, n_rows, dummy, dummy, None)
+    _stats_of(row_stats, n_rows, written[0], read + written[1:])
     if not n or not n_rows:
         return made
     inputs = [array.reshape(-1, n) for array in ((x,) if residual is None else (x, residual))]
