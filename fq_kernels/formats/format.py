@@ -49,7 +49,9 @@ class Family:
     whole_tensor    whether the rows must come in one call; option ``tensor`` says so as well
     check           raises ValueError for options that do not go together
     spacing         (x, format) -> Spacing, x as for quantise; None: the format has no dither
-    static_top      the largest code, for a static scale; None: it takes none
+    static_top      what the largest magnitude becomes under a static scale, a function where options
+                    matter; None: it takes none
+    static_channels whether each element of a row may have a static scale of its own
     noise           whether it is a control (noise.py), which hands its options on
     registration    of a user's own; None: there for good
     """
@@ -70,7 +72,8 @@ class Family:
     aliases: tuple[str, ...] = ()
     check: Callable[[Format], None] | None = None
     spacing: Callable[[Floats, Format], Spacing] | None = None
-    static_top: float | None = None
+    static_top: float | Callable[[Format], float] | None = None
+    static_channels: bool = True
     noise: bool = False
     note: str = ""
     registration: Registration | None = None
@@ -216,18 +219,25 @@ class Format:
         """The file that says the scale of each site; empty: none does."""
         return self.static_scale[1:] if self.static_scale.startswith("@") else ""
 
-    def check_static_scale(self) -> None:
-        """Raises ValueError for options that a static scale does not go with: all but dither."""
+    def check_static_scale(self, *beside: str) -> None:
+        """Raises ValueError for options that a static scale does not go with: all but dither, ``beside``."""
         default = self.rounding == self._default_rounding
         others = [] if default else [self.rounding]
-        others += [o for o in self.options if o != DITHER and not o.startswith(SCALE)]
+        others += [o for o in self.options if o not in (DITHER, *beside) and not o.startswith(SCALE)]
         if self.static_scale and others:
             raise ValueError(f"a static scale of format {self.name} does not go with option {others[0]}")
 
     def with_ranges(self, ranges: npt.NDArray[np.float32]) -> Format:
-        """With the static scales under which these magnitudes, (1,) or (n,), become the largest code."""
-        assert self.family.static_top is not None
-        scales = np.maximum(ranges / np.float32(self.family.static_top), np.finfo(np.float32).smallest_normal)
+        """With the static scales under which these magnitudes, (1,) or (n,), become the largest code.
+
+        Raises ValueError for several where the format has one for all.
+        """
+        top = self.family.static_top
+        assert top is not None
+        if len(ranges) > 1 and not self.family.static_channels:
+            raise ValueError(f"format {self} has one static scale for a tensor, not one for each channel")
+        scales = ranges / np.float32(top(self) if callable(top) else top)
+        scales = np.maximum(scales, np.finfo(np.float32).smallest_normal)
         return replace(self, scales=tuple(scales.tolist()))
 
     def scales_for(self, n: int) -> Floats:
@@ -257,7 +267,7 @@ class Format:
     @property
     def whole_tensor(self) -> bool:
         """Whether all rows must be quantised in one call: they share a scale."""
-        return self.family.whole_tensor or "tensor" in self.settings
+        return self.family.whole_tensor or ("tensor" in self.settings and not self.static_scale)
 
     @property
     def idempotent(self) -> bool:

@@ -29,7 +29,7 @@ from .blocks import (
     within_float,
 )
 from .format import NEAREST_EVEN, Family, Format
-from .kernels import BLOCKS, BY_TENSOR, MX, MX_INT, NVFP4, BlockRule, Kernel
+from .kernels import BLOCKS, BY_OTHERS, BY_TENSOR, MX, MX_INT, NVFP4, BlockRule, Kernel
 from .narrow_floats import E2M1, E2M3, E3M2, E4M3FN, E5M2, NarrowFloat
 
 
@@ -145,7 +145,7 @@ def _mx(
 
 
 class _Nvfp4:
-    """Blocks of 16 elements under a scale in e4m3, and an outer scale for a row or the tensor.
+    """Blocks of 16 elements under a scale in e4m3, and an outer one for a row or the tensor, or a static one.
 
     four-over-six: a block's largest magnitude may become the element 4 as well as 6, where that makes a
     smaller squared error (Cook et al. 2025, arXiv 2512.02010); the outer scale leaves room for scales half as
@@ -164,8 +164,11 @@ class _Nvfp4:
     def scales(self, blocks: Floats, rows: int, fmt: Format) -> tuple[Floats, Floats]:
         """What each block's own scale should be, and the outer one: (k, 1)."""
         largest = reduce_blocks(np.maximum, np.abs(blocks))
-        each = largest.max() if "tensor" in fmt.settings else largest.reshape(rows, -1).max(axis=1)
-        outer = self.outer_scale(np.atleast_1d(each), fmt)
+        if fmt.static_scale:
+            outer = fmt.scales_for(1)
+        else:
+            each = largest.max() if "tensor" in fmt.settings else largest.reshape(rows, -1).max(axis=1)
+            outer = self.outer_scale(np.atleast_1d(each), fmt)
         outer = np.repeat(outer, len(blocks) // len(outer))[:, np.newaxis]
         return finite_or_nan(largest) / np.float32(6) / outer, outer
 
@@ -199,6 +202,8 @@ class _Nvfp4:
         return spacing_out_of_blocks(below_largest(blocks, largest_magnitude(blocks), step), *x.shape)
 
     def kernel(self, fmt: Format, **given: Any) -> Kernel:
+        if fmt.scales:
+            given = {"given": BY_OTHERS, "scales": fmt.static_scales}
         return Kernel(
             BLOCKS,
             E2M1.rule(NEAREST_EVEN),
@@ -227,6 +232,7 @@ def _squared_error(values: Floats, blocks: Floats) -> Floats:
 
 
 def _check_nvfp4(fmt: Format) -> None:
+    fmt.check_static_scale("four-over-six")
     if fmt.dither and "four-over-six" in fmt.options:  # a block's scale hangs on all of its elements
         raise ValueError(f"format {fmt.name} has no dither beside four-over-six")
     check_rotation(fmt)
@@ -251,6 +257,8 @@ FAMILIES = (
         bits=4.5,
         block="16",
         spacing=_NVFP4.spacing,
+        static_top=_NVFP4.outer_top,
+        static_channels=False,
         note="fp4_e2m1 elements, fp8_e4m3fn scale, and a float32 scale that the bits leave out",
     ),
 )

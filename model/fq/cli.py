@@ -27,7 +27,7 @@ COMMANDS = {
     "run": "Generate text.",
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
     "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",
-    "calibrate": "Find static scales of sites on a text, for int and fp8.",
+    "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",

@@ -19,8 +19,9 @@ FORMATS = ["int8", "int4", "fp8_e4m3fn", "fp8_e5m2", "e3m2finite"]
 
 
 def with_scales(name: str, scales: list[float]):
-    top = get_format(name).family.static_top
-    return get_format(f"{name}:scale=1").with_ranges(np.array(scales, F32) * F32(top))
+    fmt = get_format(f"{name}{',' if ':' in name else ':'}scale=1")
+    top = fmt.family.static_top
+    return fmt.with_ranges(np.array(scales, F32) * F32(top(fmt) if callable(top) else top))
 
 
 def write(path, sites, **changes) -> str:
@@ -32,8 +33,11 @@ def write(path, sites, **changes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("per", ["tensor", "channel"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "per"),
+    [(name, per) for name in FORMATS for per in ("tensor", "channel")]
+    + [("nvfp4", "tensor"), ("nvfp4:four-over-six", "tensor")],
+)
 class TestEverySet:
     @given(x=float_arrays())
     def test_equals_the_reference(self, isa, name, per, x):
@@ -73,9 +77,33 @@ def test_the_largest_code_stands_for_the_range():
     assert fmt.quantise(x).values[0, 1:].tolist() == [top, -top]
 
 
+def test_nvfp4_under_its_own_outer_scale_is_what_it_makes_of_a_tensor():
+    x = np.random.default_rng(3).standard_normal((4, 64)).astype(F32)
+    for options in ("", "four-over-six,"):
+        fmt = get_format(f"nvfp4:{options}scale=1").with_ranges(np.abs(x).max(keepdims=True).ravel())
+        assert_same_bits(fmt.quantise(x).values, get_format(f"nvfp4:{options}").quantise(x).values)
+        alone = fmt.quantise(x[1:2]).values  # other rows do not matter
+        assert_same_bits(alone, fmt.quantise(x).values[1:2])
+
+
+def test_nvfp4_cuts_blocks_that_are_beyond_its_largest_scale():
+    x = np.zeros((1, 32), F32)
+    x[0, 0], x[0, 16] = 6 * 448, 6 * 448 * 2
+    values, clipped = get_format("nvfp4:scale=1").quantise(x)
+    assert values[0, [0, 16]].tolist() == [6 * 448, 6 * 448]
+    assert np.flatnonzero(clipped).tolist() == [16]
+
+
+def test_nvfp4_has_one_static_scale_for_all_channels():
+    with pytest.raises(ValueError, match="nvfp4:scale=1 has one static scale for a tensor, not one for each"):
+        get_format("nvfp4:scale=1").with_ranges(np.ones(64, F32))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("nvfp4:scale=1,row", "a static scale of format nvfp4 does not go with option row"),
+        ("nvfp4:scale=1,had=32", "a static scale of format nvfp4 does not go with option had=32"),
         ("int8:scale=0", "a static scale is a number from 2\\^-126 to 2\\^127, or @ and a file"),
         ("int8:scale=x", "a static scale is a number"),
         ("int8:scale=inf", "a static scale is a number"),

@@ -166,6 +166,13 @@ def test_methods_that_there_are_not(method, message):
         Method.parse(method)
 
 
+def test_least_error_per_channel_of_a_format_with_one_scale(model, tokens):
+    with pytest.raises(
+        FqError, match="format nvfp4 has one static scale for a tensor, not one for each channel"
+    ):
+        calibrated(model, tokens, "mse=nvfp4", "channel")
+
+
 def test_the_command_and_what_says_that_the_text_is_the_same(path, tmp_path):
     file, text = tmp_path / "Cal.json", tmp_path / "text.txt"
     text.write_text("Another text. " * 100)

@@ -98,6 +98,13 @@ def test_what_is_on_the_page(data, page):
     assert "fq sweep -m m.gguf -f t.txt" in page.text("pre")
 
 
+def test_where_static_scales_come_from(data):
+    text = {"name": "texts/other.txt", "sha256": "ab12"}
+    scales = {"file": "a/cal.json", "method": "largest", "per": "channel", "text": text, "same_text": False}
+    rows = Page(report_html(data | {"calibrations": [scales]})).rows
+    assert ["static scales: cal.json", "largest per channel, on other.txt, SHA-256 ab12"] in rows
+
+
 def test_every_cell_is_in_the_tables(data, page):
     rows = [tuple(row) for row in page.rows]
     for entry in data["cells"]:

@@ -243,6 +243,17 @@ def test_partial():
     assert only.lines[0].startswith("No chunk of 8 has ended in every cell yet, so there are no figures.")
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_scales_found_on_the_text_that_is_measured_on_are_said_to_be(same):
+    data = data_for(WINNER)
+    data["calibrations"] = [{"file": "runs/cal.json", "same_text": same}]
+    assert ("Static scales" in said(data)) is same
+    if same:
+        assert (
+            "The scales of cal.json were found on the text that is measured on" in said(data)["Static scales"]
+        )
+
+
 def test_the_control():
     data = data_for(WINNER)
     assert "exactly 0 in every figure" in said(data)["Control"]

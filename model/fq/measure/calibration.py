@@ -98,6 +98,10 @@ class Calibrating:
     ) -> None:
         if per not in PER:
             raise FqError(f"scales are per {' or '.join(PER)}, not per {per}")
+        if per == "channel" and method.format is not None and not method.format.family.static_channels:
+            raise FqError(
+                f"format {method.format} has one static scale for a tensor, not one for each channel"
+            )
         self.method, self.per = method, per
 
         def observing(see: Callable[[Site, np.ndarray, bool], None]) -> Observation:

@@ -245,6 +245,14 @@ def provenance(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("model SHA-256", data["model_sha256"]),
         ("text", os.path.basename(data.get("text") or "")),
         ("text SHA-256", data["text_sha256"]),
+        *(
+            (
+                f"static scales: {os.path.basename(each['file'])}",
+                f"{each['method']} per {each['per']}, on {os.path.basename(each['text']['name'])}, SHA-256 "
+                f"{each['text']['sha256']}",
+            )
+            for each in data.get("calibrations", [])
+        ),
         (
             "measured",
             f"{data['n_tokens']} tokens; {data['n_chunks']} of {data['n_chunks_asked']} chunks of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
     control = _control(data)
     if control.tone:
         said.append(control)
+    said += _same_text(data)
     said += _not_finite(data)
     said.append(_in_short(groups, control.tone == ""))
     said += [_statement(about, text) for about, text in formats.orders(groups)]
@@ -76,6 +78,17 @@ def _control(data: dict[str, Any]) -> Statement:
         return _statement("Control", text)
     text = "The baseline run a second time does NOT come out as 0: no figure of this run can be trusted."
     return _statement("Control", text, tone="bad")
+
+
+def _same_text(data: dict[str, Any]) -> list[Statement]:
+    files = [os.path.basename(each["file"]) for each in data.get("calibrations", []) if each["same_text"]]
+    if not files:
+        return []
+    text = (
+        f"The scales of {plain(listed(files))} were found on the text that is measured on: on other text "
+        "they may cost more."
+    )
+    return [_statement("Static scales", text, tone="warning")]
 
 
 def _not_finite(data: dict[str, Any]) -> list[Statement]:
