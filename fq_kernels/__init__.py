@@ -52,8 +52,11 @@ from ._kernels import (
     soft_cap,
     supported_isas,
     swiglu,
+    unit_gains,
 )
 from .formats import Format, describe_formats, format_names, get_format, register_format
+from .norm_unit import rms_norm_unit
+from .units import NormUnit
 
 # Names the orders of summation and the functions in src/*/contract.h: what is computed under one has the
 # same bits on every machine.
@@ -77,6 +80,7 @@ __all__ = [
     "Executor",
     "Format",
     "GGUFStrings",
+    "NormUnit",
     "add_rms_norm_f32",
     "attention",
     "bf16_round_trip",
@@ -104,10 +108,12 @@ __all__ = [
     "mul_mats",
     "register_format",
     "rms_norm_f32",
+    "rms_norm_unit",
     "rope",
     "round_trip",
     "sin",
     "soft_cap",
     "supported_isas",
     "swiglu",
+    "unit_gains",
 ]

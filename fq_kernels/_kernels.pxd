@@ -71,6 +71,21 @@ cdef extern from "norm/contract.h" nogil:
         fq_rows x, residual, total
 
 
+cdef extern from "norm/unit.h" nogil:
+    ctypedef struct fq_unit:
+        fq_rounding x, square, acc, mean, rsqrt, raw, out
+        int in_double, order
+        int64_t order_n
+        int eps_outside, table_bits, linear, newton
+    ctypedef struct fq_unit_args:
+        fq_rows x, out
+        int64_t n
+        double eps
+        const float *gain
+        uint64_t first_row
+        fq_unit unit
+
+
 cdef extern from "unpack/contract.h" nogil:
     enum:
         FQ_TYPE_F16
@@ -191,7 +206,7 @@ cdef extern from "executor.h" nogil:
 cdef extern from "dispatch.h" nogil:
     ctypedef struct fq_kernel_table:
         const char *name
-        fq_task_fn rms_norm_f32, add_rms_norm_f32, round_trip_f32, count_rows, float_to_codes, bf16_to_float
+        fq_task_fn rms_norm_f32, add_rms_norm_f32, rms_norm_unit, round_trip_f32, count_rows, float_to_codes, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
         fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence

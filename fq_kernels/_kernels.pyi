@@ -7,6 +7,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from .formats import Format
+from .units import NormUnit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Bf16Rounding: TypeAlias = Literal[
@@ -91,6 +92,17 @@ def rms_norm_f32(
     row_stats: npt.NDArray[np.float64] | None = None,
     result_quant: str | Format | None = None,
 ) -> Any: ...
+def rms_norm_unit(
+    x: _Float32,
+    unit: NormUnit,
+    *,
+    eps: float = 1e-5,
+    weight: _Float32 | None = None,
+    out: _Float32 | None = None,
+    executor: Executor | None = None,
+    first_row: int = 0,
+) -> _Float32: ...
+def unit_gains(unit: NormUnit, weight: _Float32) -> _Float32: ...
 def add_rms_norm_f32(
     x: _Floats,
     residual: _Floats,

@@ -52,6 +52,27 @@ cdef object _format_of(quant):
     return _keep(quant, get_format(quant)) if fmt is None else fmt
 
 
+cdef double _eps_of(eps) except -1:
+    cdef double value
+    try:
+        value = eps
+    except TypeError:
+        raise TypeError(f"eps must be a number, not {eps!r}") from None
+    except OverflowError:
+        raise ValueError(f"eps is too large: {eps!r}") from None
+    if isnan(value) or value < 0:
+        raise ValueError(f"eps must be >= 0, not {eps!r}")
+    return value
+
+
+cdef _Array _weight_of(weight, int64_t n):
+    """Of rows of n elements."""
+    cdef _Array a = _open("weight", weight, b"f")
+    if a.b.ndim != 1 or a.n() != n:
+        raise ValueError(f"weight has shape {weight.shape}, rows of x have length {n}")
+    return a
+
+
 cdef int _rounding_of(fmt, int64_t n, fq_rounding *r) except -1:
     """How C rounds rows of n to a format; its quant is 0 for none, and if a Python function rounds to it."""
     r.quant = 0
@@ -367,7 +388,6 @@ cdef _rms_norm(x, added, residual, eps, weight, quant, point, out, executor, qua
     cdef fq_task_fn fn = table.rms_norm_f32
     cdef fq_pool *pool
     cdef int64_t n_rows
-    cdef double eps_value
     cdef bint by_function = False
     cdef fq_round_args r
     cdef fq_task_fn round_fn = table.round_trip_f32
@@ -375,22 +395,12 @@ cdef _rms_norm(x, added, residual, eps, weight, quant, point, out, executor, qua
     cdef _Array ax = _open("x", x, b"f")
     n_rows = ax.n_rows()
     a.n = ax.n()
-    try:
-        eps_value = eps
-    except TypeError:
-        raise TypeError(f"eps must be a number, not {eps!r}") from None
-    except OverflowError:
-        raise ValueError(f"eps is too large: {eps!r}") from None
-    if isnan(eps_value) or eps_value < 0:
-        raise ValueError(f"eps must be >= 0, not {eps!r}")
-    a.eps = eps_value
+    a.eps = _eps_of(eps)
 
     cdef _Array aw = None
     a.weight = NULL
     if weight is not None:
-        aw = _open("weight", weight, b"f")
-        if aw.b.ndim != 1 or aw.n() != a.n:
-            raise ValueError(f"weight has shape {weight.shape}, rows of x have length {a.n}")
+        aw = _weight_of(weight, a.n)
         a.weight = <const float *> aw.b.buf
     if point not in ("raw", "weighted"):
         raise ValueError(f"point must be 'raw' or 'weighted', not {point!r}")

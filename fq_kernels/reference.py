@@ -5,6 +5,9 @@ The kernels must equal these functions bit for bit, NaN payloads aside. Nothing 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +15,7 @@ from ._kernels import default_fpu
 from .formats import Format, get_format
 from .formats.kernels import NarrowRule
 from .formats.narrow_floats import ROUNDINGS
+from .units import NormUnit
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,6 +56,146 @@ def rms_norm_f32(
         if weight is not None and point == "raw":
             y = y * weight
     return y.reshape(x.shape)
+
+
+@default_fpu()
+def rms_norm_unit(
+    x: Floats,
+    unit: str | NormUnit,
+    *,
+    eps: float = 1e-5,
+    weight: Floats | None = None,
+    first_row: int = 0,
+) -> Floats:
+    """Root-mean-square norm of each row of x, (..., n) float32 with n > 0, by a unit; a new array.
+
+    The arguments mean what those of fq_kernels.rms_norm_unit mean.
+    """
+    unit = NormUnit.parse(unit) if isinstance(unit, str) else unit
+    n = x.shape[-1]
+    rows = np.ascontiguousarray(x.reshape(-1, n))
+    numbers = [first_row + row for row in range(len(rows))]
+
+    def rounded(step: str, values: Floats, firsts: list[int], stage: int = 0) -> Floats:
+        """values (rows, m), of which row r's count from firsts[r] on for random numbers."""
+        fmt = unit.formats.get(step)
+        if fmt is None:
+            return values
+        if not fmt.seeded:
+            return round_trip(values, fmt)
+        fmt = fmt.with_seed((fmt.seed + stage) % 2**64)
+        return np.stack(
+            [round_trip(row, fmt, first_index=first) for row, first in zip(values, firsts, strict=True)]
+        )
+
+    def add(a: Floats, b: Floats, i: int, stage: int) -> Floats:
+        return rounded("acc", a + b, [number * n + i for number in numbers], stage)
+
+    starts = [number * n for number in numbers]
+    f32 = np.float32
+    with np.errstate(all="ignore"):
+        a = rounded("x", rows, starts)
+        squares = rounded("square", a * a, starts)
+        if unit.sums_in_double:
+            total = np.cumsum(squares.astype(np.float64), axis=1)[:, -1:]
+            mean = (total / n).astype(f32)
+        else:
+            mean = _sum_in_order(squares, unit, add) / f32(n)
+        mean = rounded("mean", mean, numbers)
+        if unit.eps_outside:
+            root = f32(1) / (np.sqrt(mean) + f32(eps))
+        else:
+            mean = rounded("mean", mean + f32(eps), numbers, 1)
+            root = np.array([[inverse_root(v, unit)] for v in mean[:, 0]], f32).reshape(-1, 1)
+        scale = rounded("rsqrt", root, numbers)
+        y = rounded("raw", a * scale, starts)
+        if weight is not None:
+            y = y * _gains(weight, unit)
+        y = rounded("out", y, starts)
+    return y.reshape(x.shape)
+
+
+def _gains(weight: Floats, unit: NormUnit) -> Floats:
+    stored = unit.formats.get("weight")
+    if not unit.gain_rule.one_plus:
+        gains = weight if stored is None else round_trip(weight, stored)
+    else:
+        w = weight - np.float32(1)
+        gains = np.float32(1) + (w if stored is None else round_trip(w, stored))
+    fmt = unit.gain_rule.format
+    return gains if fmt is None else round_trip(gains, fmt)
+
+
+Add = Callable[[Floats, Floats, int, int], Floats]
+
+
+def _sum_in_order(q: Floats, unit: NormUnit, add: Add) -> Floats:
+    """q (rows, n) -> (rows, 1) float32. add(a, b, i, stage) adds two columns, or several, and rounds."""
+    n = q.shape[1]
+    order = unit.sum_order
+    zero = np.zeros((len(q), 1), np.float32)
+
+    def in_order(begin: int, end: int) -> Floats:
+        total = zero
+        for i in range(begin, end):
+            total = add(total, q[:, i : i + 1], i, 0)
+        return total
+
+    if order.kind == "lanes":
+        lanes = np.zeros((len(q), order.n), np.float32)
+        for i in range(0, n, order.n):
+            some = q[:, i : i + order.n]
+            m = some.shape[1]
+            lanes[:, :m] = add(lanes[:, :m], some, i, 0)
+        stage = 1
+        while (half := lanes.shape[1] // 2) > 0:
+            lanes = add(lanes[:, :half], lanes[:, half:], 0, stage)
+            stage += 1
+        return lanes
+    if order.kind == "tree":
+        if n == 1:
+            return add(zero, q, 0, 0)
+        stage = 1
+        while q.shape[1] > 1:
+            pairs = q.shape[1] // 2 * 2
+            q = np.concatenate([add(q[:, 0:pairs:2], q[:, 1:pairs:2], 0, stage), q[:, pairs:]], axis=1)
+            stage += 1
+        return q
+    if order.kind == "chunk":
+        total = zero
+        for number, begin in enumerate(range(0, n, order.n)):
+            total = add(total, in_order(begin, min(begin + order.n, n)), number, 1)
+        return total
+    return in_order(0, n)
+
+
+def inverse_root(v: np.float32, unit: NormUnit) -> np.float32:
+    """1 / sqrt(v) as the unit computes it, before it is rounded to a format."""
+    f32 = np.float32
+    root = unit.inverse_root
+    if not (root.table_bits or root.newton) or not 0 < v < np.inf:
+        return f32(1) / np.sqrt(v)
+    if root.table_bits:
+        f, exponent = math.frexp(float(v))
+        f, exponent = 2 * f, exponent - 1  # 1 <= f < 2
+        if exponent % 2:
+            f, exponent = 2 * f, exponent - 1
+        octave = 2.0 if f >= 2 else 1.0
+        width = octave / 2 ** (root.table_bits - 1)
+        a = math.floor(f / width) * width
+        b = a + width
+        if root.linear:
+            y0, y1 = f32(1 / math.sqrt(a)), f32(1 / math.sqrt(b))
+            y = y0 + f32((f - a) / (b - a)) * (y1 - y0)
+        else:
+            y = f32(2 / (math.sqrt(a) + math.sqrt(b)))
+        y = y * f32(2.0 ** (-exponent // 2))
+    else:
+        y = (np.uint32(0x5F3759DF) - (v.view(np.uint32) >> np.uint32(1))).view(f32)
+    half = f32(0.5) * v
+    for _ in range(root.newton):
+        y = y * (f32(1.5) - (half * y) * y)
+    return y
 
 
 @default_fpu()

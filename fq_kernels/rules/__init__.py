@@ -2,16 +2,17 @@
 
 A *place* is a value of the graph by its role, (kind, layer). A norm has a *site* at each of its points:
 ``in``, what it reads; ``raw``, before the weight; ``weighted``, after it. Any other place is one site.
-Rules pick sites; a context holds the rules and the counters of one evaluation of the graph and is its
-only state. How a rule is written stands at the head of rule.py.
+Rules pick sites, and unit rules norms; a context holds the rules and the counters of one evaluation of
+the graph and is its only state. How they are written stands at the heads of rule.py and unit_rule.py.
 """
 
 from .calibration import Calibration, calibrations_of
 from .counter import Counter, RowStat
 from .fake_quant import FakeQuant, RowCallback
 from .observer import Observer
-from .rule import MODES, Rule, Rules, as_rules, rules_text
+from .rule import MODES, Rule, rules_text
 from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Site, Value, describe_values, is_norm
+from .unit_rule import AnyRule, Rules, UnitRule, as_rules, parse_rule
 
 __all__ = [
     "EVERY_ACTIVATION",
@@ -19,6 +20,7 @@ __all__ = [
     "MODES",
     "NORM_N",
     "POINTS",
+    "AnyRule",
     "Calibration",
     "Counter",
     "FakeQuant",
@@ -29,10 +31,12 @@ __all__ = [
     "Rule",
     "Rules",
     "Site",
+    "UnitRule",
     "Value",
     "as_rules",
     "calibrations_of",
     "describe_values",
     "is_norm",
+    "parse_rule",
     "rules_text",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..formats import Format
-from .rule import Rule
+from .unit_rule import AnyRule
 
 KIND = "fq static scales"
 VERSION = 1
@@ -50,9 +50,9 @@ class Calibration:
         return fmt.with_ranges(ranges)
 
 
-def calibrations_of(rules: Iterable[Rule], text_sha256: str) -> list[dict[str, Any]]:
+def calibrations_of(rules: Iterable[AnyRule], text_sha256: str) -> list[dict[str, Any]]:
     """Of each file that the rules take scales from, what it is, and whether it is of the text measured on."""
-    files = dict.fromkeys(rule.format.calibration for rule in rules)
+    files = dict.fromkeys(fmt.calibration for rule in rules for fmt in rule.formats)
     found = [Calibration.load(file) for file in files if file]
     return [
         {

@@ -10,13 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from .._kernels import N_STATS, rms_norm_f32, round_trip
+from .._kernels import N_STATS, rms_norm_f32, round_trip, unit_gains
+from ..norm_unit import rms_norm_unit
+from ..units import NormUnit
 from .calibration import Calibration
 from .counter import Counter, RowStat
-from .rule import Rule, Rules, as_rules, rules_text
+from .rule import Rule, rules_text
 from .sites import NORM_N, Place, Site, Value, describe_values
+from .unit_rule import Rules, UnitRule, as_rules
 
 RowCallback = Callable[[Site, float, float], None]
+
+
+# steps of a unit, and the points of its norm where the same value is
+_SAME_PLACE = {"x": "in", "raw": "raw", "out": "weighted"}
 
 
 @lru_cache(maxsize=8)
@@ -30,13 +37,15 @@ class FakeQuant:
 
     values        what can be rounded of a graph, in order: `Model.values`
     rules         a rule, its text, or several of either; each site takes the last that matches
-                  it, so a raw and a weighted rule on one norm both act
+                  it, so a raw and a weighted rule on one norm both act. Of unit rules a norm takes
+                  each step from the last that names it
     on_row        called for each rounded row with its site and |error| of its first and last
                   element
     count_errors  False: count rows alone, for which nothing is computed
 
-    Raises ValueError for a rule that cannot be read, and for one that matches no site, listing
-    what there is. Not for use by two threads at once.
+    Raises ValueError for a rule that cannot be read, for one that matches no site, listing what
+    there is, and for a rule and a step of a unit at one place of one norm: x and ``in``, raw, out and
+    ``weighted``. Not for use by two threads at once.
     """
 
     def __init__(
@@ -53,6 +62,8 @@ class FakeQuant:
         self.count_errors = count_errors
         self._sites = _sites_of(self.values)
         taken = self._sites_taken()
+        # how norms compute that a unit rule takes
+        self.units = self._units_taken(taken)
         # whether a rule takes a value that is no norm's
         self.rounds_values = any(site.point is None for site in taken)
         norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)} if taken else {}
@@ -101,6 +112,8 @@ class FakeQuant:
             by_kind.setdefault(value.place.kind, []).append(value)
         taken: dict[Site, Rule] = {}
         for rule in self.rules:
+            if isinstance(rule, UnitRule):
+                continue
             # all of them for a word that stands for several kinds
             some = by_kind.get(rule.kind, self.values)
             sites = [Site(value.place, rule.point) for value in some if rule.takes(value, rule.point)]
@@ -108,6 +121,26 @@ class FakeQuant:
                 raise ValueError(f"{rule} matches no site; there are {describe_values(self.values)}")
             taken |= dict.fromkeys(sites, rule)
         return taken
+
+    def _units_taken(self, rules: dict[Site, Rule]) -> dict[Place, NormUnit]:
+        """Of each norm that has one. Raises ValueError for a unit rule without a norm, or beside a rule."""
+        units: dict[Place, NormUnit] = {}
+        for rule in self.rules:
+            if not isinstance(rule, UnitRule):
+                continue
+            norms = [value.place for value in self.values if rule.takes(value)]
+            if not norms:
+                raise ValueError(f"{rule} matches no norm; there are {describe_values(self.values)}")
+            for norm in norms:
+                units[norm] = units.get(norm, NormUnit()).changed(rule.unit.steps)
+        for norm, unit in units.items():
+            for step, point in _SAME_PLACE.items():
+                other = rules.get(Site(norm, point))
+                if step in unit.formats and other is not None:
+                    raise ValueError(
+                        f"{other} and step {step} of a unit ({unit}) round the same value of {norm}"
+                    )
+        return {norm: unit.seeded(str(norm)) for norm, unit in units.items()}
 
     def _new_counter(self, site: Site, rule: Rule, norm_number: int | None) -> Counter:
         fmt = rule.format
@@ -129,7 +162,7 @@ class FakeQuant:
 
     def takes(self, place: Place) -> bool:
         """Whether a rule takes a site of the place."""
-        return any(counter.rule for counter in self._by_place[place])
+        return place in self.units or any(counter.rule for counter in self._by_place[place])
 
     def rows_seen(self, place: Place) -> int:
         """Rows that reached the place since the last reset; of one that is no norm's, if a rule takes it."""
@@ -142,13 +175,14 @@ class FakeQuant:
 
     def as_dict(self) -> dict[str, Any]:
         """Rules, counts of every norm, and the figures of the sites that a rule takes."""
-        norms = [
+        norms: list[dict[str, Any]] = [
             {
                 "kind": norm.kind,
                 "layer": norm.layer,
                 "rows_seen": self.rows_seen(norm),
                 "rows_quantised": self.rows_quantised(norm),
             }
+            | ({"unit": str(self.units[norm])} if norm in self.units else {})
             for norm in self.norms
         ]
         return {
@@ -184,8 +218,12 @@ class FakeQuant:
         out: np.ndarray,
         executor: Any = None,
     ) -> np.ndarray:
-        """rms_norm_f32 of x (rows, n) under the rules for ``norm``'s sites; counts the rows."""
+        """rms_norm_f32 of x (rows, n), or what its unit computes, under the rules for ``norm``'s sites;
+        counts the rows."""
         rows, n = x.shape
+        unit = self.units.get(norm)
+        if unit is not None:
+            return self._by_unit(unit, norm, x, eps, weight, out, executor)
         read, raw, weighted = counters = self._by_place[norm]
         if read.rule is raw.rule is weighted.rule is None:
             for counter in counters:
@@ -244,6 +282,34 @@ class FakeQuant:
         self._count(weighted, rows, wanted_weighted, n, stats)
         return out
 
+    def _by_unit(
+        self,
+        unit: NormUnit,
+        norm: Place,
+        x: np.ndarray,
+        eps: float,
+        weight: np.ndarray,
+        out: np.ndarray,
+        executor: Any,
+    ) -> np.ndarray:
+        """A norm by its unit; where a rule takes a value on the way, in two halves."""
+        read, raw, weighted = self._by_place[norm]
+        first = raw.rows_seen
+        # said before the rows are counted at any point
+        wanted = [self._wanted(counter, len(x)) for counter in (read, raw, weighted)]
+        x = self._round(read, x, None, executor, wanted[0])
+        if raw.rule is None:
+            rms_norm_unit(x, unit, eps=eps, weight=weight, out=out, executor=executor, first_row=first)
+            raw.add(len(x), 0, x.shape[1])
+        else:
+            rms_norm_unit(x, unit.without_gain, eps=eps, out=out, executor=executor, first_row=first)
+            self._round(raw, out, out, executor, wanted[1])
+            np.multiply(out, unit_gains(unit, weight), out=out)
+            if "out" in unit.formats:
+                round_trip(out, unit.formats["out"], out=out, executor=executor, first_row=first)
+        self._round(weighted, out, out, executor, wanted[2])
+        return out
+
     @property
     def _counting(self) -> bool:
         return self.count_errors or self.on_row is not None
@@ -257,10 +323,20 @@ class FakeQuant:
             for row in stats[:wanted]:
                 self.on_row(counter.site, float(row[RowStat.FIRST_ERROR]), float(row[RowStat.LAST_ERROR]))
 
-    def _round(self, counter: Counter, x: np.ndarray, out: np.ndarray | None, executor: Any) -> np.ndarray:
-        """x (rows, n) as the site's rule has it, into out, which may be x; None: a new array."""
+    def _round(
+        self,
+        counter: Counter,
+        x: np.ndarray,
+        out: np.ndarray | None,
+        executor: Any,
+        wanted: int | None = None,
+    ) -> np.ndarray:
+        """x (rows, n) as the site's rule has it, into out, which may be x; None: a new array.
+
+        wanted  how many rows are rounded, where that is known
+        """
         rows, n = x.shape
-        wanted = self._wanted(counter, rows)
+        wanted = self._wanted(counter, rows) if wanted is None else wanted
         stats = None
         if wanted:
             assert counter.format is not None

@@ -61,7 +61,14 @@ class Observer(FakeQuant):
             self.see(weighted.site, out)
         return out
 
-    def _round(self, counter: Counter, x: np.ndarray, out: np.ndarray | None, executor: Any) -> np.ndarray:
+    def _round(
+        self,
+        counter: Counter,
+        x: np.ndarray,
+        out: np.ndarray | None,
+        executor: Any,
+        wanted: int | None = None,
+    ) -> np.ndarray:
         counter.rows_seen += len(x)
         self.see(counter.site, x)
         return x

@@ -67,7 +67,7 @@ class Rule:
             raise ValueError(f"point must be one of {', '.join(POINTS)}, not {self.point!r}")
         elif self.kind == NORM_N and self.point != "raw":
             raise ValueError("point must be raw for kind norm, llama.cpp's name of the raw outputs")
-        object.__setattr__(self, "layer", _as_ranges(self.layer))
+        object.__setattr__(self, "layer", as_ranges(self.layer))
 
     @classmethod
     def parse(cls, text: str, *, seed: int = 0) -> Rule:
@@ -89,7 +89,7 @@ class Rule:
         sites, equals, spec = text.partition("=")
         if not equals:
             raise ValueError("there is no =FORMAT")
-        match = _SITES.fullmatch(sites)
+        match = SITES.fullmatch(sites)
         if not match:
             raise ValueError(f"{sites.strip()!r} is not written KIND[LAYERS].POINT")
         kind, layers, point = match.groups()
@@ -102,7 +102,7 @@ class Rule:
         return cls(
             get_format(f"{name.strip()}:{','.join(options)}" if options else name, seed=seed),
             kind,
-            None if layers is None else _parse_layers(layers),
+            None if layers is None else parse_layers(layers),
             point,
             modes[0].lower() if modes else "every",
         )
@@ -110,7 +110,11 @@ class Rule:
     @property
     def layers(self) -> tuple[range, ...] | None:
         """``layer`` as it is kept: disjoint ranges in order; None for all."""
-        return cast("tuple[range, ...] | None", self.layer)
+        return ranges_of(self.layer)
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        return (self.format,)
 
     def takes(self, value: Value, point: str | None) -> bool:
         """Whether it rounds the value, at a norm's point."""
@@ -130,10 +134,7 @@ class Rule:
         )
 
     def __str__(self) -> str:
-        if self.layers is None:
-            layers = "" if self.kind == "output_norm" else "[*]"
-        else:
-            layers = f"[{','.join(map(_range_text, self.layers))}]"
+        layers = layers_text(self.kind, self.layers)
         spec = str(self.format)
         if self.mode != "every":
             spec += f"{',' if ':' in spec else ':'}{self.mode}"
@@ -142,11 +143,11 @@ class Rule:
 
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*|\*")
-_SITES = re.compile(r"\s*([^][.\s]*)(?:\[([^][]*)\])?(?:\.([^][.\s]*))?\s*")
+SITES = re.compile(r"\s*([^][.\s]*)(?:\[([^][]*)\])?(?:\.([^][.\s]*))?\s*")
 _LAYERS = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?")
 
 
-def _parse_layers(text: str) -> list[range] | None:
+def parse_layers(text: str) -> list[range] | None:
     """``0-10,15``, both ends included, or ``*``: None."""
     if text.strip() == "*":
         return None
@@ -162,7 +163,7 @@ def _parse_layers(text: str) -> list[range] | None:
     return ranges
 
 
-def _as_ranges(layer: Any) -> tuple[range, ...] | None:
+def as_ranges(layer: Any) -> tuple[range, ...] | None:
     """Disjoint ranges of step 1 in order, none next to another; None for all layers."""
     if layer is None:
         return None
@@ -192,17 +193,20 @@ def _as_ranges(layer: Any) -> tuple[range, ...] | None:
     return tuple(merged)
 
 
+def ranges_of(layer: object) -> tuple[range, ...] | None:
+    """A rule's ``layer``, once `as_ranges` has read it."""
+    return cast("tuple[range, ...] | None", layer)
+
+
+def layers_text(kind: str, layers: tuple[range, ...] | None) -> str:
+    """As a rule writes them behind its kind."""
+    if layers is None:
+        return "" if kind == "output_norm" else "[*]"
+    return f"[{','.join(map(_range_text, layers))}]"
+
+
 def _range_text(r: range) -> str:
     return f"{r.start}" if r.stop - r.start == 1 else f"{r.start}-{r.stop - 1}"
-
-
-Rules = str | Rule | Iterable[str | Rule]
-
-
-def as_rules(rules: Rules) -> tuple[Rule, ...]:
-    """A rule, its text, or several of either. Raises ValueError or TypeError naming the bad one."""
-    several = rules if isinstance(rules, Iterable) and not isinstance(rules, str) else [rules]
-    return tuple(rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in several)
 
 
 def rules_text(rules: Sequence[object]) -> str:

@@ -7,6 +7,7 @@
 #include "matvec/contract.h"
 #include "mul_mat/contract.h"
 #include "norm/contract.h"
+#include "norm/unit.h"
 #include "rope/contract.h"
 #include "rounding/contract.h"
 #include "unpack/contract.h"
@@ -15,6 +16,7 @@ typedef struct {
     const char *name;
     void (*rms_norm_f32)(void *args, int64_t begin, int64_t end);
     void (*add_rms_norm_f32)(void *args, int64_t begin, int64_t end);
+    void (*rms_norm_unit)(void *args, int64_t begin, int64_t end);
     void (*round_trip_f32)(void *args, int64_t begin, int64_t end);
     void (*count_rows)(void *args, int64_t begin, int64_t end);
     void (*float_to_codes)(void *args, int64_t begin, int64_t end);

@@ -8,6 +8,7 @@
 #include "norm/finish_row.inc"
 #include "norm/avx2.inc"
 #include "norm/add.inc"
+#include "norm/unit.inc"
 #include "unpack/rows.inc"
 #include "unpack/portable.inc"
 #include "matvec/avx2.inc"

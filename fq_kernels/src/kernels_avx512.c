@@ -14,6 +14,7 @@
 #include "norm/finish_row.inc"
 #include "norm/avx512.inc"
 #include "norm/add.inc"
+#include "norm/unit.inc"
 #include "unpack/rows.inc"
 #include "unpack/avx512.inc"
 #include "matvec/avx512.inc"

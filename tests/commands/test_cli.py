@@ -234,6 +234,7 @@ def test_sites(tiny_path):
         "point": "weighted",
         "node": "result_norm",
         "rule": weighted,
+        "unit": None,
     }
     assert data["sites"][-1] == last | {"site": "output_norm.weighted"}
 

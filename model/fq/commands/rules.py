@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from fq_kernels import get_format
-from fq_kernels.rules import FakeQuant, Rule, Site
+from fq_kernels.rules import AnyRule, FakeQuant, Rule, Site, UnitRule, parse_rule
 
 from ..errors import FqError
 from ..run.model import Model
@@ -38,6 +38,14 @@ def add_rules(group: argparse._ArgumentGroup) -> None:
         "may be repeated, later rules win",
     )
     group.add_argument(
+        "--norm-unit",
+        action="append",
+        metavar="UNIT",
+        help="how norms compute inside: SITES=STEP=VALUE;STEP=VALUE..., such as '*=acc=bf16;order=lanes=16' "
+        "or 'ffn_norm[0-3]=rsqrt=lut=6'; steps are x, square, acc, order, mean, eps, rsqrt, raw, weight, "
+        "gain, out (docs/norm-unit.md); may be repeated, of each step the last wins",
+    )
+    group.add_argument(
         "--fake-quant-ffn-norm",
         metavar="TYPE",
         help="shorthand for a first rule: round FFN norms to TYPE (fq formats lists them)",
@@ -61,25 +69,29 @@ def add_rules(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def rules_of(args: argparse.Namespace) -> list[Rule]:
-    """The shorthand's rule first, then those of --fake-quant."""
+def rules_of(args: argparse.Namespace) -> list[AnyRule]:
+    """The shorthand's rule first, then those of --fake-quant, then units."""
     shorthand = {
         name: value
         for name in ("kind", "layer", "point", "mode")
         if (value := getattr(args, f"fake_quant_{name}")) is not None
     }
-    rules = []
+    rules: list[AnyRule] = []
     try:
         if (spec := args.fake_quant_ffn_norm) is not None:
             rules.append(Rule(get_format(spec, seed=args.seed), **shorthand))
         elif shorthand:
             raise FqError(f"--fake-quant-{next(iter(shorthand))} needs --fake-quant-ffn-norm TYPE")
-        rules += [Rule.parse(text, seed=args.seed) for text in args.fake_quant or []]
-        return rules
+        rules += [parse_rule(text, seed=args.seed) for text in args.fake_quant or []]
     except FqError:
         raise
     except ValueError as e:
         raise FqError(f"--fake-quant: {e}") from None
+    try:
+        rules += [UnitRule.parse(text, seed=args.seed) for text in args.norm_unit or []]
+    except ValueError as e:
+        raise FqError(f"--norm-unit: {e}") from None
+    return rules
 
 
 def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
@@ -92,7 +104,8 @@ def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
     try:
         fake_quant = FakeQuant(model.values, rules, count_errors=args.fake_quant_counts != "rows")
     except ValueError as e:
-        raise FqError(f"--fake-quant: {e}") from None
+        option = "--fake-quant" if args.fake_quant or not args.norm_unit else "--norm-unit"
+        raise FqError(f"{option}: {e}") from None
     if args.fake_quant_verbose:
         fake_quant.on_row = _row_printer(model, fake_quant)
     return fake_quant

@@ -67,7 +67,9 @@ def fake_quant_text(data: dict[str, Any]) -> str:
             f"norm rows in the layers: {sum(seen.values())} ({of_kinds}); with output_norm {total}; "
             f"rounded {rounded} ({100 * rounded / total if total else 0:.1f} %)"
         )
-    return "\n".join([*lines, table(rows, set(range(1, len(rows[0]))))])
+    if data["sites"] or not data["rules"]:  # units alone round no sites
+        lines.append(table(rows, set(range(1, len(rows[0])))))
+    return "\n".join(lines)
 
 
 def interval_text(ci: list[float] | tuple[float, float] | None, form: str = "+.3g") -> str:

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:
-    """Every site in graph order with the rule that takes it, or None."""
+    """Every site in graph order with the rule that takes it, or None, and how its norm computes, or None."""
     return {
         "model": model.path,
         "rules": [str(rule) for rule in fake_quant.rules],
@@ -47,6 +47,7 @@ def _data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:
                 "point": site.point,
                 "node": node.name,
                 "rule": None if (rule := fake_quant.counters[site].rule) is None else str(rule),
+                "unit": None if (unit := fake_quant.units.get(site.place)) is None else str(unit),
             }
             for node in model.graph.nodes
             for site in node.sites
@@ -55,7 +56,7 @@ def _data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:
 
 
 def _text(data: dict[str, Any]) -> str:
-    rows = [["site", "node", "rule"]]
-    rows += [[site["site"], site["node"], site["rule"] or "-"] for site in data["sites"]]
+    columns = ["site", "node", "rule"] + ["unit"] * any(site["unit"] for site in data["sites"])
+    rows = [columns] + [[site[column] or "-" for column in columns] for site in data["sites"]]
     taken = sum(site["rule"] is not None for site in data["sites"])
     return f"{table(rows)}\n{taken} of {len(data['sites'])} sites have a rule"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_kernels.rules import Rule, calibrations_of
+from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
         run = sweep_of(asked)
         say_if_short(args, run.text.n)
         digest = text_sha256(text)
-        rules = [Rule.parse(rule) for cell in run.cells for rule in cell.rules]
+        rules = [parse_rule(rule) for cell in run.cells for rule in cell.rules]
         found = calibrations_of(rules, digest)
         calibrated = {"calibrations": found} if found else {}
         about = Run(

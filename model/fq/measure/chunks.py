@@ -73,7 +73,7 @@ class Settings:
 
 def batch_of(settings: Settings, rules: Iterable[FakeQuant | None]) -> int:
     """Tokens per evaluation: all of a chunk where a scale is over a tensor, which is the chunk's."""
-    formats = [rule.format for each in rules if each is not None for rule in each.rules]
+    formats = [fmt for each in rules if each is not None for rule in each.rules for fmt in rule.formats]
     return settings.n_ctx if any(fmt.whole_tensor for fmt in formats) else settings.batch
 
 

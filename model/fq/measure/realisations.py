@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import get_format
-from fq_kernels.rules import Rule
+from fq_kernels.rules import AnyRule, UnitRule, parse_rule
 
 from ..errors import FqError
 from .inference import LEVEL, holm, realisations_test
 from .noise import is_noise
 
 
-def fallen_anew(rule: Rule | str, number: int) -> Rule:
+def fallen_anew(rule: AnyRule | str, number: int) -> AnyRule:
     """A rule's ``number``-th other realisation, from 1. Raises FqError for a format that has none."""
     if isinstance(rule, str):
-        rule = Rule.parse(rule)
+        rule = parse_rule(rule)
+    if isinstance(rule, UnitRule):
+        raise FqError(f"--realisations: {rule}: a unit's roundings do not fall anew")
     fmt = rule.format
     if fmt.seeded:
         return replace(rule, format=fmt.with_seed((fmt.seed + number) % 2**64))

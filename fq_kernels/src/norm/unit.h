@@ -1,0 +1,64 @@
+/* rms_norm_unit: root-mean-square normalisation by a unit that keeps the value of each step in a format of its own.
+ *
+ * Contract. R_s rounds to the format of step s, each element alone; a step without one leaves its value. For each
+ * row x[0..n), IEEE binary32 unless said otherwise, no contraction:
+ *
+ *   a[i]   = R_x(x[i])
+ *   q[i]   = R_square(a[i] * a[i])
+ *   s      = the sum of q: in double, in index order; or in float, R_acc after every addition, in an order below
+ *   m      = R_mean(s / n)                    in the sum's type, the quotient rounded to float
+ *   v      = R_mean(m + eps)                  or m, where eps is outside the root
+ *   y      = R_rsqrt(1 / sqrt(v))             or 1 / (sqrt(m) + eps); by a table or Newton's steps, see below
+ *   raw[i] = R_raw(a[i] * y)
+ *   out[i] = R_out(raw[i] * g[i])             R_out(raw[i]) without g
+ *
+ * Orders of the sum in float:
+ *
+ *   in order  from 0, element by element
+ *   lanes     N of them, a power of two: lane j adds the elements i = j mod N in order, from 0. Then lane j adds lane
+ *             j + N/2, j + N/4 ... until one is left
+ *   tree      neighbours are added, then the sums of neighbours ...; an odd one at the end is carried up as it is
+ *   chunks    of N elements, each from 0 in order; then the chunks' sums, from 0 in order
+ *
+ * A single element is added to 0 in every order. Inverse roots that are not exact, of a positive, finite
+ * v = f * 4^k, 1 <= f < 4; of any other they are 1 / sqrt(v):
+ *
+ *   table   2^bits cells, half of them in [1, 2), half in [2, 4), each of one width; of a cell [a, b) it holds
+ *           2 / (sqrt(a) + sqrt(b)), whose relative error is as large at both ends, rounded from double to float
+ *   linear  1 / sqrt of a and of b, rounded to float; between them y0 + t * (y1 - y0), t = (f - a) / (b - a)
+ *   Newton  y * (1.5 - (0.5 * v * y) * y), so many times, from a table or from the bits 0x5f3759df - (bits of v >> 1)
+ *
+ * What a step draws of random numbers is a function of its seed and of row * n + i, i counted as its operation's
+ * elements are; at the step acc additions of the same element's are counted alike, and those of lanes, of a tree's
+ * level l and of chunks have the seeds seed + 1 + which fold, seed + 1 + l, seed + 1. v has mean's seed + 1. */
+#ifndef FQ_NORM_UNIT_H
+#define FQ_NORM_UNIT_H
+
+#include "rounding/contract.h"
+
+/* Order is shared with fq_kernels/units/unit.py. */
+enum { FQ_SUM_IN_ORDER, FQ_SUM_LANES, FQ_SUM_TREE, FQ_SUM_CHUNKS };
+
+#define FQ_UNIT_MAX_LANES 512
+
+typedef struct {
+    fq_rounding x, square, acc, mean, rsqrt, raw, out; /* none has blocks */
+    int in_double;     /* the sum, which is in order then, and has no R_acc */
+    int order;
+    int64_t order_n;   /* of lanes and chunks */
+    int eps_outside;   /* the root is exact then */
+    int table_bits;    /* 1 to 16, or 0 for none */
+    int linear;
+    int newton;        /* steps; without a table from the bits */
+} fq_unit;
+
+typedef struct {
+    fq_rows x, out;
+    int64_t n;
+    double eps; /* rounded to float by the kernel */
+    const float *gain; /* n floats or NULL */
+    uint64_t first_row;
+    fq_unit unit;
+} fq_unit_args;
+
+#endif
