@@ -73,7 +73,7 @@ cdef extern from "norm/contract.h" nogil:
 
 cdef extern from "norm/unit.h" nogil:
     ctypedef struct fq_unit:
-        fq_rounding x, square, acc, mean, rsqrt, raw, out
+        fq_rounding x, square, acc, outer, mean, rsqrt, raw, out
         int in_double, order
         int64_t order_n
         int eps_outside, table_bits, linear, newton

@@ -20,6 +20,7 @@ cdef int _unit_of(unit, fq_unit *u) except -1:
     _step(unit, "x", &u.x)
     _step(unit, "square", &u.square)
     _step(unit, "acc", &u.acc)
+    _rounding_of(unit.outer_format, 1, &u.outer)
     _step(unit, "mean", &u.mean)
     _step(unit, "rsqrt", &u.rsqrt)
     _step(unit, "raw", &u.raw)

@@ -88,8 +88,11 @@ def rms_norm_unit(
             [round_trip(row, fmt, first_index=first) for row, first in zip(values, firsts, strict=True)]
         )
 
+    outer = "acc" if unit.sum_order.outer is None else "order"
+
     def add(a: Floats, b: Floats, i: int, stage: int) -> Floats:
-        return rounded("acc", a + b, [number * n + i for number in numbers], stage)
+        step = outer if stage and unit.sum_order.kind == "chunk" else "acc"
+        return rounded(step, a + b, [number * n + i for number in numbers], stage)
 
     starts = [number * n for number in numbers]
     f32 = np.float32

@@ -164,6 +164,11 @@ class FakeQuant:
         """Whether a rule takes a site of the place."""
         return place in self.units or any(counter.rule for counter in self._by_place[place])
 
+    def reads_unrounded(self, norm: Place) -> bool:
+        """Whether the norm's unit reads what it reads before a rule rounds it."""
+        unit = self.units.get(norm)
+        return unit is not None and unit.reads_unrounded
+
     def rows_seen(self, place: Place) -> int:
         """Rows that reached the place since the last reset; of one that is no norm's, if a rule takes it."""
         return self._by_place[place][0].rows_seen

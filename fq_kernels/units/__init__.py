@@ -1,5 +1,16 @@
-"""How a norm computes inside: the formats and orders of its steps. What is written how stands in unit.py."""
+"""How a norm computes inside: the formats and orders of its steps, and what engines do. How a unit
+is written stands in unit.py."""
 
+from .profiles import DTYPES, PROFILES, Profile, describe_profiles, find_profile, profile_rules
 from .unit import STEPS, NormUnit
 
-__all__ = ["STEPS", "NormUnit"]
+__all__ = [
+    "DTYPES",
+    "PROFILES",
+    "STEPS",
+    "NormUnit",
+    "Profile",
+    "describe_profiles",
+    "find_profile",
+    "profile_rules",
+]

@@ -3,9 +3,11 @@
 It is written ``STEP=VALUE; STEP=VALUE; ...``; steps that are not named are ggml's:
 
     x=bf16                 what the norm reads, rounded (the residual itself stays)
+    x=unrounded            the residual before a rule rounds it, where a rule does
     square=FORMAT          each square
     acc=bf16               the accumulator, rounded after every addition; f32; f64, which is ggml's
     order=lanes=16         in what order it adds: sequential, lanes=N, tree, chunk=N
+    order=chunk=128,f32    and in what the chunks' sums are added, where that is not acc
     mean=FORMAT            the mean square, and again with eps added
     eps=outside            added to the root instead of under it
     rsqrt=lut=8            the inverse root from a table of 2^8 entries
@@ -34,6 +36,7 @@ from ..formats import Format, get_format
 from ..formats.kernels import BLOCKS
 
 F32, F64 = "f32", "f64"
+UNROUNDED = "unrounded"
 # Order is shared with src/norm/unit.h.
 ORDERS = ("sequential", "lanes", "tree", "chunk")
 MAX_LANES = 512
@@ -41,15 +44,19 @@ MAX_CHUNK = 1 << 30
 MAX_TABLE_BITS = 16
 MAX_NEWTON = 8
 # steps whose value is a format, or none
-_FORMATS = ("x", "square", "mean", "raw", "weight", "out")
+_FORMATS = ("square", "mean", "raw", "weight", "out")
 
 
 class Order(NamedTuple):
+    """outer: the format, or "f32", in which chunks' sums are added; None: the accumulator's."""
+
     kind: str = "sequential"
     n: int = 0
+    outer: Format | str | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.n}" if self.n else self.kind
+        text = f"{self.kind}={self.n}" if self.n else self.kind
+        return text if self.outer is None else f"{text},{self.outer}"
 
 
 class InverseRoot(NamedTuple):
@@ -151,13 +158,21 @@ class NormUnit:
 
     @cached_property
     def formats(self) -> dict[str, Format]:
-        """Of the steps that round, also of acc and rsqrt; of the gain under "gain"."""
+        """By step, what is rounded to: 1 + w under "gain", chunks' sums under "order"."""
         found: dict[str, Format | str | None] = {
             step: _format(str(getattr(self, step))) for step in _FORMATS if getattr(self, step)
         }
-        found |= {"acc": _accumulator(str(self.acc or F64)), "rsqrt": self.inverse_root.format}
-        found |= {"gain": self.gain_rule.format}
+        found |= {
+            "x": _read(str(self.x or F32)),
+            "acc": _accumulator(str(self.acc or F64)),
+            "rsqrt": self.inverse_root.format,
+        }
+        found |= {"gain": self.gain_rule.format, "order": self.sum_order.outer}
         return {step: fmt for step, fmt in found.items() if isinstance(fmt, Format)}
+
+    @property
+    def reads_unrounded(self) -> bool:
+        return self.x == UNROUNDED
 
     @property
     def sums_in_double(self) -> bool:
@@ -170,6 +185,11 @@ class NormUnit:
     @cached_property
     def inverse_root(self) -> InverseRoot:
         return _inverse_root(str(self.rsqrt or "exact"))
+
+    @property
+    def outer_format(self) -> Format | None:
+        """In which chunks' sums are added."""
+        return self.formats.get("acc" if self.sum_order.outer is None else "order")
 
     @property
     def eps_outside(self) -> bool:
@@ -207,6 +227,8 @@ class NormUnit:
                 mine = fmt.with_seed((fmt.seed * 0x9E3779B97F4A7C15 + number) % 2**64)
                 if step == "rsqrt":
                     changes[step] = str(self.inverse_root._replace(format=mine))
+                elif step == "order":
+                    changes[step] = str(self.sum_order._replace(outer=mine))
                 elif step == "gain":
                     changes[step] = str(self.gain_rule._replace(format=mine))
                 else:
@@ -239,6 +261,10 @@ def _format(text: str) -> Format | str:
     return fmt
 
 
+def _read(text: str) -> Format | str:
+    return UNROUNDED if text.lower() == UNROUNDED else _format(text)
+
+
 def _accumulator(text: str) -> Format | str:
     return F64 if text.lower() == F64 else _format(text)
 
@@ -250,15 +276,16 @@ def _natural(text: str, most: int, least: int = 1) -> int:
 
 
 def _order(text: str) -> Order:
-    kind, equals, value = text.partition("=")
-    if kind not in ORDERS or bool(equals) != (kind in ("lanes", "chunk")):
-        raise ValueError(f"must be sequential, lanes=N, tree or chunk=N, not {text!r}")
+    words, comma, outer = text.partition(",")
+    kind, equals, value = (word.strip() for word in words.partition("="))
+    if kind not in ORDERS or bool(equals) != (kind in ("lanes", "chunk")) or (comma and kind != "chunk"):
+        raise ValueError(f"must be sequential, lanes=N, tree, chunk=N or chunk=N,FORMAT, not {text!r}")
     if kind == "lanes":
         n = _natural(value, MAX_LANES, 2)
         if n & (n - 1):
             raise ValueError(f"lanes must be a power of two, not {n}")
         return Order(kind, n)
-    return Order(kind, _natural(value, MAX_CHUNK) if equals else 0)
+    return Order(kind, _natural(value, MAX_CHUNK) if equals else 0, _format(outer.strip()) if comma else None)
 
 
 def _inverse_root(text: str) -> InverseRoot:
@@ -300,6 +327,7 @@ def _eps(text: str) -> str:
 
 
 _PARSERS = dict.fromkeys(_FORMATS, _format) | {
+    "x": _read,
     "acc": _accumulator,
     "order": _order,
     "eps": _eps,

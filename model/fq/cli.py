@@ -24,6 +24,7 @@ COMMANDS = {
     "graph": "Show the graph's nodes, in order, with shapes.",
     "sites": "List every site and the rule, if any, that takes it; runs nothing.",
     "formats": "List the formats that a value can be rounded to.",
+    "profiles": "List how engines compute their norms, step by step.",
     "run": "Generate text.",
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
     "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",

@@ -28,6 +28,8 @@ UNITS = [
     "acc=f16:stochastic,seed=1;order=tree",
     "acc=bf16;order=chunk=7",
     "acc=bf16:stochastic;order=chunk=100",
+    "acc=bf16;order=chunk=8,f32",
+    "acc=f32;order=chunk=50,bf16:stochastic,seed=4",
     "x=bf16;square=bf16;mean=bf16;rsqrt=bf16;raw=bf16;weight=bf16;out=bf16",
     "x=fp8_e4m3;square=f16;acc=bf16;order=tree;out=fp8_e4m3:stochastic,seed=2",
     "x=bf16:stochastic;raw=bf16:stochastic;mean=e8m3:stochastic,seed=8;rsqrt=e8m5:stochastic",
@@ -117,6 +119,8 @@ ONES = [16.0] + [1.0] * 255  # squares: 256, and 255 ones
         ("acc=bf16;order=tree", 510),  # 257 is a tie: 256; all that is added after it is exact
         ("acc=bf16;order=lanes=2", 256 + 128),  # 256 stays; the other lane has 128
         ("acc=bf16;order=chunk=16", 256 + 15 * 16),  # the first chunk stays at 256
+        ("acc=f32;order=chunk=16,bf16", 512),  # 271 is a tie to 272; then 15 times 16
+        ("acc=bf16;order=chunk=255,f32", 256 + 1),
     ],
 )
 def test_orders_of_the_sum(unit, total):

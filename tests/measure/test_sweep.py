@@ -218,7 +218,7 @@ def test_ranks_are_of_paired_tests():
     result = figures(RUN.about, cells, side(1, [*klds, HARD * noise[1]]).finished)
     assert [cell.get("rank") for cell in result["cells"]] == [None, [2, 3], [1, 1], [2, 3]]
     assert result["groups"][0]["pairs"]["ordered"] == 2
-    assert "of 3 pairs of sites the order of 2 is resolved; one more would take some" in sweep_text(result)
+    assert "of 3 pairs the order of 2 is resolved; one more would take some" in sweep_text(result)
 
 
 # ---------------------------------------------------------------- command

@@ -51,6 +51,8 @@ def norm(rules: FakeQuant, place: Place, x: np.ndarray) -> np.ndarray:
         ("gain=1 + w, bf16", "gain=1+w,bf16"),
         ("acc=F32;x=f32", "x=f32;acc=f32"),
         ("acc=e8m10:stochastic", "acc=e8m10:stochastic,seed=0"),
+        ("acc=bf16;order=chunk = 8, F32", "acc=bf16;order=chunk=8,f32"),
+        ("acc=f32;order=chunk=8,bf16:truncate", "acc=f32;order=chunk=8,bf16:truncate"),
     ],
 )
 def test_text(text, canonical):
@@ -76,7 +78,9 @@ def test_text(text, canonical):
         ("out=noise_bf16", "is a row's noise"),
         ("order=tree", "step order: tree needs acc"),
         ("acc=f64;order=tree", "step order: tree needs acc"),
-        ("acc=bf16;order=lanes", "step order: must be sequential, lanes=N, tree or chunk=N, not 'lanes'"),
+        ("acc=bf16;order=lanes", "step order: must be sequential, lanes=N, tree, chunk=N or"),
+        ("acc=bf16;order=tree,f32", "step order: must be"),
+        ("acc=bf16;order=chunk=8,mxfp4", "step order: format mxfp4 does not round"),
         ("acc=bf16;order=tree=3", "step order: must be"),
         ("acc=bf16;order=lanes=3", "step order: lanes must be a power of two, not 3"),
         ("acc=bf16;order=lanes=1024", "'1024' must be a number from 2 to 512"),

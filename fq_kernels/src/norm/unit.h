@@ -18,7 +18,7 @@
  *   lanes     N of them, a power of two: lane j adds the elements i = j mod N in order, from 0. Then lane j adds lane
  *             j + N/2, j + N/4 ... until one is left
  *   tree      neighbours are added, then the sums of neighbours ...; an odd one at the end is carried up as it is
- *   chunks    of N elements, each from 0 in order; then the chunks' sums, from 0 in order
+ *   chunks    of N elements, each from 0 in order; then the chunks' sums, from 0 in order, R_outer after every addition
  *
  * A single element is added to 0 in every order. Inverse roots that are not exact, of a positive, finite
  * v = f * 4^k, 1 <= f < 4; of any other they are 1 / sqrt(v):
@@ -42,7 +42,7 @@ enum { FQ_SUM_IN_ORDER, FQ_SUM_LANES, FQ_SUM_TREE, FQ_SUM_CHUNKS };
 #define FQ_UNIT_MAX_LANES 512
 
 typedef struct {
-    fq_rounding x, square, acc, mean, rsqrt, raw, out; /* none has blocks */
+    fq_rounding x, square, acc, outer, mean, rsqrt, raw, out; /* none has blocks */
     int in_double;     /* the sum, which is in order then, and has no R_acc */
     int order;
     int64_t order_n;   /* of lanes and chunks */

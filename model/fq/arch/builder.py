@@ -36,10 +36,14 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 @dataclass(frozen=True)
 class Architecture:
     """What an architecture's file says: its graph, and the keys that it reads itself, by what follows its
-    name."""
+    name.
+
+    plus_one  whether its norms multiply by 1 + w, which files hold, where its checkpoints hold w
+    """
 
     build: Callable[[Builder], None]
     keys: frozenset[str] = frozenset()
+    plus_one: bool = False
 
 
 @dataclass

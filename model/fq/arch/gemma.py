@@ -26,4 +26,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-ARCHITECTURE = Architecture(build)
+ARCHITECTURE = Architecture(build, plus_one=True)

@@ -180,6 +180,13 @@ class Graph:
                 found.update((id(node), nodes[k + 1 :]) for k, (_, node) in enumerate(nodes))
         return found
 
+    def read_first_by_norms(self) -> dict[Place, Node]:
+        """By norm, the node that it reads, where nothing comes between and no norm made it."""
+        pairs = [(self.nodes[i - 1], node) for i, node in enumerate(self.nodes) if node.inputs == (i - 1,)]
+        return {
+            node.norm: source for source, node in pairs if node.norm and source.values and not source.norm
+        }
+
     def live_before(self, i: int) -> list[int]:
         """The nodes before ``i`` whose values it or a later one reads."""
         return sorted({source for node in self.nodes[i:] for source in node.inputs if source < i})

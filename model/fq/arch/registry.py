@@ -64,6 +64,11 @@ def read_graph(file: GGUFFile | Parts) -> tuple[HParams, Graph]:
     return hparams, builder.graph
 
 
+def plus_one(architecture: str) -> bool:
+    """Whether files of a known architecture hold 1 + w for a norm's weight w."""
+    return _architecture(architecture).plus_one
+
+
 def unknown_keys(metadata: Mapping[str, Any]) -> list[str]:
     """The keys of a known architecture and ``tokenizer.*`` that fq has no meaning for, in file order."""
     name = metadata.get("general.architecture")

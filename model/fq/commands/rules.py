@@ -38,6 +38,12 @@ def add_rules(group: argparse._ArgumentGroup) -> None:
         "may be repeated, later rules win",
     )
     group.add_argument(
+        "--profile",
+        metavar="NAME[:TYPE]",
+        help="norms and residual as an engine computes them, such as hf:bf16 (fq profiles lists them); rules "
+        "and units go on from there",
+    )
+    group.add_argument(
         "--norm-unit",
         action="append",
         metavar="UNIT",
@@ -69,14 +75,16 @@ def add_rules(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def rules_of(args: argparse.Namespace) -> list[AnyRule]:
-    """The shorthand's rule first, then those of --fake-quant, then units."""
+def rules_of(args: argparse.Namespace, model: Model) -> list[AnyRule]:
+    """The profile's first, then the shorthand's, then those of --fake-quant, then units."""
     shorthand = {
         name: value
         for name in ("kind", "layer", "point", "mode")
         if (value := getattr(args, f"fake_quant_{name}")) is not None
     }
     rules: list[AnyRule] = []
+    if args.profile is not None:
+        rules += map(parse_rule, model.profile_rules(args.profile))
     try:
         if (spec := args.fake_quant_ffn_norm) is not None:
             rules.append(Rule(get_format(spec, seed=args.seed), **shorthand))
@@ -95,7 +103,7 @@ def rules_of(args: argparse.Namespace) -> list[AnyRule]:
 
 
 def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
-    rules = rules_of(args)
+    rules = rules_of(args, model)
     if not rules:
         for name in ("verbose", "counts"):
             if getattr(args, f"fake_quant_{name}"):
@@ -104,7 +112,7 @@ def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
     try:
         fake_quant = FakeQuant(model.values, rules, count_errors=args.fake_quant_counts != "rows")
     except ValueError as e:
-        option = "--fake-quant" if args.fake_quant or not args.norm_unit else "--norm-unit"
+        option = "--norm-unit" if args.norm_unit and not args.fake_quant else "--fake-quant"
         raise FqError(f"{option}: {e}") from None
     if args.fake_quant_verbose:
         fake_quant.on_row = _row_printer(model, fake_quant)

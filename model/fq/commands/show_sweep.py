@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..measure.cells import CONTROL
+from ..measure.cells import CONTROL, RANKED, label_of
 from ..measure.inference import MIN_CHUNKS
 from ..run.finite import not_finite_text
 from ..words import table
@@ -22,6 +22,8 @@ def sweep_text(data: dict[str, Any]) -> str:
         f"model  {os.path.basename(data['model'])}",
         f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
+    if data.get("baseline"):
+        lines.append(f"baseline  {'; '.join(data['baseline'])}")
     lines += calibrations_text(data.get("calibrations", []))
     if data["behind"]:
         lines.append(
@@ -47,6 +49,7 @@ def sweep_text(data: dict[str, Any]) -> str:
                 f"{group['sum_of_single_klds']:.3e}: additivity ratio {group['additivity']:.3f}"
                 + interval_text(group["additivity_ci95_chunks"], ".3f")
             )
+        lines += _company_text(mine)
         lines += _pairs_text(group["pairs"])
     several = [e["realisations"] for e in data["cells"] if "realisations" in e]
     if any(found["ln_ppl_ratio_ci95"] for found in several):
@@ -82,20 +85,31 @@ def _ln_ratio_text(entry: dict[str, Any]) -> str:
     return text + ends + (" *" if of_several["resolved"] else "")
 
 
+def _company_text(entries: list[dict[str, Any]]) -> list[str]:
+    """What each step of a unit costs beside the others."""
+    lines = []
+    for entry in entries:
+        if more := entry.get("in_company"):
+            step = label_of(entry).removeprefix("without ")
+            interval = interval_text(more["mean_kld_ci95_chunks"], "+.2e")
+            lines.append(f"in company {step} costs {more['mean_kld']:+.3e}{interval}")
+    return lines
+
+
 def _pairs_text(pairs: dict[str, Any]) -> list[str]:
     if pairs["ordered"] == pairs["n"]:
         return []
     more = f"; one more would take some {n} chunks" if (n := pairs["chunks_for_the_next"]) else ""
-    return [f"of {pairs['n']} pairs of sites the order of {pairs['ordered']} is resolved{more}"]
+    return [f"of {pairs['n']} pairs the order of {pairs['ordered']} is resolved{more}"]
 
 
 def _group_table(entries: list[dict[str, Any]]) -> str:
     rows = [["rank", "rounded", "mean KL", "95 % over chunks", "largest chunk"]]
     rows[0] += ["ln(PPL ratio)", "same top, %", "SQNR, dB"]
-    singles = [e for e in entries if e["kind"] == "single"]
+    singles = [e for e in entries if e["kind"] in RANKED]
     # those that are not finite last
     singles.sort(key=lambda e: (e["not_finite_tokens"] > 0, -e["comparison"]["mean_kld"]))
-    for entry in [*singles, *(e for e in entries if e["kind"] != "single")]:
+    for entry in [*singles, *(e for e in entries if e["kind"] not in RANKED)]:
         c, sites = entry["comparison"], entry["sites"]
         finite = not entry["not_finite_tokens"]
         interval = c["mean_kld_ci95_chunks"] if finite else None
@@ -103,7 +117,7 @@ def _group_table(entries: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 _rank_text(entry["rank"]) if "rank" in entry else "",
-                "all together" if entry["kind"] == "together" else entry["name"].partition("=")[0],
+                label_of(entry),
                 f"{c['mean_kld']:.3e}" if finite else "not finite",
                 "" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}",
                 f"{times:.1f} x" if (times := c["largest_chunk"]["times_mean"]) and finite else "",

@@ -23,9 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
-    rules = rules_of(args)
 
     def describe(model: Model) -> dict[str, Any]:
+        rules = rules_of(args, model)
         try:
             return _data(model, FakeQuant(model.values, rules))
         except ValueError as e:

@@ -18,7 +18,7 @@ from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
-from ..measure.cells import DEFAULT_SITES, Cell, cells_of
+from ..measure.cells import CONTROL, DEFAULT_SITES, Cell, cells_of, profile_cells, unit_cells
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
 from ..measure.sweep import Sweep
@@ -76,6 +76,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="beside each format two controls: Gaussian noise of the same length as each row's rounding "
         "error in its place (noise_FORMAT), and the same errors with random signs (signs_FORMAT)",
     )
+    parser.add_argument(
+        "--norm-unit",
+        action="append",
+        metavar="UNIT",
+        help="how norms compute inside, as SITES=STEP=VALUE;STEP=VALUE...: each step alone, all but each, "
+        "and all of them are cells; may be repeated (docs/norm-unit.md)",
+    )
+    parser.add_argument("--each-norm", action="store_true", help="also each unit in each norm alone")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        metavar="NAME[:TYPE]",
+        help="norms and residual as an engine computes them, such as hf:bf16, a cell each; may be repeated "
+        "(fq profiles lists them)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME[:TYPE]",
+        help="a profile that those of --profile are compared with, in the place of the exact model",
+    )
     add_realisations(parser)
     parser.add_argument(
         "--resume",
@@ -125,23 +145,22 @@ def main(args: argparse.Namespace) -> int:
     text, text_name = read_text(args.file)
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
-    formats = args.format or ["bf16"]
-    if args.noise:
-        formats = with_noise(formats)
-    asked = cells_of(
-        model,
-        args.sites or [DEFAULT_SITES],
-        formats,
-        cumulative=args.cumulative,
-        realisations=args.realisations,
-        seed=args.seed,
-    )
+    asked = _cells(args, model)
+    baseline = model.profile_rules(args.baseline) if args.baseline else ()
     with executor_of(args.threads) as executor:
         tokens = model.tokenizer.encode(text)
 
         def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
             settings = replace(settings_of(args), **changes)
-            return Sweep(model, tokens, cells, executor=executor, memory_limit=limit, settings=settings)
+            return Sweep(
+                model,
+                tokens,
+                cells,
+                baseline=baseline,
+                executor=executor,
+                memory_limit=limit,
+                settings=settings,
+            )
 
         run = sweep_of(asked)
         say_if_short(args, run.text.n)
@@ -190,6 +209,31 @@ def main(args: argparse.Namespace) -> int:
     return outcome.status
 
 
+def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
+    """Of sites and formats, which are the default, then of units, then of profiles."""
+    units, profiles = args.norm_unit or [], args.profile or []
+    if args.each_norm and not units:
+        raise FqError("--each-norm needs --norm-unit")
+    if args.baseline and (not profiles or units or args.sites or args.format):
+        raise FqError("--baseline goes with --profile, and with nothing else that makes cells")
+    of_sites = args.sites or args.format or args.noise or args.cumulative
+    if args.realisations > 1 and (units or profiles):
+        raise FqError("--realisations: a unit's roundings do not fall anew")
+    formats = args.format or ["bf16"]
+    cells = [Cell(CONTROL, CONTROL)]
+    if of_sites or not (units or profiles):
+        cells = cells_of(
+            model,
+            args.sites or [DEFAULT_SITES],
+            with_noise(formats) if args.noise else formats,
+            cumulative=args.cumulative,
+            realisations=args.realisations,
+            seed=args.seed,
+        )
+    cells += unit_cells(model, units, each_norm=args.each_norm, seed=args.seed)
+    return cells + profile_cells(model, profiles)
+
+
 def _more(args: argparse.Namespace, about: Run) -> Run:
     """What a run that is gone on with has to have: what the command names, and no default."""
     settings = about.settings
@@ -197,7 +241,7 @@ def _more(args: argparse.Namespace, about: Run) -> Run:
         settings = settings | {"n_chunks_asked": 0, "chunk_indices": []}
     if args.realisations > 1 and not (args.sites or args.format):
         raise FqError("--resume --realisations: name the --sites or the --format that are to fall anew")
-    named = args.sites or args.format or args.noise or args.cumulative
+    named = args.sites or args.format or args.noise or args.cumulative or args.norm_unit or args.profile
     return replace(about, cells=about.cells if named else (), settings=settings)
 
 

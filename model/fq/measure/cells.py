@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels import get_format
-from fq_kernels.rules import FakeQuant, RowStat, Rule
+from fq_kernels import NormUnit, get_format
+from fq_kernels.rules import FakeQuant, RowStat, Rule, UnitRule
+from fq_kernels.units import find_profile
 
 from ..errors import FqError
 from ..run.model import Model
@@ -17,8 +18,11 @@ from .realisations import fallen_anew, has_none
 from .statistics import Paired
 
 DEFAULT_SITES = "ffn_norm[*].raw"
+PROFILES_GROUP = "profiles"
 CONTROL, REALISATION = "control", "realisation"
-CELL_KINDS = ("single", "together", "cumulative", CONTROL, REALISATION)
+# of kinds whose cells are ranked among those of their group
+RANKED = ("single", "step", "norm", "profile")
+CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class Cell:
     kind   "single": one site; "together": all sites of its group; "cumulative": those up to a
            site; "control": the baseline a second time
            "realisation": another cell's rounding fallen anew
-    group  the SITES=FORMAT that it comes from; a realisation has none
+           "step": one step of a unit; "without": all of its steps but one; "norm": a unit in one norm
+           "profile": an engine's norms and residual
+    group  the SITES=FORMAT or unit rule that it comes from; a realisation has none
     rules  as text
     of     name of the cell whose realisation it is
     """
@@ -39,6 +45,18 @@ class Cell:
     group: str = ""
     rules: tuple[str, ...] = ()
     of: str = ""
+
+
+def label_of(entry: Mapping[str, Any]) -> str:
+    """A cell's name among those of its group, from an entry of `figures`."""
+    kind, name = entry["kind"], entry["name"]
+    if kind == "together":
+        return "all together"
+    if kind == "without":
+        return str(name.removeprefix(f"{entry['group']} "))
+    if kind == "profile":
+        return str(name)
+    return str(name.partition("=")[2 if kind == "step" else 0])
 
 
 def cells_of(
@@ -93,6 +111,64 @@ def cells_of(
                     if cell.group == group
                     for number in range(1, realisations)
                 ]
+    return cells
+
+
+def unit_cells(model: Model, units: Sequence[str], *, each_norm: bool = False, seed: int = 0) -> list[Cell]:
+    """For each of ``units``, written as a unit rule: every step alone, all but each, and all of them.
+
+    An accumulator and its order are one step. With ``each_norm`` also the whole unit in each norm alone, a
+    group of its own. Raises FqError for a unit that cannot be read, is given twice or matches no norm.
+    """
+    cells: list[Cell] = []
+    for text in units:
+        try:
+            rule = UnitRule.parse(text, seed=seed)
+            norms = list(FakeQuant(model.values, rule).units)
+        except ValueError as e:
+            raise FqError(str(e)) from None
+        group, together = str(rule), (str(rule),)
+        if any(cell.group == group for cell in cells):
+            raise FqError(f"{group} is asked for twice")
+        sites = group.partition("=")[0]
+        parts = _steps_of(rule.unit)
+        if not parts:
+            raise FqError(f"{group or text}: a unit without steps is ggml's")
+        if len(parts) > 1:
+            alone = {step: f"{sites}={NormUnit(**steps)}" for step, steps in parts.items()}
+            cells += [Cell(name, "step", group, (name,)) for name in alone.values()]
+            for step in parts:
+                rest = NormUnit(**{k: v for k, v in rule.unit.steps.items() if k not in parts[step]})
+                cells.append(Cell(f"{group} without {step}", "without", group, (f"{sites}={rest}",)))
+        cells.append(Cell(group, "together", group, together))
+        if each_norm and len(norms) > 1:
+            of_norms = f"{group}, each norm"
+            cells += [
+                Cell(f"{norm}={rule.unit}", "norm", of_norms, (f"{norm}={rule.unit}",)) for norm in norms
+            ]
+            cells.append(Cell(f"{group}, all norms", "together", of_norms, together))
+    return cells
+
+
+def _steps_of(unit: NormUnit) -> dict[str, dict[str, str]]:
+    """Its steps, each with what cannot be without it."""
+    steps = unit.steps
+    with_acc: dict[str, str] = {key: steps[key] for key in steps if key in ("acc", "order")}
+    return {
+        step: with_acc if step == "acc" else {step: value} for step, value in steps.items() if step != "order"
+    }
+
+
+def profile_cells(model: Model, specs: Sequence[str]) -> list[Cell]:
+    """A cell for each profile. Raises FqError for one that there is not, or that is given twice."""
+    cells = []
+    for spec in specs:
+        rules = tuple(model.profile_rules(spec))
+        name, _, dtype = find_profile(spec)
+        cells.append(Cell(f"{name}:{dtype}", "profile", PROFILES_GROUP, rules))
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise FqError(f"a profile is asked for twice: {', '.join(names)}")
     return cells
 
 

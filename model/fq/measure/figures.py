@@ -14,9 +14,9 @@ from fq_kernels.rules import FakeQuant, Place, RowStat, Value
 
 from ..errors import FqError
 from . import realisations
-from .cells import CONTROL, Cell, CellChunk
+from .cells import CONTROL, RANKED, Cell, CellChunk
 from .chunks import n_scored_per_chunk
-from .inference import Ordering, ratio_test
+from .inference import Ordering, mean_interval, ratio_test
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
 
 Finished = Mapping[tuple[int, int], CellChunk]
@@ -26,12 +26,14 @@ Finished = Mapping[tuple[int, int], CellChunk]
 def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
     """Of the chunks that ended in every cell, as written to JSON.
 
-    Each single cell has ``rank`` [best, worst] within its group, 1 being the largest mean KL: what is
-    ordered is told by `inference.Ordering` over the group's single cells, and ``pairs`` says how many
-    pairs there are, how many of them are ordered, and how many chunks the next one needs. A group's
-    ``additivity`` is the mean KL of all its sites together over the sum of the single ones, its
-    interval that of `inference.ratio_test`. All over the same chunks. A cell with realisations has what
-    they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have any.
+    Each single cell, of a site, a step, a norm or a profile, that differs from the baseline has ``rank``
+    [best, worst] within its group, 1 being the largest mean KL: what is ordered is told by
+    `inference.Ordering` over these, and ``pairs`` says how many pairs there are, how many of them are
+    ordered, and how many chunks the next one needs. A group's ``additivity`` is the mean KL of all its sites
+    together over the sum of the single ones, its interval that of `inference.ratio_test`. All over the same
+    chunks. A cell with realisations has what they say together of the perplexity (`realisations.summary`),
+    ``resolved`` among all that have any. A unit without a step has ``in_company``: how much more the mean KL is
+    with it.
 
     Cells that an extension has yet to bring up to the others are left out and named in ``behind``.
 
@@ -140,8 +142,8 @@ def _sites(values: Mapping[Value, int], cell: Cell, counts: Sequence[np.ndarray]
 
 def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [entry for entry in entries if entry["group"] == name]
-    single = [entry for entry in mine if entry["kind"] == "single"]
-    finite = [entry for entry in single if not entry["not_finite_tokens"]]
+    single = [entry for entry in mine if entry["kind"] in RANKED]
+    finite = [e for e in single if not e["not_finite_tokens"] and chunk_klds(e).any()]
     order = Ordering([chunk_klds(entry) for entry in finite])
     if order.known:
         for i, entry in enumerate(finite):
@@ -153,7 +155,14 @@ def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "ordered": order.n_resolved,
         "chunks_for_the_next": order.chunks_for_the_next,
     }
+    together = next((entry for entry in mine if entry["kind"] == "together"), None)
     for entry in mine:
+        if entry["kind"] == "without" and together is not None:
+            more = chunk_klds(together) - chunk_klds(entry)
+            entry["in_company"] = {
+                "mean_kld": float(np.mean(more)),
+                "mean_kld_ci95_chunks": mean_interval(more),
+            }
         if entry["kind"] == "together":
             group["kld_together"] = entry["comparison"]["mean_kld"]
             ratio = group["kld_together"] / total if total else math.nan

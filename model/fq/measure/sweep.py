@@ -32,6 +32,7 @@ class Sweep:
     model, tokens  the whole text, tokenised once
     cells          what is evaluated on each chunk and compared with the model without rules
     settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
+    baseline       the baseline's rules; none: the model without rules. Cells' rules do not come on top
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
     on_step        called as a variant has passed a layer, `steps` times in all
 
@@ -52,6 +53,7 @@ class Sweep:
         cells: Sequence[Cell],
         *,
         executor: Executor,
+        baseline: Sequence[str] = (),
         memory_limit: int | None = None,
         on_step: Callable[[], None] = lambda: None,
         settings: Settings | None = None,
@@ -66,7 +68,10 @@ class Sweep:
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
         self.not_finite: dict[int, dict[str, Any]] = {}
-        self._rules = [FakeQuant(model.values, cell.rules) if cell.rules else None for cell in self.cells]
+        self.baseline = tuple(baseline)
+        self._baseline = FakeQuant(model.values, self.baseline) if self.baseline else None
+        of_cells = [cell.rules or self.baseline for cell in self.cells]
+        self._rules = [FakeQuant(model.values, rules) if rules else None for rules in of_cells]
         # each value, and its rows in a chunk
         n_ctx = self.settings.n_ctx
         n_tokens = n_ctx - 1, n_scored_per_chunk(n_ctx)
@@ -74,7 +79,12 @@ class Sweep:
             (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
         ]
         self._fork = Fork(
-            model, n_ctx, executor, batch_of(self.settings, self._rules), self.settings.activations
+            model,
+            n_ctx,
+            executor,
+            batch_of(self.settings, [*self._rules, self._baseline]),
+            self.settings.activations,
+            self._baseline,
         )
         self._per_group = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
@@ -164,8 +174,8 @@ class Sweep:
 
     def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
         ids, targets = self.text[chunk]
-        for i in group:
-            self._rewind(self._rules[i], chunk)
+        for rules in (self._baseline, *(self._rules[i] for i in group)):
+            self._rewind(rules, chunk)
         variants = [self._rules[i] for i in group]
         evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
         found = compared(
@@ -174,12 +184,13 @@ class Sweep:
             len(group),
             self.executor,
             self._reference,
-            lambda: self._not_finite(chunk, None),
+            lambda: self._not_finite(chunk, self._baseline),
         )
         for i, (paired, finite) in zip(group, found, strict=True):
             if not finite and i not in self.not_finite:
                 self.not_finite[i] = self._not_finite(chunk, self._rules[i])
-            self.finished[i, chunk] = CellChunk(paired, _counts(self._rules[i]))
+            rules = self._rules[i] if self.cells[i].rules else None
+            self.finished[i, chunk] = CellChunk(paired, _counts(rules))
             yield i, chunk
 
     def find_lost(self) -> None:
@@ -211,6 +222,7 @@ class Sweep:
             **self.text.about(),
             "batch": self.settings.batch,
             "activations": self.settings.activations,
+            **({"baseline": list(self.baseline)} if self.baseline else {}),
             "norms": [[*value.place, rows] for value, rows in self._rows if value.is_norm],
             "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self._rows],
         }
@@ -223,6 +235,5 @@ class Sweep:
 def _counts(rules: FakeQuant | None) -> np.ndarray:
     if rules is None:
         return np.empty((0, len(COUNT_COLUMNS)))
-    return np.array(
-        [[c.rows_quantised, c.elements, *c.totals] for c in rules.matched if c.totals is not None]
-    )
+    counts = [[c.rows_quantised, c.elements, *c.totals] for c in rules.matched if c.totals is not None]
+    return np.array(counts, np.float64).reshape(-1, len(COUNT_COLUMNS))

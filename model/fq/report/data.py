@@ -63,6 +63,8 @@ CONTROLS = (
 class Group:
     """The cells of one SITES=FORMAT, and the groups that stand beside it as its controls.
 
+    parts         in the place of single cells, those of a unit's steps, of norms under one, or of profiles
+    without       all of a unit's steps but one
     noise, signs  Gaussian noise of the rounding error's length, and that error with random signs
     indices       which of the text's each chunk is, from 0
     """
@@ -70,6 +72,8 @@ class Group:
     name: str
     singles: list[Entry] = field(default_factory=list)
     cumulative: list[Entry] = field(default_factory=list)
+    parts: list[Entry] = field(default_factory=list)
+    without: list[Entry] = field(default_factory=list)
     together: Entry | None = None
     additivity: float | None = None
     additivity_interval: Interval | None = None
@@ -99,8 +103,8 @@ class Group:
 
     @cached_property
     def order(self) -> Order[Entry]:
-        """Of its single cells."""
-        return order_of(self.singles)
+        """Of its single cells, or of its parts."""
+        return order_of(self.singles or self.parts)
 
     @property
     def whole(self) -> Entry | None:
@@ -151,6 +155,8 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
                 plain(about["name"]),
                 [e for e in mine if e["kind"] == "single" and e["sites"]],
                 [e for e in mine if e["kind"] == "cumulative"],
+                [e for e in mine if e["kind"] in ("step", "norm", "profile")],
+                [e for e in mine if e["kind"] == "without"],
                 next((e for e in mine if e["kind"] == "together"), None),
                 about.get("additivity"),
                 _interval(about.get("additivity_ci95_chunks")),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..measure.cells import CONTROL
+from ..measure.cells import CONTROL, label_of
 from ..measure.statistics import QUANTILES
 from .data import (
     NONE,
@@ -61,8 +61,8 @@ def cell_tables(data: dict[str, Any]) -> list[tuple[str, list[Table]]]:
     """(group, its tables), and the cells of no group."""
     found = []
     for group in groups_of(data):
-        ordered = sorted(group.singles, key=lambda entry: -_or_inf(kld(entry)))
-        rest = [*group.cumulative, *([group.together] if group.together else [])]
+        ordered = sorted([*group.singles, *group.parts], key=lambda entry: -_or_inf(kld(entry)))
+        rest = [*group.without, *group.cumulative, *([group.together] if group.together else [])]
         found.append((group.name, _tables([*ordered, *rest], group)))
     others = [entry for entry in data["cells"] if not entry["group"] and entry["kind"] != REALISATION]
     if others:
@@ -181,9 +181,7 @@ def _drawn(entry: Entry) -> Row:
 
 
 def _name(entry: Entry, group: Group | None) -> str:
-    if entry["kind"] == "together":
-        return "all together"
-    return plain(entry["name"].partition("=")[0] if group else entry["name"])
+    return plain(label_of(entry) if group else entry["name"])
 
 
 def _sites(entries: Sequence[Entry], names: Sequence[str]) -> Table:

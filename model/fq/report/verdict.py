@@ -14,6 +14,7 @@ from .layers import additivity, chunks_text, layers_text, who_costs_most
 from .noise import noise_text
 from .perplexity import in_short as perplexity_in_short
 from .perplexity import perplexity_text
+from .units import units_text
 from .words import NAMED, count
 
 
@@ -39,9 +40,18 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
     control = _control(data)
     if control.tone:
         said.append(control)
+    if data.get("baseline"):
+        rules = listed([plain(rule) for rule in data["baseline"]])
+        text = f"All is compared with the model under {rules}, which is the unrounded model of this page."
+        said.append(_statement("Baseline", text, tone="warning"))
     said += _same_text(data)
     said += _not_finite(data)
-    said.append(_in_short(groups, control.tone == ""))
+    units = [group for group in groups_of(data) if group.parts]
+    if groups or not units:
+        said.append(_in_short(groups, control.tone == ""))
+    for group in units:
+        about, texts = units_text(group)
+        said.append(_statement(about, *texts))
     said += [_statement(about, text) for about, text in formats.orders(groups)]
     for group in groups:
         name = f": {group.name}" if len(groups) > 1 else ""

@@ -81,6 +81,8 @@ class Run:
             numerics,
             self.versions,
         ]
+        if baseline := self.settings.get("baseline"):
+            parts.append(baseline)
         if scales := self.settings.get("calibrations"):
             parts.append([each["sha256"] for each in scales])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

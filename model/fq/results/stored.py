@@ -105,6 +105,9 @@ def settings_of(text: object) -> dict[str, Any]:
         raise ValueError("chunk_indices is not a list of the text's chunks")
     if not chunks == len(indices) == len(set(indices)):
         raise ValueError(f"chunk_indices has not {chunks} different chunks")
+    baseline = settings.get("baseline", [])
+    if not isinstance(baseline, list) or not all(isinstance(rule, str) for rule in baseline):
+        raise ValueError(f"baseline is {_shown(baseline)}")
     norms = settings.get("norms")
     if not isinstance(norms, list) or not all(_is_value(norm, 3) for norm in norms):
         raise ValueError("norms is not a list of kind, layer and rows")

@@ -72,6 +72,10 @@ class Context:
         # share of each alone is soon done, and the value is put into the kernel's order once
         self._following = model.graph.products_following()
         self._ready: dict[int, np.ndarray] = {}
+        # norms that read a node's value before all else, which is no norm's
+        found = model.graph.read_first_by_norms()
+        self._first_readers = {id(source): norm for norm, source in found.items()}
+        self._nodes_read_first = found
         self._nodes = range(0)
         self.ids: np.ndarray = np.empty(0, np.int64)
         self.out_rows = slice(0, 0)
@@ -180,9 +184,20 @@ class Context:
 
     def _compute(self, node: Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
         value = OPS[node.op].compute(self, node, inputs)
-        if self.fake_quant.rounds_values and node.values and not node.norm:  # norms round as they compute
-            self.fake_quant.round(node.values, value, self.executor)
+        if self.fake_quant.rounds_values:
+            if not node.norm:  # norms round as they compute
+                if node.values and not self._rounded_later(node):
+                    self.fake_quant.round(node.values, value, self.executor)
+            elif self.fake_quant.reads_unrounded(node.norm):
+                source = self._nodes_read_first.get(node.norm)
+                if source is not None:
+                    self.fake_quant.round(source.values, inputs[0], self.executor)
         return value
+
+    def _rounded_later(self, node: Node) -> bool:
+        """Whether a norm reads its value first, and reads it unrounded."""
+        reader = self._first_readers.get(id(node))
+        return reader is not None and self.fake_quant.reads_unrounded(reader)
 
     # ---------------------------------------------------------------- arch.ops.Evaluation
 

@@ -51,14 +51,22 @@ class Fork:
 
     batch        tokens per matrix product, as of an evaluation by Context
     activations  "exact" or "ggml" (see Context), of all variants
+    baseline     rules of the baseline, with which variants then share nothing; None: none
     """
 
     def __init__(
-        self, model: Model, n_ctx: int, executor: Executor, batch: int, activations: str = "exact"
+        self,
+        model: Model,
+        n_ctx: int,
+        executor: Executor,
+        batch: int,
+        activations: str = "exact",
+        baseline: FakeQuant | None = None,
     ) -> None:
         self.model, self.batch = model, batch
         self.context = Context(model, n_ctx, executor, activations=activations)
         self._no_rules = self.context.fake_quant
+        self._baseline_rules = baseline
         self._sizes = (0, 0)
         self._nodes = model.graph.nodes
         layers = groupby(range(len(self._nodes)), key=lambda i: self._nodes[i].layer)
@@ -70,9 +78,10 @@ class Fork:
     def first_node(self, rules: FakeQuant | None) -> int:
         """Where a variant leaves the baseline: the first node whose value a rule takes.
 
-        0 for one without rules: it is computed from the start, as the control must be.
+        0 for one without rules: it is computed from the start, as the control must be; and where the baseline
+        has rules.
         """
-        if rules is not None:
+        if rules is not None and self._baseline_rules is None:
             for i, node in enumerate(self._nodes):
                 if any(rules.takes(value.place) for value in node.values):
                     return i
@@ -101,7 +110,7 @@ class Fork:
         variant's rows are in its counters before the first.
         """
         self._begin(ids, first_output)
-        base = self._variant(None)
+        base = self._variant(self._baseline_rules)
         others = [self._variant(rules) for rules in variants]
         give = self.context.buffers.give
         for layer in self._layers:

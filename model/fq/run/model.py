@@ -8,12 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from fq_kernels.rules import Place, Value
+from fq_kernels.units import profile_rules
 
 from ..arch.graph import Graph
 from ..arch.hparams import HParams
 from ..arch.keys import ModelError
-from ..arch.registry import read_graph
+from ..arch.registry import plus_one, read_graph
 from ..arch.tensors import check_tensors
+from ..errors import FqError
 from ..gguf.file import GGUFFile
 from ..gguf.split import Parts, open_model
 from ..text.tokenizer import Tokenizer
@@ -65,6 +67,22 @@ class Model:
     def values(self) -> tuple[Value, ...]:
         """All that rules can round, in the order of the graph."""
         return tuple(self.graph.values)
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether its norms' weights are 1 + w of what its checkpoint holds."""
+        return plus_one(self.hparams.arch)
+
+    def profile_rules(self, spec: str) -> list[str]:
+        """The rules that make its norms and residual an engine's: ``hf:bf16`` (fq_kernels.units.profiles).
+
+        Raises FqError for a profile that there is not.
+        """
+        kinds = {value.place.kind for value in self.values}
+        try:
+            return profile_rules(spec, kinds, plus_one=self.plus_one)
+        except ValueError as e:
+            raise FqError(str(e)) from None
 
     @property
     def norms(self) -> list[Place]:

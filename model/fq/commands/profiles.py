@@ -1,0 +1,55 @@
+"""fq profiles."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from fq_kernels.units import DTYPES, STEPS, NormUnit, describe_profiles
+
+from ..words import table
+from .files import write_json
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--type", choices=DTYPES, default=DTYPES[0], help="of the activations (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    data = describe_profiles(args.type)
+    if args.json:
+        write_json(data, "-")
+    else:
+        print(_text(data))
+    return 0
+
+
+def _text(profiles: list[dict[str, Any]]) -> str:
+    """A table of steps, one of those that differ where a checkpoint holds w of 1 + w, and the sources."""
+    return "\n\n".join([
+        _steps(profiles, "unit", "profile"),
+        _steps([p for p in profiles if p["unit_plus_one"] != p["unit"]], "unit_plus_one", "on Gemma"),
+        *(_about(profile) for profile in profiles),
+    ])  # fmt: skip
+
+
+def _steps(profiles: list[dict[str, Any]], key: str, head: str) -> str:
+    units = {profile["name"]: NormUnit.parse(profile[key]).steps for profile in profiles}
+    used = [step for step in STEPS if any(step in unit for unit in units.values())]
+    rows = [[head, *used, "residual"]]
+    for profile in profiles:
+        unit = units[profile["name"]]
+        rows.append(
+            [profile["name"], *(unit.get(step, "-") for step in used), profile["residual"] or "not said"]
+        )
+    return table(rows)
+
+
+def _about(profile: dict[str, Any]) -> str:
+    text = f"{profile['source']}: {profile['note']}"
+    indent = " " * 12
+    return textwrap.fill(text, 110, initial_indent=f"{profile['name']:<12}", subsequent_indent=indent)

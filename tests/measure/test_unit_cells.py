@@ -1,0 +1,180 @@
+"""Units and profiles as cells of a sweep: which cells there are, what they say, and another baseline."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from command_line import fq
+
+from fq import Executor, FqError, Model, Perplexity, Sweep
+from fq.commands.show_sweep import sweep_text
+from fq.gguf.synthetic import tiny_shape, write_llama_gguf
+from fq.measure.cells import CONTROL, Cell, label_of, profile_cells, unit_cells
+from fq.measure.inference import mean_interval
+from fq.report.verdict import verdict
+from fq_kernels.rules import FakeQuant
+
+UNIT = "*=x=bf16;acc=e8m4;order=tree;out=e8m3"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cells") / "tiny.gguf"
+    write_llama_gguf(
+        path, tiny_shape(n_layer=2, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return Model(path)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return [int(i) for i in np.random.default_rng(2).integers(3, 512, 5 * 24)]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("Words of a text, and more of them: one, two, three. " * 60)
+    return path
+
+
+def swept(model, tokens, cells, executor, **how):
+    sweep = Sweep(model, tokens, [Cell(CONTROL, CONTROL), *cells], executor=executor, n_ctx=24, **how)
+    list(sweep)
+    return sweep.result()
+
+
+def test_every_step_alone_all_but_each_and_all_of_them(model):
+    cells = unit_cells(model, [UNIT])
+    group = "*[*]=x=bf16;acc=e8m4;order=tree;out=e8m3"
+    assert [(cell.kind, label_of(vars(cell)), cell.rules) for cell in cells] == [
+        ("step", "x=bf16", ("*[*]=x=bf16",)),
+        ("step", "acc=e8m4;order=tree", ("*[*]=acc=e8m4;order=tree",)),
+        ("step", "out=e8m3", ("*[*]=out=e8m3",)),
+        ("without", "without x", ("*[*]=acc=e8m4;order=tree;out=e8m3",)),
+        ("without", "without acc", ("*[*]=x=bf16;out=e8m3",)),
+        ("without", "without out", ("*[*]=x=bf16;acc=e8m4;order=tree",)),
+        ("together", "all together", (group,)),
+    ]
+    assert {cell.group for cell in cells} == {group}
+
+
+def test_each_norm_alone(model):
+    cells = unit_cells(model, ["ffn_norm=acc=bf16"], each_norm=True)
+    names = ["all together", "ffn_norm[0]", "ffn_norm[1]", "all together"]
+    assert [label_of(vars(cell)) for cell in cells] == names
+    assert [cell.kind for cell in cells] == ["together", "norm", "norm", "together"]
+    assert cells[1].group == cells[3].group != cells[0].group
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (["*=acc=x"], "unknown format 'x'"),
+        (["q_norm=acc=bf16"], "matches no norm"),
+        (["*=acc=bf16", "*=acc=bf16"], "is asked for twice"),
+        (["*=order=sequential"], "a unit without steps is ggml's"),
+    ],
+)
+def test_units_that_make_no_cells(model, units, message):
+    with pytest.raises(FqError, match=message):
+        unit_cells(model, units)
+    with pytest.raises(FqError, match="a profile is asked for twice: hf:bf16, hf:bf16"):
+        profile_cells(model, ["hf", "hf:bf16"])
+
+
+def test_figures_of_steps(model, tokens, executor):
+    data = swept(
+        model, tokens, unit_cells(model, ["*=acc=e8m4;weight=f32;out=e8m3"], each_norm=True), executor
+    )
+    by_name = {label_of(e): e for e in data["cells"] if e["group"] == data["groups"][0]["name"]}
+    assert by_name["weight=f32"]["comparison"]["mean_kld"] == 0 and "rank" not in by_name["weight=f32"]
+    assert {*by_name["acc=e8m4"]["rank"], *by_name["out=e8m3"]["rank"]} <= {1, 2}
+    klds = {name: np.array(e["comparison"]["chunks"]["mean_kld"]) for name, e in by_name.items()}
+    more = klds["all together"] - klds["without acc"]
+    assert by_name["without acc"]["in_company"] == {
+        "mean_kld": np.mean(more),
+        "mean_kld_ci95_chunks": mean_interval(more),
+    }
+    alone = Perplexity(
+        model, tokens, n_ctx=24, fake_quant=FakeQuant(model.values, "*=acc=e8m4"), executor=executor
+    )
+    list(alone)
+    assert alone.result()["comparison"]["mean_kld"] == by_name["acc=e8m4"]["comparison"]["mean_kld"]
+    text = sweep_text(data | {"text": "t"})
+    assert "in company acc costs" in text and "all together" in text and "ffn_norm[1]" in text
+    said = {statement.about: " ".join(statement.lines) for statement in verdict(data)}
+    assert "weight=f32 changes nothing." in said["Which step: *[*]=acc=e8m4;weight=f32;out=e8m3"]
+    assert "In company " in said["Which step: *[*]=acc=e8m4;weight=f32;out=e8m3"]
+    assert any(about.startswith("Which norm: ") for about in said) and "In short" not in said
+
+
+def test_profiles_beside_another_baseline(model, tokens, executor):
+    rules = tuple(model.profile_rules("hf"))
+    cells = profile_cells(model, ["hf", "te", "ggml"])
+    data = swept(model, tokens, cells, executor, baseline=rules)
+    control, hf, te, ggml = data["cells"]
+    assert control["exactly_zero"] and hf["comparison"]["mean_kld"] == 0 < te["comparison"]["mean_kld"]
+    # the perplexities are of the same streams as without a baseline
+    plain = swept(model, tokens, cells, executor)["cells"]
+    assert ggml["comparison"]["ppl_quant"] == plain[3]["comparison"]["ppl_base"]
+    assert ggml["comparison"]["ppl_base"] == plain[1]["comparison"]["ppl_quant"] == data["ppl_base"]
+    assert te["comparison"]["ppl_quant"] == plain[2]["comparison"]["ppl_quant"]
+    assert verdict(data)[0].about == "Baseline"
+
+
+def test_a_seeded_baseline_falls_the_same_whatever_runs_beside_it(model, tokens):
+    rules = ("*[*]=out=e8m3:stochastic,seed=4",)
+    cells = [Cell(CONTROL, CONTROL), *profile_cells(model, ["ggml", "te"])]
+    found = []
+    for limit in (None, 1):
+        with Executor(1) as executor:
+            sweep = Sweep(model, tokens, cells, executor=executor, n_ctx=24, baseline=rules)
+            sweep._per_group = limit or sweep._per_group
+            list(sweep)
+        found.append(sweep.result())
+    assert found[0]["cells"] == found[1]["cells"] and found[0]["cells"][0]["exactly_zero"]
+
+
+def test_the_command(path, text, tmp_path):
+    store, out = tmp_path / "s.sqlite", tmp_path / "a.json"
+    common = ("-m", path, "-f", text, "-c", 24, "--chunks", 4, "--store", store)
+    said, _ = fq("sweep", *common, "--norm-unit", UNIT, "--profile", "te", "--json", out)
+    data = json.loads(out.read_text())
+    assert [e["kind"] for e in data["cells"]] == [
+        "control",
+        *["step"] * 3,
+        *["without"] * 3,
+        "together",
+        "profile",
+    ]
+    assert "in company out costs" in said and "te:bf16" in said
+    fq("sweep", *common, "--norm-unit", UNIT, "--profile", "te", "--resume")
+    _, err = fq("sweep", *common, "--profile", "te", "--baseline", "hf", "--resume")
+    assert "has no such run to go on with" in err, "another baseline is another run"
+    said, _ = fq("results", "--store", store, "2")
+    assert "baseline  inp_embd[*]=bf16; ffn_inp[*]=bf16" in said
+    fq("report", "--store", store, "-o", tmp_path / "r.html", "1")
+    page = (tmp_path / "r.html").read_text()
+    assert "Which step" in page and "without acc" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--baseline", "hf"], "--baseline goes with --profile"),
+        (["--baseline", "hf", "--profile", "te", "--format", "bf16"], "--baseline goes with --profile"),
+        (["--each-norm"], "--each-norm needs --norm-unit"),
+        (["--profile", "te", "--realisations", 3], "a unit's roundings do not fall anew"),
+        (["--profile", "x"], "unknown profile 'x'"),
+    ],
+)
+def test_options_that_do_not_go_together(path, tmp_path, options, message):
+    assert message in fq("sweep", "-m", path, "--store", tmp_path / "s", *options, status=2)[1]
