@@ -32,8 +32,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     ordered, and how many chunks the next one needs. A group's ``additivity`` is the mean KL of all its sites
     together over the sum of the single ones, its interval that of `inference.ratio_test`. All over the same
     chunks. A cell with realisations has what they say together of the perplexity (`realisations.summary`),
-    ``resolved`` among all that have any. A unit without a step has ``in_company``: how much more the mean KL is
-    with it.
+    ``resolved`` among all that have any. A unit without a step has ``in_company``: how much more the mean
+    KL is with it.
 
     Cells that an extension has yet to bring up to the others are left out and named in ``behind``.
 
