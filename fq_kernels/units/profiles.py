@@ -40,12 +40,12 @@ PROFILES = {
         "float32 activations, squares added in double; a Gemma file holds 1 + w",
     ),
     "hf": Profile(
-        "x=DTYPE;acc=f32;order=lanes=32;raw=DTYPE;weight=DTYPE;out=DTYPE",
-        "x=DTYPE;acc=f32;order=lanes=32;weight=DTYPE;gain=1+w;out=DTYPE",
+        "x=DTYPE;acc=f32;order=torch;raw=DTYPE;weight=DTYPE;out=DTYPE",
+        "x=DTYPE;acc=f32;order=torch;weight=DTYPE;gain=1+w;out=DTYPE",
         True,
         "huggingface/transformers models/llama/modeling_llama.py LlamaRMSNorm, "
         "models/gemma3/modeling_gemma3.py Gemma3RMSNorm",
-        "Llama's casts before the weight, Gemma's after 1 + w, which is float32; the order is torch's",
+        "Llama's casts before the weight, Gemma's after 1 + w, which is float32; the order is torch's on x86",
     ),
     "te": Profile(
         "x=DTYPE;acc=f32;order=lanes=32;weight=DTYPE;out=DTYPE",

@@ -6,7 +6,7 @@ It is written ``STEP=VALUE; STEP=VALUE; ...``; steps that are not named are ggml
     x=unrounded            the residual before a rule rounds it, where a rule does
     square=FORMAT          each square
     acc=bf16               the accumulator, rounded after every addition; f32; f64, which is ggml's
-    order=lanes=16         in what order it adds: sequential, lanes=N, tree, chunk=N
+    order=lanes=16         in what order it adds: sequential, lanes=N, tree, chunk=N, torch
     order=chunk=128,f32    and in what the chunks' sums are added, where that is not acc
     mean=FORMAT            the mean square, and again with eps added
     eps=outside            added to the root instead of under it
@@ -38,7 +38,7 @@ from ..formats.kernels import BLOCKS
 F32, F64 = "f32", "f64"
 UNROUNDED = "unrounded"
 # Order is shared with src/norm/unit.h.
-ORDERS = ("sequential", "lanes", "tree", "chunk")
+ORDERS = ("sequential", "lanes", "tree", "chunk", "torch")
 MAX_LANES = 512
 MAX_CHUNK = 1 << 30
 MAX_TABLE_BITS = 16
@@ -279,7 +279,7 @@ def _order(text: str) -> Order:
     words, comma, outer = text.partition(",")
     kind, equals, value = (word.strip() for word in words.partition("="))
     if kind not in ORDERS or bool(equals) != (kind in ("lanes", "chunk")) or (comma and kind != "chunk"):
-        raise ValueError(f"must be sequential, lanes=N, tree, chunk=N or chunk=N,FORMAT, not {text!r}")
+        raise ValueError(f"must be sequential, lanes=N, tree, torch, chunk=N or chunk=N,FORMAT, not {text!r}")
     if kind == "lanes":
         n = _natural(value, MAX_LANES, 2)
         if n & (n - 1):

@@ -27,6 +27,7 @@ COMMANDS = (
     "graph",
     "sites",
     "formats",
+    "profiles",
     "trace",
     "bench",
     "replicate",

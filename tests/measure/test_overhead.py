@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fq.measure.overhead
-from fq import Context, FqError
+from fq import Context, FqError, Model
 from fq.cli import main
 from fq.measure.overhead import Configuration, Overhead, compare, configurations, overhead_text
 from fq_kernels import CONTRACT
@@ -372,3 +372,15 @@ def test_ctrl_c(tiny_path, capsys, monkeypatch, after, status, says):
     out, err = capsys.readouterr()
     assert f"fq: interrupted after {max(after - 2, 0)} of 9 rounds: this is a partial result" in err
     assert ("PARTIAL: 9 were asked for" in out) == says
+
+
+def test_units_are_configurations(tiny_path):
+    tiny_model = Model(tiny_path)
+    found = configurations(tiny_model, units=["ffn_norm=acc=bf16;order=tree"])
+    assert (
+        found[-1].name == "ffn_norm[*]=acc=bf16;order=tree"
+        and len(found) == len(configurations(tiny_model)) + 1
+    )
+    for unit in ("ffn_norm=acc=x", "q_norm=acc=bf16"):
+        with pytest.raises(FqError):
+            configurations(tiny_model, units=[unit])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import TINY, write_tiny
 from fq import Context, FqError, Model
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.run.fork import Fork
-from fq_kernels import NormUnit, rms_norm_unit, round_trip
+from fq_kernels import NormUnit, bf16_to_float, float_to_bf16, rms_norm_unit, round_trip
 from fq_kernels.rules import FakeQuant, Place, Site
 from fq_kernels.units import PROFILES, describe_profiles, profile_rules
 
@@ -77,6 +78,19 @@ def test_llamas_norm_casts_before_the_weight_and_gemmas_after_one_plus_it():
     assert (
         rms_norm_unit(x, unit_of("hf"), weight=weight) != rms_norm_unit(x, unit_of("te"), weight=weight)
     ).any()
+
+
+GOLDEN = json.loads(Path(__file__).with_name("hf_torch.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['n']}")
+def test_hf_is_what_torch_gave(isa, case):
+    """Written by `python -m bench.torch_norms --golden`."""
+    rng, n = np.random.default_rng(case["seed"]), case["n"]
+    x = rng.integers(-(1 << 20), 1 << 20, (2, n)).astype(F32) * F32(2.0**-17)
+    weight = bf16_to_float(rng.integers(0x3E80, 0x4040, n).astype(np.uint16))
+    y = rms_norm_unit(x, unit_of("hf", case["plus_one"]), eps=case["eps"], weight=weight)
+    assert float_to_bf16(y).tobytes().hex() == case["out"]
 
 
 def test_profiles_that_there_are_not(model):

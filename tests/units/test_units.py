@@ -78,7 +78,7 @@ def test_text(text, canonical):
         ("out=noise_bf16", "is a row's noise"),
         ("order=tree", "step order: tree needs acc"),
         ("acc=f64;order=tree", "step order: tree needs acc"),
-        ("acc=bf16;order=lanes", "step order: must be sequential, lanes=N, tree, chunk=N or"),
+        ("acc=bf16;order=lanes", "step order: must be sequential, lanes=N, tree, torch, chunk=N or"),
         ("acc=bf16;order=tree,f32", "step order: must be"),
         ("acc=bf16;order=chunk=8,mxfp4", "step order: format mxfp4 does not round"),
         ("acc=bf16;order=tree=3", "step order: must be"),

@@ -20,6 +20,11 @@
  *   tree      neighbours are added, then the sums of neighbours ...; an odd one at the end is carried up as it is
  *   chunks    of N elements, each from 0 in order; then the chunks' sums, from 0 in order, R_outer after every addition
  *
+ *   torch     as its sum on x86 does: 32 lanes, of which lane j adds the elements i = j mod 32 of whole blocks of 32, 16
+ *             blocks at a time, from 0; 16 such sums are added in order, from 0, then 16 of these, then all of these. What
+ *             is left of the levels is added to the first, second to fourth. Lanes 0 to 7 then add what is left in eights,
+ *             lanes 8 to 15, 16 to 23, 24 to 31. The elements left, from 0 in order, add lanes 0 to 7 in order
+ *
  * A single element is added to 0 in every order. Inverse roots that are not exact, of a positive, finite
  * v = f * 4^k, 1 <= f < 4; of any other they are 1 / sqrt(v):
  *
@@ -29,15 +34,16 @@
  *   Newton  y * (1.5 - (0.5 * v * y) * y), so many times, from a table or from the bits 0x5f3759df - (bits of v >> 1)
  *
  * What a step draws of random numbers is a function of its seed and of row * n + i, i counted as its operation's
- * elements are; at the step acc additions of the same element's are counted alike, and those of lanes, of a tree's
- * level l and of chunks have the seeds seed + 1 + which fold, seed + 1 + l, seed + 1. v has mean's seed + 1. */
+ * elements are. At the step acc an element's first addition is counted as it is; later ones have other seeds: seed + 1 +
+ * which fold, of lanes; seed + 1 + level, of a tree; seed + 1, of chunks; of torch's levels seed + 1, 2 and 3, of what is
+ * left of them 4, of eights 5, in the end 6. v has mean's seed + 1. */
 #ifndef FQ_NORM_UNIT_H
 #define FQ_NORM_UNIT_H
 
 #include "rounding/contract.h"
 
 /* Order is shared with fq_kernels/units/unit.py. */
-enum { FQ_SUM_IN_ORDER, FQ_SUM_LANES, FQ_SUM_TREE, FQ_SUM_CHUNKS };
+enum { FQ_SUM_IN_ORDER, FQ_SUM_LANES, FQ_SUM_TREE, FQ_SUM_CHUNKS, FQ_SUM_TORCH };
 
 #define FQ_UNIT_MAX_LANES 512
 

@@ -44,6 +44,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ):
         shown = "" if default is None else " (default %(default)s)"
         parser.add_argument(*names, type=kind, default=default, metavar=metavar, help=text + shown)
+    parser.add_argument(
+        "--norm-unit",
+        action="append",
+        default=[],
+        metavar="UNIT",
+        help="also time norms computed by it: SITES=STEP=VALUE;STEP=VALUE...; may be repeated",
+    )
     add_offline(parser)
 
 
@@ -57,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
         measurement = overhead.Overhead(
             model,
             model.tokenizer.encode(text),
-            overhead.configurations(model, args.format, args.layer, args.point),
+            overhead.configurations(model, args.format, args.layer, args.point, args.norm_unit),
             n_prompt=n_prompt,
             n_predict=args.predict,
             batch=args.batch_size,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_kernels import Executor, default_fpu, get_format
-from fq_kernels.rules import FakeQuant, Rule
+from fq_kernels.rules import AnyRule, FakeQuant, Rule, UnitRule
 
 from ..errors import FqError, NotFiniteError
 from ..run.context import Context
@@ -39,7 +39,7 @@ class Configuration(NamedTuple):
     """What is timed: the model under some rules."""
 
     name: str
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[AnyRule, ...] = ()
 
 
 def reports_layer(model: Model) -> int:
@@ -49,12 +49,16 @@ def reports_layer(model: Model) -> int:
 
 
 def configurations(
-    model: Model, format_: str = "bf16", layer: int | None = None, point: str = "raw"
+    model: Model,
+    format_: str = "bf16",
+    layer: int | None = None,
+    point: str = "raw",
+    units: Sequence[str] = (),
 ) -> list[Configuration]:
     """The baseline, twice; one layer's FFN norm, every FFN norm, every norm, and every norm at both
-    points, rounded to ``format_``.
+    points, rounded to ``format_``; then norms computed by each of ``units``, written as unit rules.
 
-    layer None is `reports_layer`. Raises FqError for a format, a layer or a point that there is not.
+    layer None is `reports_layer`. Raises FqError for a format, a layer, a point or a unit that there is not.
     """
     n_layer = model.hparams.n_layer
     if layer is None:
@@ -67,6 +71,9 @@ def configurations(
         ffn = Rule(fmt, kind="ffn_norm", point=point)
         every = Rule(fmt, kind="all", point=point)
         both = (Rule(fmt, kind="all", point="raw"), Rule(fmt, kind="all", point="weighted"))
+        of_units = [UnitRule.parse(unit) for unit in units]
+        for rule in of_units:
+            FakeQuant(model.values, rule)
     except ValueError as e:
         raise FqError(str(e)) from None
     return [
@@ -76,10 +83,11 @@ def configurations(
         Configuration("every ffn_norm", (ffn,)),
         Configuration("every norm", (every,)),
         Configuration("every site", both),
+        *(Configuration(str(rule), (rule,)) for rule in of_units),
     ]
 
 
-def _fake_quant(model: Model, rules: Sequence[Rule]) -> FakeQuant:
+def _fake_quant(model: Model, rules: Sequence[AnyRule]) -> FakeQuant:
     return FakeQuant(model.values, rules, count_errors=False)
 
 
