@@ -31,6 +31,7 @@ COMMANDS = {
     "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
+    "pareto": "Show which norm units no other beats, in hardware's cost and in KL divergence.",
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",
     "trace": "Summarise the kernel calls that --trace has written.",
     "bench": "Time fake quantisation against the baseline, in turns.",

@@ -36,6 +36,7 @@ COMMANDS = (
     "report",
     "run",
     "ranges",
+    "pareto",
     "calibrate",
     "perplexity",
 )

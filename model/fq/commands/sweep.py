@@ -81,8 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="UNIT",
         help="how norms compute inside, as SITES=STEP=VALUE;STEP=VALUE...: each step alone, all but each, "
-        "and all of them are cells; may be repeated (docs/norm-unit.md)",
+        "and all of them are cells; {a|b} makes a unit of each; may be repeated (docs/norm-unit.md)",
     )
+    parser.add_argument("--whole-units", action="store_true", help="of each unit only all steps together")
     parser.add_argument("--each-norm", action="store_true", help="also each unit in each norm alone")
     parser.add_argument(
         "--profile",
@@ -212,8 +213,9 @@ def main(args: argparse.Namespace) -> int:
 def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
     """Of sites and formats, which are the default, then of units, then of profiles."""
     units, profiles = args.norm_unit or [], args.profile or []
-    if args.each_norm and not units:
-        raise FqError("--each-norm needs --norm-unit")
+    for option in ("each_norm", "whole_units"):
+        if getattr(args, option) and not units:
+            raise FqError(f"--{option.replace('_', '-')} needs --norm-unit")
     if args.baseline and (not profiles or units or args.sites or args.format):
         raise FqError("--baseline goes with --profile, and with nothing else that makes cells")
     of_sites = args.sites or args.format or args.noise or args.cumulative
@@ -230,7 +232,7 @@ def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
             realisations=args.realisations,
             seed=args.seed,
         )
-    cells += unit_cells(model, units, each_norm=args.each_norm, seed=args.seed)
+    cells += unit_cells(model, units, whole=args.whole_units, each_norm=args.each_norm, seed=args.seed)
     return cells + profile_cells(model, profiles)
 
 

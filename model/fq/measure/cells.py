@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ from .statistics import Paired
 
 DEFAULT_SITES = "ffn_norm[*].raw"
 PROFILES_GROUP = "profiles"
+MAX_UNITS = 4096  # that one text may stand for
 CONTROL, REALISATION = "control", "realisation"
 # of kinds whose cells are ranked among those of their group
 RANKED = ("single", "step", "norm", "profile")
@@ -114,14 +118,17 @@ def cells_of(
     return cells
 
 
-def unit_cells(model: Model, units: Sequence[str], *, each_norm: bool = False, seed: int = 0) -> list[Cell]:
+def unit_cells(
+    model: Model, units: Sequence[str], *, whole: bool = False, each_norm: bool = False, seed: int = 0
+) -> list[Cell]:
     """For each of ``units``, written as a unit rule: every step alone, all but each, and all of them.
 
-    An accumulator and its order are one step. With ``each_norm`` also the whole unit in each norm alone, a
+    What stands as ``{a|b}`` in one makes a unit of each. An accumulator and its order are one step. With
+    ``whole`` there is only the unit itself. With ``each_norm`` also the whole unit in each norm alone, as a
     group of its own. Raises FqError for a unit that cannot be read, is given twice or matches no norm.
     """
     cells: list[Cell] = []
-    for text in units:
+    for text in chain.from_iterable(map(_alternatives, units)):
         try:
             rule = UnitRule.parse(text, seed=seed)
             norms = list(FakeQuant(model.values, rule).units)
@@ -134,7 +141,7 @@ def unit_cells(model: Model, units: Sequence[str], *, each_norm: bool = False, s
         parts = _steps_of(rule.unit)
         if not parts:
             raise FqError(f"{group or text}: a unit without steps is ggml's")
-        if len(parts) > 1:
+        if len(parts) > 1 and not whole:
             alone = {step: f"{sites}={NormUnit(**steps)}" for step, steps in parts.items()}
             cells += [Cell(name, "step", group, (name,)) for name in alone.values()]
             for step in parts:
@@ -148,6 +155,15 @@ def unit_cells(model: Model, units: Sequence[str], *, each_norm: bool = False, s
             ]
             cells.append(Cell(f"{group}, all norms", "together", of_norms, together))
     return cells
+
+
+def _alternatives(text: str) -> list[str]:
+    """``acc={bf16|f32};out={bf16|f16}`` -> the four units that it says."""
+    parts = re.split(r"\{([^{}]*)\}", text)
+    found = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    if math.prod(map(len, found)) > MAX_UNITS:
+        raise FqError(f"{text}: more than {MAX_UNITS} units")
+    return list(map("".join, product(*found)))
 
 
 def _steps_of(unit: NormUnit) -> dict[str, dict[str, str]]:
