@@ -9,6 +9,7 @@ from fq_kernels.rules import calibrations_of
 
 from ..errors import FqError
 from ..measure.perplexity import Perplexity
+from ..measure.who_pays import who_pays_text
 from ..run.finite import not_finite_text
 from ..run.model import Model
 from .files import read_text, text_sha256
@@ -47,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--control",
         action="store_true",
         help="also compare the baseline with itself: every difference must be exactly 0",
+    )
+    parser.add_argument(
+        "--who-pays",
+        action="store_true",
+        help="also show whose the KL divergence is: of few tokens or of all, by place and by the baseline's "
+        "confidence",
     )
     add_realisations(parser)
     add_model(parser)
@@ -106,5 +113,8 @@ def main(args: argparse.Namespace) -> int:
     }
     if fake_quant is not None and (found := calibrations_of(fake_quant.rules, text_sha256(text))):
         data["calibrations"] = found
-    print_figures(perplexity_text(data), data, args.json)
+    shown = perplexity_text(data)
+    if args.who_pays and "comparison" in data:
+        shown += "\n\n" + "\n".join(who_pays_text(data["comparison"]["who_pays"]))
+    print_figures(shown, data, args.json)
     return outcome.status

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FqError
+from ..measure.who_pays import who_pays_text
 from ..results.compare import Side, compare_cells, compare_runs, compare_text
 from ..results.export import csv_text, need_pyarrow, parquet_bytes
 from ..results.runs import Results, stored_figures
@@ -131,7 +132,8 @@ def _cells_text(cells: list[dict[str, Any]]) -> str:
     texts = []
     for cell in cells:
         lost = not_finite_text(cell["name"], cell["not_finite"]) if cell["not_finite"] else cell["name"]
-        texts.append(f"{lost}\n\n{comparison_text(cell['comparison'])}")
+        who = "\n".join(who_pays_text(cell["comparison"]["who_pays"]))
+        texts.append(f"{lost}\n\n{comparison_text(cell['comparison'])}\n\n====== Who pays ======\n{who}")
     return "\n\n".join(texts)
 
 

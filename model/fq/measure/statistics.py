@@ -18,6 +18,7 @@ import numpy as np
 from fq_kernels import Executor, default_fpu, exp, kl_divergence, log_softmax, log_sum_exp
 
 from .inference import MIN_CHUNKS, agreement_interval, mean_interval, positive_interval
+from .who_pays import who_pays
 
 TOP_ROWS = 32  # per task
 
@@ -241,6 +242,7 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         )
         if differ
         else None,
+        "who_pays": who_pays(chunks),
         "chunks": {name: values.tolist() for name, values in of_chunks.items()},
     }
 

@@ -148,8 +148,34 @@ def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
         ),
         Table("± of llama-perplexity, which takes tokens as independent", errors_head, errors, kinds),
     ]
+    tables += _who_pays(entries, names, kinds)
     sites = _sites(entries, names)
     return [*tables, sites] if sites.rows else tables
+
+
+def _who_pays(entries: Sequence[Entry], names: Sequence[str], kinds: Sequence[str]) -> list[Table]:
+    """Of the cells whose tokens differ at all."""
+    known = [
+        (name, entry["comparison"]["who_pays"], kind)
+        for name, entry, kind in zip(names, entries, kinds, strict=True)
+        if entry["comparison"].get("who_pays")
+    ]
+    if not known:
+        return []
+    first = known[0][1]
+    head = ["rounded", *(f"top {name}" for name in first["top"])]
+    head += [f"scored {part['from']}–{part['to']}" for part in first["position"]]
+    head += [f"p {part['from']:g}–{part['to']:g}" for part in first["confidence"]]
+    rows = []
+    for name, found, _ in known:
+        shares = [f"{100 * share:.1f} %" for share in found["top"].values()]
+        parts = [kl_text(part["mean_kld"], 2) for part in (*found["position"], *found["confidence"])]
+        rows.append([name, *shares, *parts])
+    title = (
+        "Who pays: share of the summed KL that the tokens with the largest have; mean KL by place among a "
+        "chunk's scored tokens, and by the baseline's probability of the text's token"
+    )
+    return [Table(title, head, rows, [kind for *_, kind in known])]
 
 
 def _interval(entry: Entry) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..measure.inference import ENOUGH_CHUNKS, LEVEL, MIN_CHUNKS
+from ..measure.who_pays import is_carried_by_few
 from . import formats
 from .data import REALISATION, Group, capital, control_of, groups_of, is_finite, listed, plain
 from .layers import additivity, chunks_text, layers_text, who_costs_most
@@ -57,6 +58,7 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
         name = f": {group.name}" if len(groups) > 1 else ""
         lines = layers_text(group), chunks_text(group), additivity(group), perplexity_text(group)
         said.append(_statement(f"Which layers{name}", *lines, noise_text(group)))
+    said += _few_tokens(data)
     if not control.tone:
         said.append(control)
     return [*said, _how_sure(data)]
@@ -110,6 +112,19 @@ def _not_finite(data: dict[str, Any]) -> list[Statement]:
     which = f"{', '.join(names[:NAMED])}{more}" if more else listed(names)
     text = f"Not every token of {which} has finite figures: these stand in no order."
     return [_statement("Not finite", text, tone="warning")]
+
+
+def _few_tokens(data: dict[str, Any]) -> list[Statement]:
+    """Cells whose mean KL divergence is that of few tokens."""
+    cells = [e for e in data["cells"] if is_carried_by_few(e["comparison"].get("who_pays"))]
+    if not cells:
+        return []
+    names = [plain(entry["name"]) for entry in cells]
+    which = (
+        f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more" if len(names) > NAMED else listed(names)
+    )
+    text = f"In {which} 1 % of the tokens have half of the KL divergence or more: the mean is theirs."
+    return [_statement("Few tokens", text, tone="warning")]
 
 
 def _how_sure(data: dict[str, Any]) -> Statement:
