@@ -18,6 +18,7 @@ from stored_runs import RUN, bits, ended, killed_at_statement, left_of
 
 from fq import FqError
 from fq.commands.show import comparison_text
+from fq.measure.who_pays import who_pays_text
 from fq.results.runs import Results
 
 CHUNKS, CELLS = 100, 4
@@ -254,7 +255,9 @@ def test_results(tiny_path, path, tmp_path):
         assert ends == ["", ""] if interval is None else list(map(float, ends)) == interval
     cell = data["cells"][1]
     full, _ = fq("results", 1, "--cell", "[0]", "--cell", "control", "--store", path)
-    assert full.startswith(f"{cell['name']}\n\n{comparison_text(cell['comparison'])}\n\ncontrol\n\n")
+    who = "\n".join(who_pays_text(cell["comparison"]["who_pays"]))
+    whole = f"{comparison_text(cell['comparison'])}\n\n====== Who pays ======\n{who}"
+    assert full.startswith(f"{cell['name']}\n\n{whole}\n\ncontrol\n\n") and "scored tokens" in who
     only = json.loads(fq("results", 1, "--cell", "[0]", "--store", path, "--json", "-")[0])
     assert only["cells"] == [cell] and only["groups"] == data["groups"]
     for name, said in (
