@@ -122,6 +122,37 @@ BLOCKS = (
         minutes=15,
     ),
     Block(
+        "norm steps",
+        "docs/norm-unit.md",
+        ("python -m bench.norm_units -m smollm2 -m gemma3-270m -f wiki.test.raw --chunks 8",),
+        minutes=6,
+    ),
+    Block(
+        "profiles",
+        "docs/norm-unit.md",
+        ("python -m bench.norm_units -m smollm2 -f wiki.test.raw --chunks 8 --profiles",),
+        minutes=4,
+    ),
+    Block(
+        "cheapest unit",
+        "docs/norm-unit.md",
+        (
+            "fq sweep -m gemma3-270m -f wiki.test.raw --chunks 8 --whole-units --norm-unit "
+            "'*=x={bf16|e8m10};acc={bf16|e8m10|f32};order=lanes=16;rsqrt={lut=6|lut=8|newton=1,lut=4};out={bf16|e8m10}'",
+            "fq pareto --prices docs/unit-prices.csv --budget 1e-4 -o docs/unit-pareto.png",
+        ),
+        minutes=8,
+        plain=True,
+        last=True,
+    ),
+    Block(
+        "torch norms",
+        "docs/norm-unit.md",
+        ("python -m bench.torch_norms -m smollm2 -m gemma3-270m -f wiki.test.raw",),
+        minutes=3,
+        judges=True,
+    ),
+    Block(
         "seeds",
         "docs/statistics.md",
         (f"fq perplexity -f {TEXT} --chunks 8 --fake-quant ffn_norm=bf16:stochastic --realisations 5",),

@@ -38,7 +38,7 @@ GOLDEN = ((1e-5, False, 70), (1e-6, True, 256), (1e-6, False, 576))
 
 def unit_of(plus_one: bool, order: str) -> NormUnit:
     profile = PROFILES["hf"]
-    steps = profile.plus_one if plus_one and profile.plus_one is not None else profile.steps
+    steps = profile.others["gemma"] if plus_one else profile.steps
     return NormUnit.parse(steps.replace("DTYPE", "bf16")).changed({"order": order})
 
 

@@ -38,6 +38,7 @@ def rms_norm_unit(
     unit = NormUnit.parse(unit) if isinstance(unit, str) else unit
     if not isinstance(unit, NormUnit):
         raise TypeError(f"unit must be a NormUnit or a string, not {type(unit).__name__}")
+    unit.check()
     in_c = unit.in_c
     values = x if in_c or not isinstance(x, np.ndarray) else x.copy()
     # without steps it checks the arguments, and makes out

@@ -10,7 +10,7 @@ from .calibration import Calibration, calibrations_of
 from .counter import Counter, RowStat
 from .fake_quant import FakeQuant, RowCallback
 from .observer import Observer
-from .rule import MODES, Rule, rules_text
+from .rule import MODES, Rule, rules_text, sites_text
 from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Site, Value, describe_values, is_norm
 from .unit_rule import AnyRule, Rules, UnitRule, as_rules, parse_rule
 
@@ -39,4 +39,5 @@ __all__ = [
     "is_norm",
     "parse_rule",
     "rules_text",
+    "sites_text",
 ]

@@ -134,6 +134,10 @@ class FakeQuant:
             for norm in norms:
                 units[norm] = units.get(norm, NormUnit()).changed(rule.unit.steps)
         for norm, unit in units.items():
+            try:
+                unit.check()
+            except ValueError as e:
+                raise ValueError(f"{norm}: {e}") from None
             for step, point in _SAME_PLACE.items():
                 other = rules.get(Site(norm, point))
                 if step in unit.formats and other is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..formats import Format, get_format
-from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Value, is_norm
+from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Value, is_norm
 
 MODES = ("every", "first-call")
 
@@ -196,6 +196,14 @@ def as_ranges(layer: Any) -> tuple[range, ...] | None:
 def ranges_of(layer: object) -> tuple[range, ...] | None:
     """A rule's ``layer``, once `as_ranges` has read it."""
     return cast("tuple[range, ...] | None", layer)
+
+
+def sites_text(places: Iterable[Place]) -> list[str]:
+    """Places as rules name them: ``ffn_norm[0-29]``, one for each kind."""
+    layers: dict[str, list[int]] = {}
+    for kind, layer in places:
+        layers.setdefault(kind, []).extend([] if layer is None else [layer])
+    return [f"{kind}{layers_text(kind, as_ranges(some)) if some else ''}" for kind, some in layers.items()]
 
 
 def layers_text(kind: str, layers: tuple[range, ...] | None) -> str:

@@ -39,6 +39,8 @@ class UnitRule:
             object.__setattr__(self, "unit", NormUnit.parse(self.unit))
         if not isinstance(self.unit, NormUnit):
             raise TypeError(f"unit must be a NormUnit or a string, not {type(self.unit).__name__}")
+        if not self.unit.steps:
+            raise ValueError("unit must have a step")
         if self.kind == "all":
             object.__setattr__(self, "kind", EVERY_NORM)
         if not isinstance(self.kind, str) or self.kind == NORM_N or not is_norm(self.kind):
@@ -84,7 +86,8 @@ class UnitRule:
 
 def parse_rule(text: str, *, seed: int = 0) -> Rule | UnitRule:
     """Of either kind: a unit rule names a step behind its sites."""
-    if isinstance(text, str) and text.partition("=")[2].partition("=")[0].strip() in STEPS:
+    step, equals, _ = text.partition("=")[2].partition("=") if isinstance(text, str) else ("", "", "")
+    if equals and step.strip() in STEPS:
         return UnitRule.parse(text, seed=seed)
     return Rule.parse(text, seed=seed)
 

@@ -6,50 +6,61 @@ around a norm are not a profile's matter.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from .unit import UNROUNDED
 
 # what a residual stream is made of, in the kinds of the graph
 RESIDUAL = ("inp_embd", "ffn_inp", "l_out")
 DTYPES = ("bf16", "f16")
+# kinds of norms, by a model that has them: Gemma's multiply by 1 + w, of which checkpoints hold w; OLMo 2's
+# cast after the weight where Llama's do before it
+NORMS = ("llama", "gemma", "olmo2")
 
 
 class Profile(NamedTuple):
     """An engine's norm.
 
     steps     of its unit; DTYPE stands for the type of the activations
-    plus_one  of its unit for models whose checkpoints hold w of 1 + w, as Gemma's do; None: the same
+    others    of its unit for models whose norms differ from Llama's, by their kind in NORMS
     residual  whether it says that the residual stream is kept in that type
+    fused     whether a norm right behind a residual sum reads it before it is rounded
     source    repository, file and function
     note      what else is to be known
     """
 
     steps: str
-    plus_one: str | None
+    others: Mapping[str, str]
     residual: bool
     source: str
     note: str
+    fused: bool = False
 
 
 PROFILES = {
     "ggml": Profile(
         "acc=f64",
-        None,
+        {},
         False,
         "ggml-org/ggml src/ggml-cpu/ops.cpp ggml_compute_forward_rms_norm_f32",
         "float32 activations, squares added in double; a Gemma file holds 1 + w",
     ),
     "hf": Profile(
         "x=DTYPE;acc=f32;order=torch;raw=DTYPE;weight=DTYPE;out=DTYPE",
-        "x=DTYPE;acc=f32;order=torch;weight=DTYPE;gain=1+w;out=DTYPE",
+        {
+            "gemma": "x=DTYPE;acc=f32;order=torch;weight=DTYPE;gain=1+w;out=DTYPE",
+            "olmo2": "x=DTYPE;acc=f32;order=torch;weight=DTYPE;out=DTYPE",
+        },
         True,
         "huggingface/transformers models/llama/modeling_llama.py LlamaRMSNorm, "
-        "models/gemma3/modeling_gemma3.py Gemma3RMSNorm",
-        "Llama's casts before the weight, Gemma's after 1 + w, which is float32; the order is torch's on x86",
+        "models/gemma3/modeling_gemma3.py Gemma3RMSNorm, models/olmo2/modeling_olmo2.py Olmo2RMSNorm",
+        "Llama's casts before the weight, OLMo 2's after it, Gemma's after 1 + w, which is float32; the "
+        "order is torch's on x86",
     ),
     "te": Profile(
         "x=DTYPE;acc=f32;order=lanes=32;weight=DTYPE;out=DTYPE",
-        "x=DTYPE;acc=f32;order=lanes=32;weight=DTYPE;gain=1+w;out=DTYPE",
+        {"gemma": "x=DTYPE;acc=f32;order=lanes=32;weight=DTYPE;gain=1+w;out=DTYPE"},
         False,
         "NVIDIA/TransformerEngine transformer_engine/common/normalization/rmsnorm/rmsnorm_fwd_kernels.cuh "
         "rmsnorm_fwd_general_kernel",
@@ -58,7 +69,7 @@ PROFILES = {
     ),
     "vllm": Profile(
         "x=DTYPE;acc=f32;order=lanes=256;raw=DTYPE;weight=DTYPE;out=DTYPE",
-        "x=DTYPE;acc=f32;order=lanes=256;weight=DTYPE;gain=1+w;out=DTYPE",
+        {"gemma": "x=DTYPE;acc=f32;order=lanes=256;weight=DTYPE;gain=1+w;out=DTYPE"},
         True,
         "vllm-project/vllm csrc/layernorm_kernels.cu fused_add_rms_norm_kernel, "
         "vllm/model_executor/layers/layernorm.py GemmaRMSNorm",
@@ -66,22 +77,24 @@ PROFILES = {
         "versions of the kernel do not round before the weight",
     ),
     "flashinfer": Profile(
-        "x=unrounded;acc=f32;order=lanes=256;weight=DTYPE;out=DTYPE",
-        "x=unrounded;acc=f32;order=lanes=256;weight=DTYPE;gain=1+w;out=DTYPE",
+        "x=DTYPE;acc=f32;order=lanes=256;weight=DTYPE;out=DTYPE",
+        {"gemma": "x=DTYPE;acc=f32;order=lanes=256;weight=DTYPE;gain=1+w;out=DTYPE"},
         True,
         "flashinfer-ai/flashinfer include/flashinfer/norm.cuh FusedAddRMSNormKernel",
-        "the residual is added in float32 and stored in DTYPE, but the norm reads the sum as it was",
+        "the residual is added in float32 and stored in DTYPE, but the norm reads the sum as it was "
+        "(x=unrounded); other norms read DTYPE",
+        fused=True,
     ),
     "apex": Profile(
         "x=DTYPE;acc=f32;order=lanes=128;raw=DTYPE;weight=DTYPE;out=DTYPE",
-        None,
+        {},
         False,
         "NVIDIA/apex csrc/layer_norm_cuda_kernel.cu cuApplyRMSNorm",
         "FusedRMSNorm: casts before the weight; it knows no 1 + w",
     ),
     "aiter-bf16": Profile(
         "x=DTYPE;square=DTYPE;acc=DTYPE;order=chunk=8,f32;raw=DTYPE;weight=DTYPE;out=DTYPE",
-        None,
+        {},
         False,
         "ROCm/aiter csrc/kernels/rmsnorm_kernels.cu rms_norm_kernel",
         "squares, and sums of the eight elements that a thread loads, in DTYPE; threads' sums in float32. "
@@ -104,31 +117,35 @@ def find_profile(spec: str) -> tuple[str, Profile, str]:
     return name, PROFILES[name], dtype
 
 
-def profile_rules(spec: str, kinds: Collection[str], *, plus_one: bool) -> list[str]:
+def profile_rules(
+    spec: str, kinds: Collection[str], *, norms: str = "llama", behind_sums: Iterable[str] = ()
+) -> list[str]:
     """The rules of a profile, for a model.
 
-    kinds     of the values that its graph has
-    plus_one  whether its file holds 1 + w where its checkpoint holds w
+    kinds        of the values that its graph has
+    norms        of which kind its norms are, of NORMS
+    behind_sums  its norms that stand right behind a residual sum, as a rule's left side names them
 
     Raises ValueError for a profile that there is not.
     """
     _, profile, dtype = find_profile(spec)
-    steps = profile.plus_one if plus_one and profile.plus_one is not None else profile.steps
+    steps = profile.others.get(norms, profile.steps).replace("DTYPE", dtype)
     rules = [f"{kind}[*]={dtype}" for kind in RESIDUAL if profile.residual and kind in kinds]
-    return [*rules, f"*[*]={steps.replace('DTYPE', dtype)}"]
+    fused = [f"{sites}=x={UNROUNDED}" for sites in behind_sums if profile.fused]
+    return [*rules, f"*[*]={steps}", *fused]
 
 
 def describe_profiles(dtype: str = DTYPES[0]) -> list[dict[str, Any]]:
-    """A dict for each: name, unit and unit_plus_one (as a unit is written), residual (its type, or None),
-    source, note."""
+    """A dict for each: name, units (as a unit is written, by the kind of norms), residual (its type, or
+    None), fused, source, note."""
     return [
         {
             "name": name,
-            "unit": profile.steps.replace("DTYPE", dtype),
-            "unit_plus_one": (profile.steps if profile.plus_one is None else profile.plus_one).replace(
-                "DTYPE", dtype
-            ),
+            "units": {
+                norms: profile.others.get(norms, profile.steps).replace("DTYPE", dtype) for norms in NORMS
+            },
             "residual": dtype if profile.residual else None,
+            "fused": profile.fused,
             "source": profile.source,
             "note": profile.note.replace("DTYPE", dtype),
         }

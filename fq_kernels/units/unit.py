@@ -114,6 +114,9 @@ class NormUnit:
                 object.__setattr__(self, step, str(_PARSERS[step](text)))
             except ValueError as e:
                 raise ValueError(f"step {step}: {e}") from None
+
+    def check(self) -> None:
+        """Raises ValueError for steps that do not go together, as those of several rules may not."""
         if self.order not in (None, "sequential") and self.acc in (None, F64):
             raise ValueError(f"step order: {self.order} needs acc, which adds in order where it is f64")
         if self.eps == "outside" and self.inverse_root[:3] != (0, False, 0):

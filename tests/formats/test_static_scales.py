@@ -83,6 +83,7 @@ def test_nvfp4_under_its_own_outer_scale_is_what_it_makes_of_a_tensor():
         fmt = get_format(f"nvfp4:{options}scale=1").with_ranges(np.abs(x).max(keepdims=True).ravel())
         assert_same_bits(fmt.quantise(x).values, get_format(f"nvfp4:{options}").quantise(x).values)
         alone = fmt.quantise(x[1:2]).values  # other rows do not matter
+        assert not fmt.whole_tensor and get_format(f"nvfp4:{options}").whole_tensor
         assert_same_bits(alone, fmt.quantise(x).values[1:2])
 
 

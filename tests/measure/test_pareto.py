@@ -7,10 +7,10 @@ import json
 import pytest
 from command_line import fq
 
-from fq import FqError, Model
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
+from fq import FqError
 from fq.measure.cells import unit_cells
 from fq.measure.pareto import QUANTITIES, Priced, cheapest, pareto_set, priced, quantities, read_prices
+from fq.report.pareto import picture
 from fq_kernels import NormUnit
 
 PRICES = "item,price\naccumulator_bits,1\ntable_entries,0.5\nexact_roots,400\n"
@@ -24,6 +24,8 @@ PRICES = "item,price\naccumulator_bits,1\ntable_entries,0.5\nexact_roots,400\n"
         ("x=f16;acc=e8m10;order=tree;rsqrt=newton=2,lut=4,linear;out=fp8_e4m3", (19, 17, 2, 0, 11, 8)),
         ("x=e5m3;acc=f32;rsqrt=newton=1", (32, 0, 1, 0, 4, 32)),
         ("rsqrt=bf16", (64, 0, 0, 1, 24, 32)),
+        ("acc=f32;order=torch", (32 * 128, 0, 0, 1, 24, 32)),
+        ("acc=bf16;order=chunk=8,f32", (48, 0, 0, 1, 24, 32)),
     ],
 )
 def test_what_a_unit_is_made_of(unit, expected):
@@ -33,6 +35,7 @@ def test_what_a_unit_is_made_of(unit, expected):
 def test_formats_whose_bits_are_not_known():
     with pytest.raises(FqError, match="format hif8: how many significant bits it has is not known"):
         quantities(NormUnit.parse("x=hif8"))
+    assert quantities(NormUnit.parse("x=hif8"), ["newton_steps"]) == {"newton_steps": 0}
 
 
 @pytest.mark.parametrize(
@@ -90,41 +93,34 @@ def test_what_no_other_beats():
     assert cheapest(units, 5.4e-4) is None, "what has no interval is not sure"
     with pytest.raises(FqError, match="no cell of the run is a unit"):
         priced(cells[-3:], prices)
+    with pytest.raises(FqError, match=r"are of \*\[\*\] and of ffn_norm\[0\]: what these cost is not to be"):
+        priced([*cells, entry("", 1e-3) | {"rules": ["ffn_norm[0]=acc=bf16"]}], prices)
 
 
 def test_what_is_exact_is_below_any_budget():
     exact = Priced("u", 1.0, 0.0, (0.0, 0.0), {})
+    picture([exact, Priced("v", 2.0, 1e-3, (1.1e-3, 1.2e-3), {})], [exact], 1e-4, "svg")
     assert cheapest([exact], 1e-300) is exact and pareto_set([exact, exact]) == [exact]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pareto") / "tiny.gguf"
-    write_llama_gguf(
-        path, tiny_shape(n_layer=2, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
-    )
-    return path
-
-
-def test_alternatives_are_units_of_their_own(path):
-    model = Model(path)
-    cells = unit_cells(model, ["*=acc={bf16|f32};rsqrt={lut=4|newton=1,lut=4}"], whole=True)
+def test_alternatives_are_units_of_their_own(tiny):
+    cells = unit_cells(tiny, ["*=acc={bf16|f32};rsqrt={lut=4|newton=1,lut=4}"], whole=True)
     assert [cell.name for cell in cells] == [
         "*[*]=acc=bf16;rsqrt=lut=4", "*[*]=acc=bf16;rsqrt=newton=1,lut=4",
         "*[*]=acc=f32;rsqrt=lut=4", "*[*]=acc=f32;rsqrt=newton=1,lut=4",
     ]  # fmt: skip
     assert {cell.kind for cell in cells} == {"together"}
     with pytest.raises(FqError, match="more than 4096 units"):
-        unit_cells(model, ["*=" + "{a|b}" * 13])
+        unit_cells(tiny, ["*=" + "{a|b}" * 13])
     with pytest.raises(FqError, match="unknown format"):
-        unit_cells(model, ["*=acc={bf16"])
+        unit_cells(tiny, ["*=acc={bf16"])
 
 
-def test_the_command(path, tmp_path):
+def test_the_command(tiny_path, tmp_path):
     text, prices, store = tmp_path / "t.txt", tmp_path / "prices.csv", tmp_path / "s.sqlite"
     text.write_text("Words of a text, and more of them: one, two, three. " * 60)
     prices.write_text(PRICES)
-    sweep = ("sweep", "-m", path, "-f", text, "-c", 24, "--chunks", 4, "--store", store)
+    sweep = ("sweep", "-m", tiny_path, "-f", text, "-c", 24, "--chunks", 4, "--store", store)
     fq(*sweep, "--whole-units", "--norm-unit", "*=acc={e8m4|bf16|f32};rsqrt={exact|lut=3|lut=8}")
     for name in ("a.png", "b.svg"):
         fq("pareto", "--store", store, "--prices", prices, "-o", tmp_path / name)
@@ -138,7 +134,7 @@ def test_the_command(path, tmp_path):
         (["--budget", 0], "--budget must be above 0"),
         (["-o", tmp_path / "a.pdf"], "must end in .png or .svg"),
         (["--json", prices], "is the prices"),
-        ([7], "7"),
+        ([7], "there is no run 7"),
     ):
         assert message in fq("pareto", "--store", store, "--prices", prices, *options, status=2)[1]
     assert "no-such" in fq("pareto", "--store", store, "--prices", tmp_path / "no-such.csv", status=2)[1]

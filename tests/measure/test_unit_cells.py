@@ -8,29 +8,14 @@ import numpy as np
 import pytest
 from command_line import fq
 
-from fq import Executor, FqError, Model, Perplexity, Sweep
+from fq import Executor, FqError, Perplexity, Sweep
 from fq.commands.show_sweep import sweep_text
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.measure.cells import CONTROL, Cell, label_of, profile_cells, unit_cells
 from fq.measure.inference import mean_interval
 from fq.report.verdict import verdict
 from fq_kernels.rules import FakeQuant
 
 UNIT = "*=x=bf16;acc=e8m4;order=tree;out=e8m3"
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cells") / "tiny.gguf"
-    write_llama_gguf(
-        path, tiny_shape(n_layer=2, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(path):
-    return Model(path)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +30,14 @@ def text(tmp_path_factory):
     return path
 
 
-def swept(model, tokens, cells, executor, **how):
-    sweep = Sweep(model, tokens, [Cell(CONTROL, CONTROL), *cells], executor=executor, n_ctx=24, **how)
+def swept(tiny, tokens, cells, executor, **how):
+    sweep = Sweep(tiny, tokens, [Cell(CONTROL, CONTROL), *cells], executor=executor, n_ctx=24, **how)
     list(sweep)
     return sweep.result()
 
 
-def test_every_step_alone_all_but_each_and_all_of_them(model):
-    cells = unit_cells(model, [UNIT])
+def test_every_step_alone_all_but_each_and_all_of_them(tiny):
+    cells = unit_cells(tiny, [UNIT])
     group = "*[*]=x=bf16;acc=e8m4;order=tree;out=e8m3"
     assert [(cell.kind, label_of(vars(cell)), cell.rules) for cell in cells] == [
         ("step", "x=bf16", ("*[*]=x=bf16",)),
@@ -66,8 +51,8 @@ def test_every_step_alone_all_but_each_and_all_of_them(model):
     assert {cell.group for cell in cells} == {group}
 
 
-def test_each_norm_alone(model):
-    cells = unit_cells(model, ["ffn_norm=acc=bf16"], each_norm=True)
+def test_each_norm_alone(tiny):
+    cells = unit_cells(tiny, ["ffn_norm=acc=bf16"], each_norm=True)
     names = ["all together", "ffn_norm[0]", "ffn_norm[1]", "all together"]
     assert [label_of(vars(cell)) for cell in cells] == names
     assert [cell.kind for cell in cells] == ["together", "norm", "norm", "together"]
@@ -83,17 +68,15 @@ def test_each_norm_alone(model):
         (["*=order=sequential"], "a unit without steps is ggml's"),
     ],
 )
-def test_units_that_make_no_cells(model, units, message):
+def test_units_that_make_no_cells(tiny, units, message):
     with pytest.raises(FqError, match=message):
-        unit_cells(model, units)
+        unit_cells(tiny, units)
     with pytest.raises(FqError, match="a profile is asked for twice: hf:bf16, hf:bf16"):
-        profile_cells(model, ["hf", "hf:bf16"])
+        profile_cells(tiny, ["hf", "hf:bf16"])
 
 
-def test_figures_of_steps(model, tokens, executor):
-    data = swept(
-        model, tokens, unit_cells(model, ["*=acc=e8m4;weight=f32;out=e8m3"], each_norm=True), executor
-    )
+def test_figures_of_steps(tiny, tokens, executor):
+    data = swept(tiny, tokens, unit_cells(tiny, ["*=acc=e8m4;weight=f32;out=e8m3"], each_norm=True), executor)
     by_name = {label_of(e): e for e in data["cells"] if e["group"] == data["groups"][0]["name"]}
     assert by_name["weight=f32"]["comparison"]["mean_kld"] == 0 and "rank" not in by_name["weight=f32"]
     assert {*by_name["acc=e8m4"]["rank"], *by_name["out=e8m3"]["rank"]} <= {1, 2}
@@ -104,7 +87,7 @@ def test_figures_of_steps(model, tokens, executor):
         "mean_kld_ci95_chunks": mean_interval(more),
     }
     alone = Perplexity(
-        model, tokens, n_ctx=24, fake_quant=FakeQuant(model.values, "*=acc=e8m4"), executor=executor
+        tiny, tokens, n_ctx=24, fake_quant=FakeQuant(tiny.values, "*=acc=e8m4"), executor=executor
     )
     list(alone)
     assert alone.result()["comparison"]["mean_kld"] == by_name["acc=e8m4"]["comparison"]["mean_kld"]
@@ -116,36 +99,36 @@ def test_figures_of_steps(model, tokens, executor):
     assert any(about.startswith("Which norm: ") for about in said) and "In short" not in said
 
 
-def test_profiles_beside_another_baseline(model, tokens, executor):
-    rules = tuple(model.profile_rules("hf"))
-    cells = profile_cells(model, ["hf", "te", "ggml"])
-    data = swept(model, tokens, cells, executor, baseline=rules)
+def test_profiles_beside_another_baseline(tiny, tokens, executor):
+    rules = tuple(tiny.profile_rules("hf"))
+    cells = profile_cells(tiny, ["hf", "te", "ggml"])
+    data = swept(tiny, tokens, cells, executor, baseline=rules)
     control, hf, te, ggml = data["cells"]
     assert control["exactly_zero"] and hf["comparison"]["mean_kld"] == 0 < te["comparison"]["mean_kld"]
     # the perplexities are of the same streams as without a baseline
-    plain = swept(model, tokens, cells, executor)["cells"]
+    plain = swept(tiny, tokens, cells, executor)["cells"]
     assert ggml["comparison"]["ppl_quant"] == plain[3]["comparison"]["ppl_base"]
     assert ggml["comparison"]["ppl_base"] == plain[1]["comparison"]["ppl_quant"] == data["ppl_base"]
     assert te["comparison"]["ppl_quant"] == plain[2]["comparison"]["ppl_quant"]
     assert verdict(data)[0].about == "Baseline"
 
 
-def test_a_seeded_baseline_falls_the_same_whatever_runs_beside_it(model, tokens):
+def test_a_seeded_baseline_falls_the_same_whatever_runs_beside_it(tiny, tokens):
     rules = ("*[*]=out=e8m3:stochastic,seed=4",)
-    cells = [Cell(CONTROL, CONTROL), *profile_cells(model, ["ggml", "te"])]
+    cells = [Cell(CONTROL, CONTROL), *profile_cells(tiny, ["ggml", "te"])]
     found = []
     for limit in (None, 1):
         with Executor(1) as executor:
-            sweep = Sweep(model, tokens, cells, executor=executor, n_ctx=24, baseline=rules)
+            sweep = Sweep(tiny, tokens, cells, executor=executor, n_ctx=24, baseline=rules)
             sweep._per_group = limit or sweep._per_group
             list(sweep)
         found.append(sweep.result())
     assert found[0]["cells"] == found[1]["cells"] and found[0]["cells"][0]["exactly_zero"]
 
 
-def test_the_command(path, text, tmp_path):
+def test_the_command(tiny_path, text, tmp_path):
     store, out = tmp_path / "s.sqlite", tmp_path / "a.json"
-    common = ("-m", path, "-f", text, "-c", 24, "--chunks", 4, "--store", store)
+    common = ("-m", tiny_path, "-f", text, "-c", 24, "--chunks", 4, "--store", store)
     said, _ = fq("sweep", *common, "--norm-unit", UNIT, "--profile", "te", "--json", out)
     data = json.loads(out.read_text())
     assert [e["kind"] for e in data["cells"]] == [
@@ -171,10 +154,12 @@ def test_the_command(path, text, tmp_path):
     [
         (["--baseline", "hf"], "--baseline goes with --profile"),
         (["--baseline", "hf", "--profile", "te", "--format", "bf16"], "--baseline goes with --profile"),
+        (["--baseline", "hf", "--profile", "te", "--noise"], "--baseline goes with --profile"),
+        (["--baseline", "", "--profile", "te"], "unknown profile ''"),
         (["--each-norm"], "--each-norm needs --norm-unit"),
         (["--profile", "te", "--realisations", 3], "a unit's roundings do not fall anew"),
         (["--profile", "x"], "unknown profile 'x'"),
     ],
 )
-def test_options_that_do_not_go_together(path, tmp_path, options, message):
-    assert message in fq("sweep", "-m", path, "--store", tmp_path / "s", *options, status=2)[1]
+def test_options_that_do_not_go_together(tiny_path, tmp_path, options, message):
+    assert message in fq("sweep", "-m", tiny_path, "--store", tmp_path / "s", *options, status=2)[1]

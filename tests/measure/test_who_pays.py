@@ -9,7 +9,6 @@ import pytest
 from command_line import fq
 from report_store import WINNER, data_for
 
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.measure.inference import positive_interval
 from fq.measure.statistics import Paired, summarise
 from fq.measure.who_pays import is_carried_by_few, who_pays, who_pays_text
@@ -27,7 +26,7 @@ def test_shares_of_the_largest_places_and_confidence():
     rng = np.random.default_rng(0)
     klds, p = rng.exponential(size=(5, 40)), rng.uniform(0.001, 1, (5, 40))
     p[0, 0], p[1, 1] = 1.0, 0.5
-    found = who_pays([chunk(*both) for both in zip(klds, p, strict=True)])
+    found = who_pays(klds, -np.log(p))
     sizes = np.sort(klds.ravel())[::-1]
     assert found["top"] == pytest.approx(
         {
@@ -56,7 +55,7 @@ def test_shares_of_the_largest_places_and_confidence():
 def test_a_mean_that_one_token_carries_is_said_to_be():
     klds = np.full((4, 50), 1e-6)
     klds[2, 7] = 1.0
-    found = who_pays([chunk(row, np.full(50, 0.3)) for row in klds])
+    found = who_pays(klds, np.full((4, 50), -np.log(0.3)))
     assert is_carried_by_few(found) and found["top"]["1%"] > 0.99
     text = "\n".join(who_pays_text(found))
     assert "the mean is carried by few tokens: 1 % of them have half of it or more" in text
@@ -67,7 +66,7 @@ def test_a_mean_that_one_token_carries_is_said_to_be():
 
 @pytest.mark.parametrize("kld", [0.0, np.nan])
 def test_nothing_to_pay(kld):
-    found = who_pays([chunk([kld, 0.0], [0.5, 0.5])])
+    found = who_pays([np.array([kld, 0.0])], [np.array([0.7, 0.7])])
     assert found is None and "no token's KL divergence is above 0" in who_pays_text(found)[0]
     assert not is_carried_by_few(found)
 
@@ -89,13 +88,10 @@ def test_the_report_says_it():
     assert verdict(data) and cell_tables(data)
 
 
-def test_the_command(tmp_path):
-    path, text = tmp_path / "m.gguf", tmp_path / "t.txt"
-    write_llama_gguf(
-        path, tiny_shape(n_layer=2, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
-    )
+def test_the_command(tiny_path, tmp_path):
+    text = tmp_path / "t.txt"
     text.write_text("Words of a text, and more of them: one, two, three. " * 60)
-    args = ("perplexity", "-m", path, "-f", text, "-c", 24, "--fake-quant-ffn-norm", "bf16")
+    args = ("perplexity", "-m", tiny_path, "-f", text, "-c", 24, "--fake-quant-ffn-norm", "bf16")
     out, _ = fq(*args, "--who-pays", "--json", tmp_path / "a.json")
     assert "scored tokens 1 to 3 of a chunk" in out and "of the KL divergence the top 0.1 % of tokens" in out
     assert json.loads((tmp_path / "a.json").read_text())["comparison"]["who_pays"]["top"]["10%"] > 0.1

@@ -12,28 +12,15 @@ from strategies import assert_same_bits
 from tiny_models import TINY, write_tiny
 
 from fq import Context, FqError, Model
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
+from fq.run.finite import first_not_finite
 from fq.run.fork import Fork
+from fq.run.trace import Trace
 from fq_kernels import NormUnit, bf16_to_float, float_to_bf16, rms_norm_unit, round_trip
 from fq_kernels.rules import FakeQuant, Place, Site
-from fq_kernels.units import PROFILES, describe_profiles, profile_rules
+from fq_kernels.units import NORMS, PROFILES, describe_profiles, profile_rules
 
 KINDS = {"inp_embd", "ffn_inp", "l_out", "k"}
 F32 = np.float32
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("profiles") / "tiny.gguf"
-    write_llama_gguf(
-        path, tiny_shape(n_layer=3, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(path):
-    return Model(path)
 
 
 IDS = np.random.default_rng(1).integers(3, 512, 23)
@@ -49,13 +36,14 @@ def rows(n: int = 16) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unit_of(spec: str, plus_one: bool = False) -> NormUnit:
-    return NormUnit.parse(profile_rules(spec, KINDS, plus_one=plus_one)[-1].partition("=")[2])
+    rules = profile_rules(spec, KINDS, norms="gemma" if plus_one else "llama")
+    return NormUnit.parse(rules[-1].partition("=")[2])
 
 
-@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("norms", NORMS)
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_is_a_unit_and_its_residual(name, plus_one):
-    rules = profile_rules(f"{name}:f16", KINDS, plus_one=plus_one)
+def test_every_profile_is_a_unit_and_its_residual(name, norms):
+    rules = profile_rules(f"{name}:f16", KINDS, norms=norms)
     unit = rules[-1].partition("=")[2]
     assert str(NormUnit.parse(unit)) == unit and "DTYPE" not in str(describe_profiles())
     residual = [f"{kind}[*]=f16" for kind in ("inp_embd", "ffn_inp", "l_out")]
@@ -100,11 +88,24 @@ def test_profiles_that_there_are_not(model):
         model.profile_rules("hf:fp8")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_gemmas_files_hold_one_plus_w(tmp_path, architecture):
-    rules = Model(write_tiny(tmp_path / "a.gguf", TINY[architecture])).profile_rules("hf")
-    assert ("gain=1+w" in rules[-1]) == (architecture == "gemma3")
+@pytest.mark.parametrize(
+    ("architecture", "norm"),
+    [
+        ("llama", "raw=bf16;weight=bf16;out=bf16"),
+        ("gemma3", "weight=bf16;gain=1+w;out=bf16"),
+        ("olmo2", "weight=bf16;out=bf16"),
+    ],
+)
+def test_each_architecture_has_its_norms(tmp_path, architecture, norm):
+    model = Model(write_tiny(tmp_path / "a.gguf", TINY[architecture]))
+    rules = model.profile_rules("hf")
+    assert rules[3] == f"*[*]=x=bf16;acc=f32;order=torch;{norm}"
     assert rules[:3] == ["inp_embd[*]=bf16", "ffn_inp[*]=bf16", "l_out[*]=bf16"]
+    last = model.hparams.n_layer - 1
+    fused = [f"ffn_norm[0-{last}]", f"attn_norm[1-{last}]", "output_norm"]
+    found = model.profile_rules("flashinfer")
+    assert found[4:] == [f"{sites}=x=unrounded" for sites in fused[2 * (architecture == "olmo2") :]]
+    assert "x=bf16" in found[3]
 
 
 def test_ggmls_profile_changes_nothing(model, executor):
@@ -165,12 +166,29 @@ def test_shared_or_alone_the_bits_are_the_same(model, executor):
     assert not np.array_equal(np.concatenate(blocks[0::2]), alone)
 
 
+def test_a_trace_and_what_is_not_finite_know_of_it(model, executor, tmp_path):
+    rules = FakeQuant(model.values, ["l_out[1]=e2m3ieee", "attn_norm[2]=x=unrounded"])
+    file = tmp_path / "trace.json"
+    with Trace(file, {}) as trace:
+        Context(model, 23, executor, rules, trace).eval(IDS, slice(None))
+    events = [e for e in json.loads(file.read_text())["traceEvents"] if e["name"] == "attn_norm-2"]
+    assert {"site": "l_out[1]", "format": "e2m3ieee", "rows_rounded": 23} in events[0]["args"]["sites"]
+    wild = FakeQuant(model.values, ["l_out[1]=e2m3:no-saturate", "attn_norm[2]=x=unrounded"])
+    context = Context(model, 23, executor, wild)
+    assert not np.isfinite(context.eval(IDS, slice(None))).all()
+    assert first_not_finite(model, [(IDS, slice(None))], executor, wild)["node"] == "l_out-1"
+
+
 # ---------------------------------------------------------------- commands
 
 
 def test_the_commands(path, tmp_path):
     out, _ = fq("profiles")
-    assert "aiter-bf16  bf16       bf16    bf16" in out and "on Gemma" in out and "norm.cuh" in out
+    words = " ".join(out.split())
+    assert (
+        "aiter-bf16 bf16 bf16 bf16 chunk=8,f32" in words and "on gemma x acc" in words and "norm.cuh" in words
+    )
+    assert "on olmo2 x acc order weight out residual hf bf16 f32 torch bf16 bf16 bf16 " in words
     assert json.loads(fq("profiles", "--type", "f16", "--json")[0])[1]["residual"] == "f16"
     text = tmp_path / "text.txt"
     text.write_text("Some words of a text. " * 60)

@@ -10,10 +10,10 @@ import pytest
 from command_line import fq
 from strategies import assert_same_bits
 
-from fq import Context, Executor, FqError, Model, Perplexity
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
+from fq import Context, Executor, FqError, Perplexity
 from fq.run.fork import Fork
-from fq_kernels import NormUnit, rms_norm_f32, rms_norm_unit, round_trip
+from fq_kernels import NormUnit, register_format, rms_norm_f32, rms_norm_unit, round_trip
+from fq_kernels.formats import unregister_format
 from fq_kernels.rules import FakeQuant, Place, Rule, Site, UnitRule, Value, parse_rule
 from fq_kernels.units import STEPS
 
@@ -76,8 +76,6 @@ def test_text(text, canonical):
         ("out=int8:scale=@cal.json", "does not round each element alone"),
         ("out=bf16:dither", "has dither"),
         ("out=noise_bf16", "is a row's noise"),
-        ("order=tree", "step order: tree needs acc"),
-        ("acc=f64;order=tree", "step order: tree needs acc"),
         ("acc=bf16;order=lanes", "step order: must be sequential, lanes=N, tree, torch, chunk=N or"),
         ("acc=bf16;order=tree,f32", "step order: must be"),
         ("acc=bf16;order=chunk=8,mxfp4", "step order: format mxfp4 does not round"),
@@ -87,7 +85,6 @@ def test_text(text, canonical):
         ("acc=bf16;order=chunk=0", "'0' must be a number from 1"),
         ("acc=bf16;order=chunk=99999999999999999999", "must be a number from 1"),
         ("eps=below", "step eps: must be inside or outside, not 'below'"),
-        ("eps=outside;rsqrt=lut=4", "step eps: outside needs an exact rsqrt"),
         ("rsqrt=lut=0", "step rsqrt: '0' must be a number from 1 to 16"),
         ("rsqrt=newton=99", "'99' must be a number from 1 to 8"),
         ("rsqrt=linear", "step rsqrt: must be exact, lut=BITS, newton=K"),
@@ -99,6 +96,23 @@ def test_text(text, canonical):
 def test_what_cannot_be_written(text, message):
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):
         NormUnit.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["*=order=tree"], r"attn_norm\[0\]: step order: tree needs acc"),
+        (["*=acc=f64;order=tree"], "step order: tree needs acc"),
+        (["*=acc=bf16;order=tree", "ffn_norm=acc=f64"], r"ffn_norm\[0\]: step order: tree needs acc"),
+        (["*=eps=outside", "*=rsqrt=lut=4"], "step eps: outside needs an exact rsqrt"),
+    ],
+)
+def test_steps_that_do_not_go_together(texts, message):
+    with pytest.raises(ValueError, match=message):
+        FakeQuant(VALUES, texts)
+    FakeQuant(VALUES, [*texts, "*=acc=bf16;eps=inside"])
+    with pytest.raises(ValueError, match="step order: tree needs acc"):
+        rms_norm_unit(np.ones((1, 4), F32), "order=tree")
 
 
 def test_steps_by_name():
@@ -114,6 +128,11 @@ def test_a_rule_with_a_step_behind_its_sites_is_a_unit_rule():
     assert isinstance(rule, UnitRule) and str(rule) == "ffn_norm[0-1]=acc=bf16;order=lanes=16"
     assert UnitRule.parse(str(rule)) == rule == UnitRule("acc=bf16;order=lanes=16", "ffn_norm", range(2))
     assert isinstance(parse_rule("ffn_norm=int8:scale=0.5"), Rule)
+    register_format("raw", lambda x: x)
+    try:
+        assert isinstance(parse_rule("ffn_norm=raw"), Rule)
+    finally:
+        unregister_format("raw")
     assert str(parse_rule("output_norm=x=bf16")) == "output_norm=x=bf16"
     assert str(parse_rule("all=out=bf16:stochastic", seed=4)) == "*[*]=out=bf16:stochastic,seed=4"
 
@@ -125,6 +144,7 @@ def test_a_rule_with_a_step_behind_its_sites_is_a_unit_rule():
         ("l_out=acc=bf16", "kind must be a norm's, such as ffn_norm, or \\*, not 'l_out'"),
         ("norm=acc=bf16", "kind must be a norm's"),
         ("ffn_norm=", "there is no =STEP=VALUE"),
+        ("ffn_norm=;", "unit must have a step"),
         ("ffn_norm=acc=bf17", "unit rule 'ffn_norm=acc=bf17': step acc: unknown format"),
         ("ffn_norm[x]=acc=bf16", "layers must be"),
     ],
@@ -198,20 +218,6 @@ def test_first_call_beside_a_unit():
 # ---------------------------------------------------------------- models
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("units") / "tiny.gguf"
-    write_llama_gguf(
-        path, tiny_shape(n_layer=3, n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="Q8_0"
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(path):
-    return Model(path)
-
-
 def test_variants_with_units_share_what_they_can_and_have_the_bits_of_their_own(model, executor):
     texts = [["ffn_norm[1]=acc=bf16"], ["*=x=bf16:stochastic;acc=f32"], ["output_norm=out=bf16"], ["*=x=f32"]]
     ids = np.random.default_rng(1).integers(3, 512, 23)
@@ -254,6 +260,8 @@ def test_the_commands_say_how_norms_compute(path, tmp_path):
     out, _ = fq("sites", "-m", path, "--norm-unit", unit, "--fake-quant", "ffn_norm[0]=bf16")
     row = next(line for line in out.splitlines() if line.startswith("ffn_norm[0].raw"))
     assert row.split() == ["ffn_norm[0].raw", "ffn_norm-0", "ffn_norm[0].raw=bf16", "acc=bf16;order=tree"]
+    _, err = fq("sites", "-m", path, "--norm-unit", "*[99]=x=bf16", status=2)
+    assert "error: --norm-unit: *[99]=x=bf16 matches no norm" in err
     out, _ = fq("sites", "-m", path)
     assert "unit" not in out.splitlines()[0]
 

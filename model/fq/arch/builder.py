@@ -38,12 +38,12 @@ class Architecture:
     """What an architecture's file says: its graph, and the keys that it reads itself, by what follows its
     name.
 
-    plus_one  whether its norms multiply by 1 + w, which files hold, where its checkpoints hold w
+    norms  of which kind its norms are (fq_kernels.units.NORMS)
     """
 
     build: Callable[[Builder], None]
     keys: frozenset[str] = frozenset()
-    plus_one: bool = False
+    norms: str = "llama"
 
 
 @dataclass

@@ -26,4 +26,4 @@ def build(b: Builder) -> None:
     b.output(x)
 
 
-ARCHITECTURE = Architecture(build, plus_one=True)
+ARCHITECTURE = Architecture(build, norms="gemma")

@@ -46,5 +46,5 @@ ARCHITECTURE = Architecture(
         "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
         "final_logit_softcapping", "rope.freq_base_swa",
     }),
-    plus_one=True,
+    norms="gemma",
 )  # fmt: skip

@@ -45,5 +45,5 @@ ARCHITECTURE = Architecture(
         "attention.sliding_window", "attention.sliding_window_pattern", "final_logit_softcapping",
         "rope.freq_base_swa",
     }),
-    plus_one=True,
+    norms="gemma",
 )  # fmt: skip

@@ -31,5 +31,5 @@ def build(b: Builder) -> None:
 
 
 ARCHITECTURE = Architecture(
-    build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
+    build, frozenset({"attention.sliding_window", "attention.sliding_window_pattern"}), norms="olmo2"
 )

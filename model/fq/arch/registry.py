@@ -64,9 +64,9 @@ def read_graph(file: GGUFFile | Parts) -> tuple[HParams, Graph]:
     return hparams, builder.graph
 
 
-def plus_one(architecture: str) -> bool:
-    """Whether files of a known architecture hold 1 + w for a norm's weight w."""
-    return _architecture(architecture).plus_one
+def kind_of_norms(architecture: str) -> str:
+    """Of a known architecture, of fq_kernels.units.NORMS."""
+    return _architecture(architecture).norms
 
 
 def unknown_keys(metadata: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,8 @@ def main(args: argparse.Namespace) -> int:
     with Results(args.store, must_exist=True) as store:
         runs = [run["run"] for run in store.list(args.run)]
         if not runs:
-            raise FqError(f"{store.path}: there is no run in it")
+            which = "run in it" if args.run is None else f"run {args.run} in it; fq results lists them"
+            raise FqError(f"{store.path}: there is no {which}")
         number = max(runs) if args.run is None else args.run
         data = stored_figures(store, number)
     if data.get("baseline"):

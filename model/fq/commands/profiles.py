@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from fq_kernels.units import DTYPES, STEPS, NormUnit, describe_profiles
+from fq_kernels.units import DTYPES, NORMS, STEPS, NormUnit, describe_profiles
 
 from ..words import table
 from .files import write_json
@@ -29,22 +29,27 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _text(profiles: list[dict[str, Any]]) -> str:
-    """A table of steps, one of those that differ where a checkpoint holds w of 1 + w, and the sources."""
-    return "\n\n".join([
-        _steps(profiles, "unit", "profile"),
-        _steps([p for p in profiles if p["unit_plus_one"] != p["unit"]], "unit_plus_one", "on Gemma"),
-        *(_about(profile) for profile in profiles),
-    ])  # fmt: skip
+    """A table of steps, those of models whose norms differ from Llama's, and the sources."""
+    tables = [_steps(profiles, NORMS[0], "profile")]
+    for norms in NORMS[1:]:
+        differ = [p for p in profiles if p["units"][norms] != p["units"][NORMS[0]]]
+        tables.append(_steps(differ, norms, f"on {norms}"))
+    return "\n\n".join([*tables, *map(_about, profiles)])
 
 
-def _steps(profiles: list[dict[str, Any]], key: str, head: str) -> str:
-    units = {profile["name"]: NormUnit.parse(profile[key]).steps for profile in profiles}
+def _steps(profiles: list[dict[str, Any]], norms: str, head: str) -> str:
+    units = {profile["name"]: NormUnit.parse(profile["units"][norms]).steps for profile in profiles}
     used = [step for step in STEPS if any(step in unit for unit in units.values())]
     rows = [[head, *used, "residual"]]
     for profile in profiles:
         unit = units[profile["name"]]
+        residual = profile["residual"] or "not said"
         rows.append(
-            [profile["name"], *(unit.get(step, "-") for step in used), profile["residual"] or "not said"]
+            [
+                profile["name"],
+                *(unit.get(step, "-") for step in used),
+                f"{residual}, after the norm" if profile["fused"] else residual,
+            ]
         )
     return table(rows)
 

@@ -102,6 +102,11 @@ def rules_of(args: argparse.Namespace, model: Model) -> list[AnyRule]:
     return rules
 
 
+def option_of(args: argparse.Namespace) -> str:
+    """Which option a rule that matches nothing is of, as far as can be told."""
+    return "--norm-unit" if args.norm_unit and not args.fake_quant else "--fake-quant"
+
+
 def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
     rules = rules_of(args, model)
     if not rules:
@@ -112,8 +117,7 @@ def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
     try:
         fake_quant = FakeQuant(model.values, rules, count_errors=args.fake_quant_counts != "rows")
     except ValueError as e:
-        option = "--norm-unit" if args.norm_unit and not args.fake_quant else "--fake-quant"
-        raise FqError(f"{option}: {e}") from None
+        raise FqError(f"{option_of(args)}: {e}") from None
     if args.fake_quant_verbose:
         fake_quant.on_row = _row_printer(model, fake_quant)
     return fake_quant

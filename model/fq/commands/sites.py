@@ -11,7 +11,7 @@ from ..errors import FqError
 from ..run.model import Model
 from ..words import table
 from .options import add_model, add_seed, check_seed, describe_model
-from .rules import add_rules, rules_of
+from .rules import add_rules, option_of, rules_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             return _data(model, FakeQuant(model.values, rules))
         except ValueError as e:
-            raise FqError(f"--fake-quant: {e}") from None
+            raise FqError(f"{option_of(args)}: {e}") from None
 
     return describe_model(args, describe, _text)
 

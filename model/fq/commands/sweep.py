@@ -147,7 +147,7 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
     asked = _cells(args, model)
-    baseline = model.profile_rules(args.baseline) if args.baseline else ()
+    baseline = () if args.baseline is None else model.profile_rules(args.baseline)
     with executor_of(args.threads) as executor:
         tokens = model.tokenizer.encode(text)
 
@@ -216,9 +216,9 @@ def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
     for option in ("each_norm", "whole_units"):
         if getattr(args, option) and not units:
             raise FqError(f"--{option.replace('_', '-')} needs --norm-unit")
-    if args.baseline and (not profiles or units or args.sites or args.format):
-        raise FqError("--baseline goes with --profile, and with nothing else that makes cells")
     of_sites = args.sites or args.format or args.noise or args.cumulative
+    if args.baseline is not None and (not profiles or units or of_sites):
+        raise FqError("--baseline goes with --profile, and with nothing else that makes cells")
     if args.realisations > 1 and (units or profiles):
         raise FqError("--realisations: a unit's roundings do not fall anew")
     formats = args.format or ["bf16"]

@@ -157,8 +157,8 @@ def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
     together = next((entry for entry in mine if entry["kind"] == "together"), None)
     for entry in mine:
-        if entry["kind"] == "without" and together is not None:
-            more = chunk_klds(together) - chunk_klds(entry)
+        more = None if together is None else chunk_klds(together) - chunk_klds(entry)
+        if entry["kind"] == "without" and more is not None and np.isfinite(more).all():
             entry["in_company"] = {
                 "mean_kld": float(np.mean(more)),
                 "mean_kld_ci95_chunks": mean_interval(more),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from ..errors import FqError
 
 FLOAT_BITS, FLOAT_SIGNIFICAND, DOUBLE_BITS = 32, 24, 64
 BF16_SIGNIFICAND = 8
+TORCH_LANES = 32 * 4  # src/norm/unit.h
 MAX_BYTES = 1 << 20
 _WHOLE = ("step", "without", "together")  # kinds of cells that are a unit in all norms
 # What there is a price of, and what it counts.
 QUANTITIES = {
-    "accumulator_bits": "bits of an accumulator, times the lanes that have one",
+    "accumulator_bits": "bits of an accumulator, times the lanes that have one; of chunks with the outer's",
     "table_entries": "entries of the table of inverse roots; one more where it is linear",
     "newton_steps": "Newton's steps",
     "exact_roots": "1 where the inverse root is exact",
@@ -29,18 +30,26 @@ QUANTITIES = {
 }
 
 
-def quantities(unit: NormUnit) -> dict[str, float]:
-    """Of each of QUANTITIES. Raises FqError for a format whose bits are not known."""
-    formats, order, root = unit.formats, unit.sum_order, unit.inverse_root
-    acc = DOUBLE_BITS if unit.sums_in_double else _bits(formats.get("acc"))
-    return {
-        "accumulator_bits": acc * (order.n if order.kind == "lanes" else 1),
-        "table_entries": (1 << root.table_bits) + root.linear if root.table_bits else 0,
-        "newton_steps": root.newton,
-        "exact_roots": int(not root.table_bits and not root.newton),
-        "multiplier_bits": _significand(formats.get("x")),
-        "output_bits": _bits(formats.get("out")),
+def quantities(unit: NormUnit, wanted: Iterable[str] = QUANTITIES) -> dict[str, float]:
+    """Of each of QUANTITIES that is wanted. Raises FqError for a format whose bits are not known."""
+    formats, root = unit.formats, unit.inverse_root
+    of: dict[str, Callable[[], float]] = {
+        "accumulator_bits": lambda: _accumulator_bits(unit),
+        "table_entries": lambda: (1 << root.table_bits) + root.linear if root.table_bits else 0,
+        "newton_steps": lambda: root.newton,
+        "exact_roots": lambda: int(not root.table_bits and not root.newton),
+        "multiplier_bits": lambda: _significand(formats.get("x")),
+        "output_bits": lambda: _bits(formats.get("out")),
     }
+    return {item: of[item]() for item in wanted}
+
+
+def _accumulator_bits(unit: NormUnit) -> float:
+    order = unit.sum_order
+    acc = DOUBLE_BITS if unit.sums_in_double else _bits(unit.formats.get("acc"))
+    if order.kind == "chunk":
+        return acc + _bits(unit.outer_format)
+    return acc * {"lanes": order.n, "torch": TORCH_LANES}.get(order.kind, 1)
 
 
 def _bits(fmt: Format | None) -> float:
@@ -111,21 +120,28 @@ class Priced(NamedTuple):
 def priced(cells: Iterable[Mapping[str, Any]], prices: Mapping[str, float]) -> list[Priced]:
     """The cells, entries of `figures`, that are one unit rule and nothing else; by cost, then by KL.
 
-    Those whose figures are not finite are left out. Raises FqError as `quantities` does, and where there is
-    no such cell.
+    Those whose figures are not finite are left out. Raises FqError as `quantities` does, where there is no
+    such cell, and where units are of different norms.
     """
+    sites: str | None = None
     found: dict[str, Priced] = {}
     for entry in cells:
         rules = [parse_rule(rule) for rule in entry["rules"]]
         if len(rules) != 1 or not isinstance(rules[0], UnitRule) or entry["kind"] not in _WHOLE:
             continue
+        mine = str(rules[0]).partition("=")[0]
+        if sites not in (None, mine):
+            raise FqError(
+                f"the run's units are of {sites} and of {mine}: what these cost is not to be compared"
+            )
+        sites = mine
         kld = entry["comparison"]["mean_kld"]
         if kld is None or not math.isfinite(kld) or entry["not_finite_tokens"]:
             continue
         ends = entry["comparison"]["mean_kld_ci95_chunks"]
         interval = (0.0, 0.0) if kld == 0 else None if ends is None else (float(ends[0]), float(ends[1]))
-        of = quantities(rules[0].unit)
-        cost = math.fsum(prices.get(item, 0.0) * n for item, n in of.items())
+        of = quantities(rules[0].unit, prices)
+        cost = math.fsum(prices[item] * n for item, n in of.items())
         found.setdefault(str(rules[0]), Priced(str(rules[0]), cost, float(kld), interval, of))
     if not found:
         raise FqError("no cell of the run is a unit: fq sweep --norm-unit makes them")

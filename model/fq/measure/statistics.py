@@ -242,7 +242,7 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         )
         if differ
         else None,
-        "who_pays": who_pays(chunks),
+        "who_pays": who_pays([c.kld for c in chunks], [c.nll_base for c in chunks]),
         "chunks": {name: values.tolist() for name, values in of_chunks.items()},
     }
 

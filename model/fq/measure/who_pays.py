@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from fq_kernels import exp
 
 from ..words import table
 from .inference import positive_interval
-
-if TYPE_CHECKING:
-    from .statistics import Paired
 
 TOP = {"0.1%": 0.001, "1%": 0.01, "10%": 0.1}
 FEW = "1%"  # of the tokens, which carry a mean
@@ -24,15 +21,15 @@ CONFIDENCE = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
 PARTS = 4  # of a chunk's scored tokens, in order
 
 
-def who_pays(chunks: Sequence[Paired]) -> dict[str, Any] | None:
-    """Of chunks of as many tokens each, as written to JSON; None where one is not finite, or all are 0.
+def who_pays(kld: Sequence[np.ndarray], nll_base: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """Of each chunk's tokens, as written to JSON; None where one is not finite, or all are 0.
 
     top         the share of the summed KL that the tokens with the largest have
     position    by place among the scored tokens of a chunk, counted from 1: n, mean KL, its interval over
                 chunks, its share of the sum
     confidence  the same by the probability that the baseline gives the text's token
     """
-    klds = np.stack([chunk.kld for chunk in chunks])
+    klds = np.stack(kld)
     total = float(klds.sum())
     if not np.isfinite(klds).all() or not total > 0:
         return None
@@ -42,7 +39,7 @@ def who_pays(chunks: Sequence[Paired]) -> dict[str, Any] | None:
     edges = [round(n * i / PARTS) for i in range(PARTS + 1)]
     everywhere = np.ones(klds.shape, np.bool_)
     place = np.arange(n)[np.newaxis]
-    p = exp(-np.stack([chunk.nll_base for chunk in chunks]))
+    p = exp(-np.stack(nll_base))
     return {
         "top": top,
         "position": [

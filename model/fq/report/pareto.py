@@ -24,7 +24,7 @@ def picture(units: Sequence[Priced], best: Sequence[Priced], budget: float | Non
         for each in shown:
             colour = ink.s0 if each in best else ink.muted
             low, high = each.interval or (each.kld, each.kld)
-            error = [[each.kld - low], [high - each.kld]]
+            error = [[max(each.kld - low, 0.0)], [max(high - each.kld, 0.0)]]
             axis.errorbar(
                 each.cost, each.kld, error, fmt="o", markersize=3.5, elinewidth=1, color=colour, zorder=3
             )

@@ -61,6 +61,8 @@ def not_paired(a: Run, b: Run) -> str | None:
     for key, what in (("n_ctx", "tokens per chunk"), ("n_tokens", "tokens of the text")):
         if a.settings[key] != b.settings[key]:
             reasons.append(f"they have {a.settings[key]} and {b.settings[key]} {what}")
+    if a.settings.get("baseline") != b.settings.get("baseline"):
+        reasons.append("their baselines are different profiles, or one's is the exact model")
     return "; ".join(reasons) or None
 
 

@@ -177,7 +177,9 @@ class Context:
                 if trace is None:
                     values[i] = self._compute(node, inputs)
                 else:
-                    values[i] = trace.call(node, self.fake_quant, self._compute, inputs)
+                    values[i] = trace.call(
+                        node, self.fake_quant, self._compute, inputs, rounds=self._rounded_behind(node)
+                    )
                 self.on_node()
                 for source in self._ends[i]:
                     self.buffers.release(values, source)
@@ -188,11 +190,14 @@ class Context:
             if not node.norm:  # norms round as they compute
                 if node.values and not self._rounded_later(node):
                     self.fake_quant.round(node.values, value, self.executor)
-            elif self.fake_quant.reads_unrounded(node.norm):
-                source = self._nodes_read_first.get(node.norm)
-                if source is not None:
-                    self.fake_quant.round(source.values, inputs[0], self.executor)
+            elif (source := self._rounded_behind(node)) is not None:
+                self.fake_quant.round(source.values, inputs[0], self.executor)
         return value
+
+    def _rounded_behind(self, node: Node) -> Node | None:
+        """Whose value is rounded once this norm has read it."""
+        unrounded = node.norm is not None and self.fake_quant.reads_unrounded(node.norm)
+        return self._nodes_read_first.get(node.norm) if unrounded and node.norm is not None else None
 
     def _rounded_later(self, node: Node) -> bool:
         """Whether a norm reads its value first, and reads it unrounded."""

@@ -60,14 +60,26 @@ class _Look:
         self.begin = self.first_output = 0  # of the evaluation, in tokens of the sequence
         self.where: dict[str, Any] = {}
 
-    def call(self, node: Node, fake_quant: FakeQuant, compute: Callable[..., np.ndarray], *args: Any) -> Any:
+    def call(
+        self,
+        node: Node,
+        fake_quant: FakeQuant,
+        compute: Callable[..., np.ndarray],
+        *args: Any,
+        rounds: Node | None = None,
+    ) -> Any:
         value = compute(node, *args)
+        self._look(node, value)
+        if rounds is not None:  # whose value is what this node has read
+            self._look(rounds, args[0][0])
+        return value
+
+    def _look(self, node: Node, value: np.ndarray) -> None:
         if not all_finite(value):
             row = int(np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))[0])
             first = self.first_output if node.shape[0] == N_OUTPUTS else self.begin
             self.where = {"node": node.name, "op": node.op.value, "token": first + row}
             raise _Found
-        return value
 
     def evaluated(self, *_: int) -> None:
         pass

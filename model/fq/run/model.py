@@ -7,13 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from fq_kernels.rules import Place, Value
+from fq_kernels.rules import Place, Value, sites_text
 from fq_kernels.units import profile_rules
 
-from ..arch.graph import Graph
+from ..arch.graph import Graph, Op
 from ..arch.hparams import HParams
 from ..arch.keys import ModelError
-from ..arch.registry import plus_one, read_graph
+from ..arch.registry import kind_of_norms, read_graph
 from ..arch.tensors import check_tensors
 from ..errors import FqError
 from ..gguf.file import GGUFFile
@@ -71,7 +71,7 @@ class Model:
     @property
     def plus_one(self) -> bool:
         """Whether its norms' weights are 1 + w of what its checkpoint holds."""
-        return plus_one(self.hparams.arch)
+        return kind_of_norms(self.hparams.arch) == "gemma"
 
     def profile_rules(self, spec: str) -> list[str]:
         """The rules that make its norms and residual an engine's: ``hf:bf16`` (fq_kernels.units.profiles).
@@ -79,8 +79,11 @@ class Model:
         Raises FqError for a profile that there is not.
         """
         kinds = {value.place.kind for value in self.values}
+        sums = [n for n, source in self.graph.read_first_by_norms().items() if source.op is Op.ADD]
         try:
-            return profile_rules(spec, kinds, plus_one=self.plus_one)
+            return profile_rules(
+                spec, kinds, norms=kind_of_norms(self.hparams.arch), behind_sums=sites_text(sums)
+            )
         except ValueError as e:
             raise FqError(str(e)) from None
 

@@ -86,10 +86,16 @@ class Trace:
         return view
 
     def call(
-        self, node: Node, fake_quant: FakeQuant, compute: Callable[..., np.ndarray], *args: Any
+        self,
+        node: Node,
+        fake_quant: FakeQuant,
+        compute: Callable[..., np.ndarray],
+        *args: Any,
+        rounds: Node | None = None,
     ) -> np.ndarray:
-        """``compute(node, *args)``, and its event."""
+        """``compute(node, *args)``, and its event; ``rounds`` is a node whose value is rounded in it too."""
         before = _sites(fake_quant, node)
+        of_other = _sites(fake_quant, rounds) if rounds is not None else []
         begin = perf_counter_ns()
         value = compute(node, *args)
         end = perf_counter_ns()
@@ -114,6 +120,11 @@ class Trace:
                 {"site": site, "format": fmt, "rows_rounded": n}
                 for (site, fmt, _), n in zip(after, rows, strict=True)
             ]
+            if rounds is not None:
+                about["sites"] += [
+                    {"site": site, "format": fmt, "rows_rounded": now - then}
+                    for (site, fmt, now), (*_, then) in zip(_sites(fake_quant, rounds), of_other, strict=True)
+                ]
         self._event(node.name, node.op.value, begin, end, about)
         return value
 
