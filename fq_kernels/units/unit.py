@@ -202,11 +202,6 @@ class NormUnit:
     def gain_rule(self) -> Gain:
         return _gain(self.gain or "w")
 
-    @property
-    def is_ggml(self) -> bool:
-        """Whether every step is as ggml has it."""
-        return all(value == _DEFAULTS.get(step, F32) for step, value in self.steps.items())
-
     @cached_property
     def without_gain(self) -> NormUnit:
         """What it computes up to the weight."""
@@ -240,13 +235,6 @@ class NormUnit:
 
 
 STEPS = tuple(each.name for each in fields(NormUnit))
-_DEFAULTS = {
-    "acc": F64,
-    "order": "sequential",
-    "eps": "inside",
-    "rsqrt": "exact",
-    "gain": "w",
-}
 
 
 def _format(text: str) -> Format | str:

@@ -119,8 +119,6 @@ def test_steps_by_name():
     unit = NormUnit(acc="bf16", out="bf16:truncate")
     assert unit == NormUnit.parse("out=bf16:truncate;acc=bf16") and set(unit.steps) < set(STEPS)
     assert repr(unit) == "NormUnit('acc=bf16;out=bf16:truncate')"
-    assert not unit.is_ggml and NormUnit.parse("acc=f64;rsqrt=exact;x=f32;gain=w").is_ggml
-    assert not NormUnit(acc="f32").is_ggml and not NormUnit(eps="outside").is_ggml
 
 
 def test_a_rule_with_a_step_behind_its_sites_is_a_unit_rule():

@@ -69,8 +69,13 @@ def check_realisations(args: argparse.Namespace) -> None:
         raise FqError(f"--realisations must be at least 1, not {args.realisations}")
 
 
-def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -> None:
-    """How a model is run, and the figures as JSON."""
+def add_evaluation(
+    parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str, *, several: bool = False
+) -> None:
+    """How a model is run, and the figures as JSON.
+
+    several  whether -c may be repeated: a list, or None where it is not given
+    """
     parser.add_argument(
         "-t",
         "--threads",
@@ -79,8 +84,14 @@ def add_evaluation(parser: argparse.ArgumentParser, n_ctx: int, ctx_help: str) -
         metavar="N",
         help="threads (default: the processors that this process may use)",
     )
+    repeated: dict[str, Any] = {"action": "append"} if several else {"default": n_ctx}
     parser.add_argument(
-        "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"{ctx_help} (default %(default)s)"
+        "-c",
+        "--ctx-size",
+        type=int,
+        metavar="N",
+        help=f"{ctx_help} (default {n_ctx})" + ("; may be repeated, as -f" if several else ""),
+        **repeated,
     )
     parser.add_argument(
         "-b",
@@ -120,9 +131,16 @@ def say_if_short(args: argparse.Namespace, n_chunks: int) -> None:
         print(f"fq: the text has {n_chunks} chunks of {args.ctx_size}, not {args.chunks}", file=sys.stderr)
 
 
-def add_text(parser: argparse.ArgumentParser) -> None:
+def add_text(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """several: whether -f may be repeated: a list, or None where it is not given."""
+    repeated: dict[str, Any] = {"action": "append"} if several else {}
     parser.add_argument(
-        "-f", "--file", metavar="FILE", help="UTF-8 text (default: the sample in the package)"
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="UTF-8 text (default: the sample in the package)"
+        + ("; may be repeated: a run of each, and whether cells rank alike" if several else ""),
+        **repeated,
     )
     parser.add_argument(
         "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (the default)"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FqError
+from ..measure.agreement import agreement, agreement_text
 from ..measure.who_pays import who_pays_text
 from ..results.compare import Side, compare_cells, compare_runs, compare_text
 from ..results.export import csv_text, need_pyarrow, parquet_bytes
@@ -21,14 +22,17 @@ from .options import add_store, store_files
 from .show import comparison_text
 from .show_sweep import sweep_text
 
-COMPARE = "compare"
+COMPARE, RANK = "compare", "rank"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    usages = "[RUN]", "compare RUN[:CELL] RUN[:CELL] ..."
+    usages = "[RUN]", "compare RUN[:CELL] RUN[:CELL] ...", "rank RUN RUN ..."
     parser.usage = "\n       ".join(f"%(prog)s [option ...] {usage}" for usage in usages)
     parser.add_argument(
-        "run", metavar="RUN", nargs="*", help="number of a run (default: list all); or compare, and several"
+        "run",
+        metavar="RUN",
+        nargs="*",
+        help="number of a run (default: list all); or compare, or rank, and several",
     )
     parser.add_argument(
         "--cell",
@@ -46,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    number = _number(args.run[0]) if args.run and args.run[0] != COMPARE else None
+    number = _number(args.run[0]) if args.run and args.run[0] not in (COMPARE, RANK) else None
     if number is not None and len(args.run) > 1:
         raise FqError(f"one run at a time, or fq results compare {' '.join(args.run)}")
     for option in ("cell", "csv", "parquet"):
@@ -58,6 +62,8 @@ def main(args: argparse.Namespace) -> int:
         if not args.run:
             data = store.list()
             text = _list_text(data)
+        elif args.run[0] == RANK:
+            data, text = _rank(store, args.run[1:])
         elif number is None:
             data = _compare(store, args.run[1:])
             text = compare_text(data)
@@ -107,6 +113,16 @@ def _cell_name(wanted: str, names: Sequence[str], run: int) -> str:
         raise FqError(f"run {run}: no chunk has ended in every cell")
     which = "is in the names of several cells" if found else "is no cell"
     raise FqError(f"{wanted!r} {which} of run {run}: {', '.join(found or names)}")
+
+
+def _rank(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
+    numbers = [_number(text) for text in wanted]
+    if len(numbers) < 2 or len(set(numbers)) < len(numbers):
+        raise FqError("rank needs two different runs or more: fq results rank 1 2")
+    runs = [stored_figures(store, number) for number in numbers]
+    found = agreement(runs)
+    names = [f"run {number}" for number in numbers]
+    return {"runs": numbers, "agreement": found}, agreement_text(found, names)
 
 
 def _compare(store: Results, wanted: Sequence[str]) -> dict[str, Any]:

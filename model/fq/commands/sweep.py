@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import sys
@@ -17,7 +18,8 @@ import numpy as np
 from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
-from ..errors import FqError
+from ..errors import INTERRUPTED, FqError
+from ..measure.agreement import agreement, agreement_text
 from ..measure.cells import CONTROL, DEFAULT_SITES, Cell, cells_of, profile_cells, unit_cells
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
@@ -48,11 +50,12 @@ from .outcome import Outcome, print_figures
 from .progress import note, progress
 from .show_sweep import sweep_text
 
+N_CTX = 512
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_text(parser)
+    add_text(parser, several=True)
     parser.set_defaults(chunks=None)  # all, or as many as the run that --resume goes on with
     parser.add_argument(
         "--sites",
@@ -112,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     add_model(parser)
     add_seed(parser, "stochastic rounding")
-    add_evaluation(parser, 512, "tokens per chunk")
+    add_evaluation(parser, N_CTX, "tokens per chunk", several=True)
 
 
 def _memory_limit(text: str | None) -> int | None:
@@ -141,11 +144,50 @@ def _line(run: Sweep, at: tuple[int, int]) -> str | None:
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
     check_realisations(args)
-    check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
+    each = _each(args)
+    inputs: dict[str, Any] = {}
+    for one in each:
+        inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
+    check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
+    for one in each:
+        read_text(one.file)  # found out before the work
+    model = Model(find_model(args.model, args.offline))
+    if len(each) == 1:
+        status, data = _sweep(each[0], model)
+        print_figures(sweep_text(data), data, args.json)
+        return status
+    runs, worst = [], 0
+    for one in each:
+        status, data = _sweep(one, model)
+        print(sweep_text(data) + "\n", file=sys.stderr if args.json == "-" else sys.stdout)
+        runs.append(data)
+        worst = status or worst
+        if status == INTERRUPTED:
+            break
+    found = agreement([data for data in runs if data["n_chunks"]])
+    names = [f"{os.path.basename(data['text'] or '')}, {data['n_ctx']}" for data in runs if data["n_chunks"]]
+    print_figures(agreement_text(found, names), {"runs": runs, "agreement": found}, args.json)
+    return worst
+
+
+def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command for each text and number of tokens per chunk: runs of their own."""
+    texts, sizes = args.file or [None], args.ctx_size or [N_CTX]
+    for option, given in (("-f", texts), ("-c", sizes)):
+        if len(set(given)) < len(given):
+            raise FqError(f"{option}: one is given twice")
+    return [
+        argparse.Namespace(**(vars(args) | {"file": text, "ctx_size": size}))
+        for text in texts
+        for size in sizes
+    ]
+
+
+def _sweep(args: argparse.Namespace, model: Model) -> tuple[int, dict[str, Any]]:
+    """One run: its exit status, and its figures."""
     limit = _memory_limit(args.memory_limit)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
-    model = Model(find_model(args.model, args.offline))
     asked = _cells(args, model)
     baseline = () if args.baseline is None else model.profile_rules(args.baseline)
     with executor_of(args.threads) as executor:
@@ -204,10 +246,9 @@ def main(args: argparse.Namespace) -> int:
     outcome.say(f"{data['n_chunks']} of {run.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
-    print_figures(sweep_text(data), data, args.json)
     # those of a run that was gone on with, too
     outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
-    return outcome.status
+    return outcome.status, data
 
 
 def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:

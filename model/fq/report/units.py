@@ -5,12 +5,10 @@ from __future__ import annotations
 from ..measure.cells import label_of
 from .data import Entry, Group, between, is_finite, kl_text, kld, kld_interval, listed, plain
 
-KINDS = {"step": "step", "norm": "norm", "profile": "profile"}
-
 
 def units_text(group: Group) -> tuple[str, list[str]]:
     """What it is about, and lines, of a group of a unit's steps, of norms under one, or of profiles."""
-    what = KINDS[group.parts[0]["kind"]]
+    what = group.parts[0]["kind"]
     lines = [_most(group, what), _ties(group, what), _in_company(group)]
     if group.additivity is not None and what != "profile":
         around = between(group.additivity_interval, lambda x: f"{x:.2f}")
