@@ -21,6 +21,7 @@ from .. import machine
 from ..errors import INTERRUPTED, FqError
 from ..measure.agreement import agreement, agreement_text
 from ..measure.cells import CONTROL, DEFAULT_SITES, Cell, cells_of, profile_cells, unit_cells
+from ..measure.chunks import Chunks
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
 from ..measure.sweep import Sweep
@@ -149,9 +150,12 @@ def main(args: argparse.Namespace) -> int:
     for one in each:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
-    for one in each:
-        read_text(one.file)  # found out before the work
+    texts = {one.file: read_text(one.file)[0] for one in each}
     model = Model(find_model(args.model, args.offline))
+    if len(each) > 1:  # what is wrong with a later one is found out before the first
+        tokens = {file: model.tokenizer.encode(text) for file, text in texts.items()}
+        for one in each:
+            Chunks(model, tokens[one.file], settings_of(one))
     if len(each) == 1:
         status, data = _sweep(each[0], model)
         print_figures(sweep_text(data), data, args.json)
