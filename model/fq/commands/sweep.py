@@ -18,7 +18,7 @@ import numpy as np
 from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
-from ..errors import INTERRUPTED, FqError
+from ..errors import FqError
 from ..measure.agreement import agreement, agreement_text
 from ..measure.cells import CONTROL, DEFAULT_SITES, Cell, cells_of, profile_cells, unit_cells
 from ..measure.chunks import Chunks
@@ -157,16 +157,16 @@ def main(args: argparse.Namespace) -> int:
         for one in each:
             Chunks(model, tokens[one.file], settings_of(one))
     if len(each) == 1:
-        status, data = _sweep(each[0], model)
+        outcome, data = _sweep(each[0], model)
         print_figures(sweep_text(data), data, args.json)
-        return status
+        return outcome.status
     runs, worst = [], 0
     for one in each:
-        status, data = _sweep(one, model)
+        outcome, data = _sweep(one, model)
         print(sweep_text(data) + "\n", file=sys.stderr if args.json == "-" else sys.stdout)
         runs.append(data)
-        worst = status or worst
-        if status == INTERRUPTED:
+        worst = outcome.status or worst
+        if outcome.interrupted:
             break
     found = agreement([data for data in runs if data["n_chunks"]])
     names = [f"{os.path.basename(data['text'] or '')}, {data['n_ctx']}" for data in runs if data["n_chunks"]]
@@ -187,8 +187,8 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
     ]
 
 
-def _sweep(args: argparse.Namespace, model: Model) -> tuple[int, dict[str, Any]]:
-    """One run: its exit status, and its figures."""
+def _sweep(args: argparse.Namespace, model: Model) -> tuple[Outcome, dict[str, Any]]:
+    """One run: how it ended, and its figures."""
     limit = _memory_limit(args.memory_limit)
     text, text_name = read_text(args.file)
     start = time.perf_counter()
@@ -252,7 +252,7 @@ def _sweep(args: argparse.Namespace, model: Model) -> tuple[int, dict[str, Any]]
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
     # those of a run that was gone on with, too
     outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
-    return outcome.status, data
+    return outcome, data
 
 
 def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
