@@ -130,6 +130,8 @@ class NormUnit:
         """
         if not isinstance(text, str):
             raise TypeError(f"a unit is a string such as 'acc=bf16', not {type(text).__name__}")
+        if "{" in text or "}" in text:
+            raise ValueError("{a|b} is for fq sweep, with both braces; here it is one unit")
         steps: dict[str, str] = {}
         for piece in filter(None, map(str.strip, text.split(";"))):
             step, equals, value = (part.strip() for part in piece.partition("="))

@@ -80,6 +80,7 @@ def test_what_no_other_beats():
         entry("acc=bf16;rsqrt=lut=7", 4.8e-4, half=None),
         entry("acc=bf16;rsqrt=lut=8", 5e-4),  # beaten
         entry("acc=bf16;rsqrt=lut=1", 1e-9, kind="norm"),  # in one norm alone
+        entry("acc=bf16;rsqrt=lut=1", 1e-9, kind="without"),  # a part of a unit
         entry("acc=bf16;rsqrt=lut=2", 1e-9, lost=3),
         {"rules": ["ffn_norm[*].raw=bf16"], "kind": "together"},
         {"rules": ["l_out=bf16", "*=acc=bf16"], "kind": "together"},
@@ -109,10 +110,12 @@ def test_alternatives_are_units_of_their_own(tiny):
         "*[*]=acc=bf16;rsqrt=lut=4", "*[*]=acc=bf16;rsqrt=newton=1,lut=4",
         "*[*]=acc=f32;rsqrt=lut=4", "*[*]=acc=f32;rsqrt=newton=1,lut=4",
     ]  # fmt: skip
-    assert {cell.kind for cell in cells} == {"together"}
+    assert {(cell.kind, cell.group) for cell in cells} == {("unit", "units")}
+    with pytest.raises(FqError, match="is asked for twice"):
+        unit_cells(tiny, ["*=acc={bf16|f32}", "*=acc=bf16"], whole=True)
     with pytest.raises(FqError, match="more than 4096 units"):
         unit_cells(tiny, ["*=" + "{a|b}" * 13])
-    with pytest.raises(FqError, match="unknown format"):
+    with pytest.raises(FqError, match="is for fq sweep, with both braces"):
         unit_cells(tiny, ["*=acc={bf16"])
 
 
@@ -129,6 +132,19 @@ def test_the_command(tiny_path, tmp_path):
     data = json.loads((tmp_path / "p.json").read_text())
     assert len(data["units"]) == 9 and data["cheapest"] == "*[*]=acc=e8m4;rsqrt=lut=3"
     assert "the cheapest whose mean KL is below 10, interval and all: *[*]=acc=e8m4;rsqrt=lut=3" in out
+    assert "without a price, and so free: newton steps, multiplier bits, output bits" in out
+    fq(
+        *sweep[:-4],
+        "--store",
+        tmp_path / "one.sqlite",
+        "--chunks",
+        1,
+        "--whole-units",
+        "--norm-unit",
+        "*=acc=bf16",
+    )
+    few, _ = fq("pareto", "--store", tmp_path / "one.sqlite", "--prices", prices, "--budget", 10)
+    assert "there are no intervals: below 4 chunks nothing is surely within a budget" in few
     assert "cost 17\n" in out.replace(", mean", "\n") and "of 9 units are beaten by no other" in out
     for options, message in (
         (["--budget", 0], "--budget must be above 0"),

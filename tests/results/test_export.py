@@ -20,6 +20,7 @@ COMPARISON = {
     "mean_kld_ci95_chunks": (0.1, 0.2),
     "ln_ppl_ratio_ci95_chunks": None,
     "kld": {"max": 1.0},
+    "who_pays": {"top": {"0.1%": 0.2, "1%": 0.25, "10%": 0.5}},
     "largest_chunk": {"position": 3, "mean_kld": 0.5, "times_mean": 1.5},
 }
 
@@ -60,7 +61,8 @@ COLUMNS += [f"{key}_ci95_chunks_{end}" for key in ("mean_kld", "ln_ppl_ratio") f
 COLUMNS += ["largest_chunk_times_mean"]
 COLUMNS += ["additivity", "additivity_ci95_chunks_low", "additivity_ci95_chunks_high"]
 COLUMNS += [f"realisations_{key}" for key in ("n", "ln_ppl_ratio", "ln_ppl_ratio_ci95_low")]
-COLUMNS += ["realisations_ln_ppl_ratio_ci95_high", "realisations_p_adjusted", "sqnr_db"]
+COLUMNS += ["realisations_ln_ppl_ratio_ci95_high", "realisations_p_adjusted"]
+COLUMNS += ["top_0.1_share", "top_1_share", "top_10_share", "sqnr_db"]
 COLUMNS += ["model", "n_ctx", "n_chunks", "chunk_order", "chunk_seed"]
 
 
@@ -70,6 +72,7 @@ def test_csv():
     assert single["name"] == 'a"b,c' and (single["rank"], single["rank_worst"]) == ("1", "3")
     assert float(single["mean_kld"]) == 1 / 3 and single["kld_se"] == "nan"
     assert single["ln_ppl_ratio_ci95_chunks_low"] == control["rank"] == single["additivity"] == ""
+    assert [float(single[f"top_{part}_share"]) for part in ("0.1", "1", "10")] == [0.2, 0.25, 0.5]
     at = COLUMNS.index("additivity")
     assert [float(together[key]) for key in COLUMNS[at : at + 3]] == [2 / 3, 0.6, 0.7]
     about = ["m.gguf", "512", "8", "random", str(2**64 - 1)]

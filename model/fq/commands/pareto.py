@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import FqError
+from ..measure.inference import MIN_CHUNKS
 from ..measure.pareto import QUANTITIES, Priced, cheapest, pareto_set, priced, read_prices
 from ..results.runs import Results, stored_figures
 from ..words import table
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         + "; ".join(f"{item}, {what}" for item, what in QUANTITIES.items()),
     )
     parser.add_argument(
-        "--budget", metavar="KL", type=float, help="name the cheapest unit that costs surely less"
+        "--budget", metavar="KL", type=float, help="name the cheapest unit whose mean KL is surely below this"
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="write a picture to FILE, .png or .svg")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
@@ -53,7 +54,9 @@ def main(args: argparse.Namespace) -> int:
         number = max(runs) if args.run is None else args.run
         data = stored_figures(store, number)
     if data.get("baseline"):
-        raise FqError(f"run {number} is beside another baseline than the exact model")
+        raise FqError(
+            f"run {number} is beside another baseline than the exact model: name a run of units by its number"
+        )
     units = priced(data["cells"], prices)
     best = pareto_set(units)
     pick = None if args.budget is None else cheapest(units, args.budget)
@@ -94,10 +97,17 @@ def _text(
         rows.append([str(number), f"{each.cost:.6g}", f"{each.kld:.3e}", interval, *of, each.unit])
     lines = [f"{len(best)} of {len(units)} units are beaten by no other in cost and mean KL at once", ""]
     lines.append(table(rows, {0, 1, 2, *range(4, 4 + len(prices))}))
+    if free := [item.replace("_", " ") for item in QUANTITIES if item not in prices]:
+        lines.append(f"without a price, and so free: {', '.join(free)}")
     if budget is not None:
         lines.append("")
         if pick is None:
-            lines.append(f"no unit's mean KL is below {budget:g} with the whole of its interval")
+            if all(each.interval is None for each in units):
+                lines.append(
+                    f"there are no intervals: below {MIN_CHUNKS} chunks nothing is surely within a budget"
+                )
+            else:
+                lines.append(f"no unit's mean KL is below {budget:g} with the whole of its interval")
         else:
             lines.append(f"the cheapest whose mean KL is below {budget:g}, interval and all: {pick.unit}")
             lines.append(f"cost {pick.cost:.6g}, mean KL {pick.kld:.3e}")

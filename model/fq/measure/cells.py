@@ -21,11 +21,11 @@ from .realisations import fallen_anew, has_none
 from .statistics import Paired
 
 DEFAULT_SITES = "ffn_norm[*].raw"
-PROFILES_GROUP = "profiles"
+PROFILES_GROUP, UNITS_GROUP = "profiles", "units"
 MAX_UNITS = 4096  # that one text may stand for
 CONTROL, REALISATION = "control", "realisation"
 # of kinds whose cells are ranked among those of their group
-RANKED = ("single", "step", "norm", "profile")
+RANKED = ("single", "step", "norm", "unit", "profile")
 CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION)
 
 
@@ -37,7 +37,8 @@ class Cell:
     kind   "single": one site; "together": all sites of its group; "cumulative": those up to a
            site; "control": the baseline a second time
            "realisation": another cell's rounding fallen anew
-           "step": one step of a unit; "without": all of its steps but one; "norm": a unit in one norm
+           "step": one step of a unit; "without": all of its steps but one; "norm": a unit in one norm;
+           "unit": a unit among others
            "profile": an engine's norms and residual
     group  the SITES=FORMAT or unit rule that it comes from; a realisation has none
     rules  as text
@@ -58,7 +59,7 @@ def label_of(entry: Mapping[str, Any]) -> str:
         return "all together"
     if kind == "without":
         return str(name.removeprefix(f"{entry['group']} "))
-    if kind == "profile":
+    if kind in ("profile", "unit"):
         return str(name)
     return str(name.partition("=")[2 if kind == "step" else 0])
 
@@ -124,8 +125,9 @@ def unit_cells(
     """For each of ``units``, written as a unit rule: every step alone, all but each, and all of them.
 
     What stands as ``{a|b}`` in one makes a unit of each. An accumulator and its order are one step. With
-    ``whole`` there is only the unit itself. With ``each_norm`` also the whole unit in each norm alone, as a
-    group of its own. Raises FqError for a unit that cannot be read, is given twice or matches no norm.
+    ``whole`` there is only each unit itself, all in one group. With ``each_norm`` also the whole unit in each
+    norm alone, as a group of its own. Raises FqError for a unit that cannot be read, is given twice or
+    matches no norm.
     """
     cells: list[Cell] = []
     for text in chain.from_iterable(map(_alternatives, units)):
@@ -135,7 +137,7 @@ def unit_cells(
         except ValueError as e:
             raise FqError(str(e)) from None
         group, together = str(rule), (str(rule),)
-        if any(cell.group == group for cell in cells):
+        if any(cell.rules == together and cell.kind in ("unit", "together") for cell in cells):
             raise FqError(f"{group} is asked for twice")
         sites = group.partition("=")[0]
         parts = _steps_of(rule.unit)
@@ -147,7 +149,8 @@ def unit_cells(
             for step in parts:
                 rest = NormUnit(**{k: v for k, v in rule.unit.steps.items() if k not in parts[step]})
                 cells.append(Cell(f"{group} without {step}", "without", group, (f"{sites}={rest}",)))
-        cells.append(Cell(group, "together", group, together))
+        whole_one = ("unit", UNITS_GROUP) if whole else ("together", group)
+        cells.append(Cell(group, *whole_one, together))
         if each_norm and len(norms) > 1:
             of_norms = f"{group}, each norm"
             cells += [

@@ -18,7 +18,7 @@ FLOAT_BITS, FLOAT_SIGNIFICAND, DOUBLE_BITS = 32, 24, 64
 BF16_SIGNIFICAND = 8
 TORCH_LANES = 32 * 4  # src/norm/unit.h
 MAX_BYTES = 1 << 20
-_WHOLE = ("step", "without", "together")  # kinds of cells that are a unit in all norms
+_WHOLE = ("unit", "together")  # kinds of cells that are a unit as it was asked for
 # What there is a price of, and what it counts.
 QUANTITIES = {
     "accumulator_bits": "bits of an accumulator, times the lanes that have one; of chunks with the outer's",
@@ -144,7 +144,7 @@ def priced(cells: Iterable[Mapping[str, Any]], prices: Mapping[str, float]) -> l
         cost = math.fsum(prices[item] * n for item, n in of.items())
         found.setdefault(str(rules[0]), Priced(str(rules[0]), cost, float(kld), interval, of))
     if not found:
-        raise FqError("no cell of the run is a unit: fq sweep --norm-unit makes them")
+        raise FqError("no cell of the run is a unit: fq sweep --norm-unit makes them; or name another run")
     return sorted(found.values(), key=lambda each: (each.cost, each.kld))
 
 

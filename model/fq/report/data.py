@@ -155,7 +155,7 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
                 plain(about["name"]),
                 [e for e in mine if e["kind"] == "single" and e["sites"]],
                 [e for e in mine if e["kind"] == "cumulative"],
-                [e for e in mine if e["kind"] in ("step", "norm", "profile")],
+                [e for e in mine if e["kind"] in ("step", "norm", "unit", "profile")],
                 [e for e in mine if e["kind"] == "without"],
                 next((e for e in mine if e["kind"] == "together"), None),
                 about.get("additivity"),

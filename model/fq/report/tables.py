@@ -140,7 +140,7 @@ def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
         "RMS Δp, points",
     ]
     tables = [
-        Table("Comparison with the unrounded model", main_head, main, kinds),
+        Table("Comparison with the baseline", main_head, main, kinds),
         Table("Perplexity", ppl_head, ppl, kinds),
         Table("KL divergence of a token", ["rounded", *QUANTILES], kl, kinds),
         Table(

@@ -10,12 +10,12 @@ def units_text(group: Group) -> tuple[str, list[str]]:
     """What it is about, and lines, of a group of a unit's steps, of norms under one, or of profiles."""
     what = group.parts[0]["kind"]
     lines = [_most(group, what), _ties(group, what), _in_company(group)]
-    if group.additivity is not None and what != "profile":
+    if group.additivity is not None:
         around = between(group.additivity_interval, lambda x: f"{x:.2f}")
         lines.append(
             f"Together they cost {group.additivity:.2f} ({around}) times the sum of what each costs alone."
         )
-    return f"Which {what}{'' if what == 'profile' else f': {plain(group.name)}'}", [
+    return f"Which {what}{'' if what in ('profile', 'unit') else f': {plain(group.name)}'}", [
         line for line in lines if line
     ]
 
@@ -33,7 +33,7 @@ def _most(group: Group, what: str) -> str:
     if not finite:
         return ""
     first = finite[0]
-    alone = "" if what == "profile" else " alone"
+    alone = "" if what in ("profile", "unit") else " alone"
     text = f"{name_of(first)}{alone} has a mean KL of {_cost(first)}"
     rank = group.order.rank(first)
     if rank is not None and rank[1] == 1 and len(finite) > 1:

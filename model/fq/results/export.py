@@ -31,6 +31,8 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
         additivity = {key: of_group.get(key) for key in ("additivity", "additivity_ci95_chunks")}
         largest = {"largest_chunk_times_mean": cell["comparison"]["largest_chunk"]["times_mean"]}
         figures = cell["comparison"] | largest | additivity | _realisations(cell.get("realisations"))
+        paid = (figures.pop("who_pays", None) or {}).get("top", {})
+        figures |= {f"top_{name}_share": paid.get(f"{name}%") for name in ("0.1", "1", "10")}
         for key, value in figures.items():
             if key.endswith(("_ci95_chunks", "_ci95")):
                 row[f"{key}_low"], row[f"{key}_high"] = value or (None, None)
