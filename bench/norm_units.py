@@ -19,8 +19,7 @@ from fq.machine import default_threads
 from fq.measure.cells import CONTROL, Cell, profile_cells
 from fq.measure.chunks import Settings
 from fq_kernels import Executor
-from fq_kernels.units import PROFILES
-from fq_kernels.units.profiles import RESIDUAL
+from fq_kernels.units.profiles import PROFILES, RESIDUAL
 
 N_CTX = 512
 BF16 = "x=bf16;raw=bf16;weight=bf16;out=bf16"

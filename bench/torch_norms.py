@@ -23,7 +23,7 @@ from fq.measure.chunks import Settings
 from fq.measure.observation import Observation
 from fq_kernels import Executor, NormUnit, bf16_to_float, float_to_bf16, rms_norm_unit
 from fq_kernels.rules import Place
-from fq_kernels.units import PROFILES
+from fq_kernels.units.profiles import PROFILES
 
 N_CTX = 512
 MOST = 0.01  # of the elements may differ where the sum's order does

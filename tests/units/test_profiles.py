@@ -17,7 +17,7 @@ from fq.run.fork import Fork
 from fq.run.trace import Trace
 from fq_kernels import NormUnit, bf16_to_float, float_to_bf16, rms_norm_unit, round_trip
 from fq_kernels.rules import FakeQuant, Place, Site
-from fq_kernels.units import NORMS, PROFILES, describe_profiles, profile_rules
+from fq_kernels.units.profiles import NORMS, PROFILES, describe_profiles, profile_rules
 
 KINDS = {"inp_embd", "ffn_inp", "l_out", "k"}
 F32 = np.float32

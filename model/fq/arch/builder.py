@@ -38,7 +38,7 @@ class Architecture:
     """What an architecture's file says: its graph, and the keys that it reads itself, by what follows its
     name.
 
-    norms  of which kind its norms are (fq_kernels.units.NORMS)
+    norms  of which kind its norms are (fq_kernels.units.profiles.NORMS)
     """
 
     build: Callable[[Builder], None]

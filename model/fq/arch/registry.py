@@ -65,7 +65,7 @@ def read_graph(file: GGUFFile | Parts) -> tuple[HParams, Graph]:
 
 
 def kind_of_norms(architecture: str) -> str:
-    """Of a known architecture, of fq_kernels.units.NORMS."""
+    """Of a known architecture, of fq_kernels.units.profiles.NORMS."""
     return _architecture(architecture).norms
 
 

@@ -6,7 +6,8 @@ import argparse
 import textwrap
 from typing import Any
 
-from fq_kernels.units import DTYPES, NORMS, STEPS, NormUnit, describe_profiles
+from fq_kernels.units import STEPS, NormUnit
+from fq_kernels.units.profiles import DTYPES, NORMS, describe_profiles
 
 from ..words import table
 from .files import write_json

@@ -150,19 +150,22 @@ def main(args: argparse.Namespace) -> int:
     for one in each:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
-    texts = {one.file: read_text(one.file)[0] for one in each}
+    texts = {one.file: read_text(one.file) for one in each}
     model = Model(find_model(args.model, args.offline))
-    if len(each) > 1:  # what is wrong with a later one is found out before the first
-        tokens = {file: model.tokenizer.encode(text) for file, text in texts.items()}
-        for one in each:
-            Chunks(model, tokens[one.file], settings_of(one))
+    tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
+
+    def sweep(one: argparse.Namespace) -> tuple[Outcome, dict[str, Any]]:
+        return _sweep(one, model, *texts[one.file], tokens[one.file])
+
+    for one in each[1:]:  # what is wrong with a later one is found out before the first
+        Chunks(model, tokens[one.file], settings_of(one))
     if len(each) == 1:
-        outcome, data = _sweep(each[0], model)
+        outcome, data = sweep(each[0])
         print_figures(sweep_text(data), data, args.json)
         return outcome.status
     runs, worst = [], 0
     for one in each:
-        outcome, data = _sweep(one, model)
+        outcome, data = sweep(one)
         print(sweep_text(data) + "\n", file=sys.stderr if args.json == "-" else sys.stdout)
         runs.append(data)
         worst = outcome.status or worst
@@ -187,15 +190,15 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
     ]
 
 
-def _sweep(args: argparse.Namespace, model: Model) -> tuple[Outcome, dict[str, Any]]:
+def _sweep(
+    args: argparse.Namespace, model: Model, text: str, text_name: str, tokens: Sequence[int]
+) -> tuple[Outcome, dict[str, Any]]:
     """One run: how it ended, and its figures."""
     limit = _memory_limit(args.memory_limit)
-    text, text_name = read_text(args.file)
     start = time.perf_counter()
     asked = _cells(args, model)
     baseline = () if args.baseline is None else model.profile_rules(args.baseline)
     with executor_of(args.threads) as executor:
-        tokens = model.tokenizer.encode(text)
 
         def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
             settings = replace(settings_of(args), **changes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fq_kernels import NormUnit, get_format
 from fq_kernels.rules import FakeQuant, RowStat, Rule, UnitRule
-from fq_kernels.units import find_profile
+from fq_kernels.units.profiles import find_profile
 
 from ..errors import FqError
 from ..run.model import Model

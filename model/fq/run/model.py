@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 
 from fq_kernels.rules import Place, Value, sites_text
-from fq_kernels.units import profile_rules
 
 from ..arch.graph import Graph, Op
 from ..arch.hparams import HParams
@@ -78,6 +77,8 @@ class Model:
 
         Raises FqError for a profile that there is not.
         """
+        from fq_kernels.units.profiles import profile_rules  # which most commands never ask for
+
         kinds = {value.place.kind for value in self.values}
         sums = [n for n, source in self.graph.read_first_by_norms().items() if source.op is Op.ADD]
         try:
