@@ -144,6 +144,8 @@ def test_the_command(tiny_path, text, tmp_path):
     assert "has no such run to go on with" in err, "another baseline is another run"
     said, _ = fq("results", "--store", store, "2")
     assert "baseline  inp_embd[*]=bf16; ffn_inp[*]=bf16" in said
+    said, _ = fq("results", "--store", store, "compare", "1", "2")
+    assert "their baselines are different profiles" in said
     fq("report", "--store", store, "-o", tmp_path / "r.html", "1")
     page = (tmp_path / "r.html").read_text()
     assert "Which step" in page and "without acc" in page
