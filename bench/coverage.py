@@ -48,6 +48,9 @@ RULES = (
 )
 # one rule, five seeds: which of them is larger is a matter of chance alone
 SEEDS = tuple(f"ffn_norm[29].raw=bf16:stochastic,seed={seed}" for seed in range(5))
+# and with a chunk in ten weighing a thousand times the others, as where a cell is carried by few chunks
+N_CHUNKS = 592
+CARRYING = np.where(np.random.default_rng(0).random(N_CHUNKS) < 0.1, 1000.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def measure(text: Path, threads: int) -> None:
 def load() -> Values:
     with np.load(KEPT) as file:
         assert tuple(file["cells"]) == (*RULES, *SEEDS)
+        assert len(file["mean_kld"]) == N_CHUNKS
         return Values(file["mean_kld"], file["ln_ppl_ratio"], file["same_top"].astype(int))
 
 
@@ -139,6 +143,10 @@ def _of_draw(v: Values, chunks: list[int], seed: int) -> Iterator[tuple[str, boo
         "false resolved: ln ratio of two seeds",
         not _within(mean_interval(changes[:, 0] - changes[:, 1]), 0),
     )
+    heavy = seeds * CARRYING[chunks, None]
+    carried = ratio_test(heavy[:, 0], heavy[:, 1])
+    assert carried is not None
+    yield "false resolved: KL of two seeds, few chunks carrying both", carried.p < LEVEL
     mine = v.ln_ppl_ratio[chunks, len(RULES) :].T
     of_seeds = realisations_test(mine)
     assert of_seeds is not None

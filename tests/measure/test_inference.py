@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fq.measure.inference import (
     LEVEL,
     MIN_CHUNKS,
     Ordering,
+    RatioTest,
     agreement_interval,
     beta_cdf,
     beta_quantile,
@@ -95,6 +97,18 @@ def test_a_ratio_is_of_the_same_chunks():
     turned = ratio_test(2 * hard, hard + 0.1)
     back = ratio_test(hard + 0.1, 2 * hard)
     assert (turned.t, turned.p) == pytest.approx((-back.t, back.p))
+
+
+def test_one_chunk_that_carries_both_decides_nothing():
+    """It has next to all of either sum, so that its own ratio is that of the means; the others deny it."""
+    one = np.array([1.24e-4, 4.3e-8, 4.6e-8, 4.3e-8])
+    other = np.array([8.8e-6, 2.4e-7, 2.6e-7, 2.2e-7])
+    test = ratio_test(one, other)
+    assert test.ratio == pytest.approx(13, rel=0.01)
+    assert test.p > 0.3 and test.interval[0] < 1e-2 and test.df == 1
+    # were they of its opinion, they would count
+    agreeing = ratio_test(one, one / 13 * np.array([1, 1.1, 0.9, 1.05]))
+    assert agreeing.p < 0.05
 
 
 def test_a_ratio_interval_and_its_test_agree():
@@ -228,8 +242,9 @@ def test_equal_cells_are_ordered_in_one_of_twenty_sweeps_at_most():
 
 
 def test_chunks_needed():
-    needed = chunks_needed(2.0, 8, 435)
+    test = RatioTest(1.5, (0.5, 4.5), t=2.0, df=5.0, p=0.1, n=8)  # eight chunks that count as six
+    needed = chunks_needed(test, 435)
     assert needed > 8
     for n, enough in ((needed, True), (needed - 1, False)):
-        assert (2.0 * math.sqrt(n / 8) > t_quantile(LEVEL / 435, n - 1)) == enough
-    assert chunks_needed(1e-9, 8, 1) is None
+        assert (2.0 * math.sqrt(n / 8) > t_quantile(LEVEL / 435, 6 * n / 8 - 1)) == enough
+    assert chunks_needed(replace(test, t=1e-9), 1) is None

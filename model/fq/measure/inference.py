@@ -2,10 +2,13 @@
 
 Tokens of a chunk are correlated, chunks drawn at random from a text are not, so every interval here
 comes from the scatter of the chunks' own figures, by Student's t. A mean of what cannot be negative
-(a KL divergence), or a ratio of two such means, has its interval on the logarithm (delta method).
+(a KL divergence), or a ratio of two such means, has its interval on the logarithm: by the delta method
+the mean, by the jackknife the ratio.
 docs/statistics.md derives them and shows how often they hold the truth.
 
-Sources: Student's t and the design-based interval of a proportion, Korn and Graubard, Survey
+Sources: the jackknife, Quenouille, Biometrika 43 (1956), whose variance is rather too large, Efron and
+Stein, Annals of Statistics 9 (1981); the number of chunks that carry a sum, Kish, Survey Sampling
+(1965), of weights; Student's t and the design-based interval of a proportion, Korn and Graubard, Survey
 Methodology 24 (1998); several adjusted tests, Holm, Scandinavian Journal of Statistics 6 (1979);
 random chunks and random realisations together, Dorfman, Berbaum and Metz, Investigative Radiology 27
 (1992), with the degrees of freedom of Satterthwaite, Biometrics Bulletin 2 (1946).
@@ -146,12 +149,13 @@ def positive_interval(chunks: np.ndarray) -> Interval | None:
 class RatioTest:
     """Two means: their ratio, its 95 % interval, and p of its being 1.
 
-    t is ln(ratio) over its standard error, n the chunks that it comes from.
+    t is ln(ratio) over its standard error, of df degrees of freedom, n the chunks that it comes from.
     """
 
     ratio: float
     interval: Interval
     t: float
+    df: float
     p: float
     n: int
 
@@ -159,23 +163,42 @@ class RatioTest:
 def ratio_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | None:
     """Of positive figures of the same chunks. What makes a chunk hard for both cancels.
 
-    The standard error of ln(G / S) is that of the mean of G[i] / mean(G) - S[i] / mean(S). None where
-    either has fewer than MIN_CHUNKS chunks that are not 0, or one that is not finite.
+    The standard error of the ratio's logarithm is the jackknife's: how it scatters where each chunk in turn is
+    left out. First-order changes would be near 0 wherever one chunk carries both sums, whatever the others
+    say. Its degrees of freedom are those of as many chunks as carry the more uneven sum (`_carrying`).
+    None where either has fewer than MIN_CHUNKS chunks that are not 0, or one that is not finite.
     """
     n = len(numerators)
     if min(np.count_nonzero(numerators), np.count_nonzero(denominators)) < MIN_CHUNKS:
         return None
     if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
         return None
-    up, down = float(np.mean(numerators)), float(np.mean(denominators))
-    return _log_ratio(up / down, _se(numerators / up - denominators / down), n - 1, n)
+    without = log(_sums_without_each(numerators) / _sums_without_each(denominators))
+    off = without - np.mean(without)
+    se = math.sqrt((n - 1) / n * float(np.sum(off * off)))
+    df = max(min(_carrying(numerators), _carrying(denominators)) - 1, 1.0)
+    return _log_ratio(float(np.mean(numerators)) / float(np.mean(denominators)), se, df, n)
+
+
+def _carrying(values: np.ndarray) -> float:
+    """How many equal chunks would be as uneven: 1 over the summed squares of their shares (Kish 1965)."""
+    shares = values / np.sum(values)
+    return 1 / float(np.sum(shares * shares))
+
+
+def _sums_without_each(values: np.ndarray) -> np.ndarray:
+    """The sum of all others, for each; by addition, since a chunk may be nearly all of the sum."""
+    zero = np.zeros(1)
+    before = np.cumsum(np.concatenate([zero, values[:-1]]))
+    after = np.cumsum(np.concatenate([zero, values[:0:-1]]))[::-1]
+    return before + after
 
 
 def _log_ratio(ratio: float, se: float, df: float, n: int) -> RatioTest:
     """se is of ln(ratio)."""
     half = t_quantile(LEVEL, df) * se
     t = _t(log(ratio), se)
-    return RatioTest(ratio, (ratio * exp(-half), ratio * exp(half)), t, t_p(t, df), n)
+    return RatioTest(ratio, (ratio * exp(-half), ratio * exp(half)), t, df, t_p(t, df), n)
 
 
 def _t(value: float, se: float) -> float:
@@ -277,14 +300,16 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def chunks_needed(t: float, n: int, tests: int) -> int | None:
-    """How many chunks resolve, among ``tests`` tests, what gave t over n; None: more than MOST_CHUNKS.
+def chunks_needed(test: RatioTest, tests: int) -> int | None:
+    """How many chunks resolve, among ``tests`` tests, what is not yet; None: more than MOST_CHUNKS.
 
     Taken that the means and the scatter of the chunks stay as they are.
     """
 
     def enough(chunks: int) -> bool:
-        return abs(t) * math.sqrt(chunks / n) > t_quantile(LEVEL / max(tests, 1), chunks - 1)
+        more = chunks / test.n
+        df = max((test.df + 1) * more - 1, 1.0)
+        return abs(test.t) * math.sqrt(more) > t_quantile(LEVEL / max(tests, 1), df)
 
     if not enough(MOST_CHUNKS):
         return None
@@ -338,7 +363,7 @@ class Ordering:
     def chunks_needed(self, i: int, j: int) -> int | None:
         """How many chunks would resolve the order of two cells, as one of all these pairs."""
         test = self.tests[min(i, j), max(i, j)]
-        return None if test is None else chunks_needed(test.t, test.n, len(self.p))
+        return None if test is None else chunks_needed(test, len(self.p))
 
     @property
     def chunks_for_the_next(self) -> int | None:

@@ -154,7 +154,7 @@ def _against(mine: np.ndarray, first: np.ndarray, paired: bool) -> dict[str, Any
         # no chance decides between nothing at all and something in each chunk
         found |= {"p": 0.0, "t": math.inf if mine.any() else -math.inf}
     elif test := (ratio_test if paired else welch_test)(mine, first):
-        found |= {"p": test.p, "t": test.t, "n": test.n}
+        found |= {"p": test.p, "t": test.t, "test": test}
         if paired:
             found["ratio_ci95_chunks"] = test.interval
     return found
@@ -173,14 +173,14 @@ def _adjust(cells: Sequence[dict[str, Any]]) -> None:
         entry["p_adjusted"] = p
         entry["verdict"] = "not resolved" if p >= LEVEL else "larger" if entry["t"] > 0 else "smaller"
         if p >= LEVEL:
-            entry["chunks_needed"] = chunks_needed(entry["t"], entry["n"], len(asked))
+            entry["chunks_needed"] = chunks_needed(entry["test"], len(asked))
     for cell in cells:
         first, *others = cell["of_runs"]
         for entry in others:
             few = min(first["n_chunks"], entry["n_chunks"]) < MIN_CHUNKS
             entry["verdict"] = entry["verdict"] or ("too few chunks" if few else "0 in nearly all chunks")
             entry.pop("t", None)
-            entry.pop("n", None)
+            entry.pop("test", None)
 
 
 def compare_text(data: dict[str, Any]) -> str:
