@@ -36,7 +36,9 @@ RUN = Run(
 
 def left_of(kld):
     zero = np.zeros(TOKENS)
-    return CellChunk(Paired(zero, zero, kld, zero, zero == 0), np.zeros((len(RUN.cells), len(COUNT_COLUMNS))))
+    return CellChunk(
+        Paired(zero, zero, kld, zero, zero == 0, zero), np.zeros((len(RUN.cells), len(COUNT_COLUMNS)))
+    )
 
 
 def side(number, klds, chunks=range(CHUNKS), **changes):

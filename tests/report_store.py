@@ -69,7 +69,10 @@ def left(cell, means, chunk, *, drift=0.0):
     nll = np.random.default_rng(chunk).random(SCORED) + 2
     if cell.kind == "control":
         zero = np.zeros(SCORED)
-        return CellChunk(Paired(nll, nll, zero, zero, np.ones(SCORED, bool)), np.empty((0, 2 + len(RowStat))))
+        return CellChunk(
+            Paired(nll, nll, zero, zero, np.ones(SCORED, bool), np.exp(-nll / 2)),
+            np.empty((0, 2 + len(RowStat))),
+        )
     mean = means[chunk]
     spread = np.exp(seed.normal(0, 1, SCORED))
     kld = mean * spread / spread.mean()
@@ -83,7 +86,9 @@ def left(cell, means, chunk, *, drift=0.0):
     counts[:, 2 + RowStat.SUM_SQ_ERROR] = 0.02
     counts[:, 2 + RowStat.SUM_SQ_VALUE] = 900.0
     counts[:, 2 + RowStat.CHANGED] = 900
-    return CellChunk(Paired(nll, nll + change, kld, change / 10, seed.random(SCORED) > 0.1), counts)
+    return CellChunk(
+        Paired(nll, nll + change, kld, change / 10, seed.random(SCORED) > 0.1, np.exp(-nll / 2)), counts
+    )
 
 
 def finished_of(run, means, *, done=None, drift=0.0):

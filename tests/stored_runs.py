@@ -19,7 +19,7 @@ RUN = Run(
     (Cell("control", "control"), CELL),
     {"model": "m.gguf", "text": "t", "n_tokens": 99, "n_ctx": 8, "n_chunks_asked": 3,
      "chunk_order": "random", "chunk_seed": 0, "chunk_indices": [2, 0, 1], "batch": 8, "activations": "exact",
-     "norms": [["ffn_norm", 0, 7]]},
+     "scored": "second-half", "norms": [["ffn_norm", 0, 7]]},
     {"isa": "avx2", "threads": 2},
     {"fq": "1"},
     {"processor": "p"},
@@ -28,10 +28,9 @@ RUN = Run(
 
 def left_of(seed, base=0):
     rng = np.random.default_rng(seed)
-    nll_base = np.random.default_rng(base).random(3)
-    return CellChunk(
-        Paired(nll_base, *rng.random((3, 3)), rng.random(3) > 0.5), rng.random((1, len(COUNT_COLUMNS)))
-    )
+    nll_base, p_top_base = np.random.default_rng(base).random((2, 3))
+    paired = Paired(nll_base, *rng.random((3, 3)), rng.random(3) > 0.5, p_top_base)
+    return CellChunk(paired, rng.random((1, len(COUNT_COLUMNS))))
 
 
 def bits(left):

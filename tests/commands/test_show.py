@@ -76,7 +76,14 @@ def test_the_full_table_is_llama_perplexitys():
     ramp = rng.permutation(1001) / 1000
     base = 2 + ramp
     chunks = [
-        Paired(base, base + 1e-4 * (1 + i) * ramp, 1e-7 * (3 + i) * ramp, 1e-5 * (ramp - 0.5), ramp < 0.75)
+        Paired(
+            base,
+            base + 1e-4 * (1 + i) * ramp,
+            1e-7 * (3 + i) * ramp,
+            1e-5 * (ramp - 0.5),
+            ramp < 0.75,
+            np.exp(-ramp),
+        )
         for i in (0, 0, 1, 1)
     ]
     c = summarise(chunks)

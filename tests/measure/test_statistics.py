@@ -22,7 +22,7 @@ from fq.measure.statistics import (
 )
 from fq_kernels import Executor
 
-FIELDS = ("nll_base", "nll", "kld", "dp", "same_top")
+FIELDS = ("nll_base", "nll", "kld", "dp", "same_top", "p_top_base")
 N_VOCAB = 37
 
 
@@ -50,6 +50,7 @@ def naive(base_row, other_row, target):
         math.fsum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)),
         math.exp(q[target]) - math.exp(p[target]),
         p.index(max(p)) == q.index(max(q)),
+        math.exp(max(p)),
     )
 
 
@@ -251,7 +252,7 @@ def paired():
     """101 tokens whose quantiles can be told by hand."""
     rng = np.random.default_rng(6)
     ramp = rng.permutation(101) / 100
-    return Paired(2 + 0 * ramp, 2 + ramp - 0.25, ramp, ramp - 0.5, ramp < 0.905)
+    return Paired(2 + 0 * ramp, 2 + ramp - 0.25, ramp, ramp - 0.5, ramp < 0.905, np.exp(-ramp))
 
 
 def test_summary_of_known_values(paired):
@@ -299,7 +300,7 @@ def test_what_two_streams_share_cancels():
     base = rng.gamma(2.0, 1.5, 500)
     other = base + 0.1 * rng.standard_normal(500)
     rest = np.zeros(500)
-    result = summarise([Paired(base, other, rest, rest, rest == 0)])
+    result = summarise([Paired(base, other, rest, rest, rest == 0, rest)])
     covariance = np.cov(other, base) / 500
     correlation = covariance[0, 1] / math.sqrt(covariance[0, 0] * covariance[1, 1])
     assert 0.99 < result["ln_ppl_correlation"] < 1
@@ -328,6 +329,7 @@ def chunks_of(means, agreeing, tokens=10):
             np.full(tokens, m),
             np.zeros(tokens),
             np.arange(tokens) < a,
+            np.full(tokens, 0.5),
         )
         for m, a in zip(means, agreeing, strict=True)
     ]

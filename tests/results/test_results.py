@@ -257,7 +257,7 @@ def test_results(tiny_path, path, tmp_path):
     full, _ = fq("results", 1, "--cell", "[0]", "--cell", "control", "--store", path)
     who = "\n".join(who_pays_text(cell["comparison"]["who_pays"]))
     whole = f"{comparison_text(cell['comparison'])}\n\n====== Who pays ======\n{who}"
-    assert full.startswith(f"{cell['name']}\n\n{whole}\n\ncontrol\n\n") and "scored tokens" in who
+    assert full.startswith(f"{cell['name']}\n\n{whole}\n\ncontrol\n\n") and "of a chunk" in who
     only = json.loads(fq("results", 1, "--cell", "[0]", "--store", path, "--json", "-")[0])
     assert only["cells"] == [cell] and only["groups"] == data["groups"]
     for name, said in (

@@ -122,6 +122,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         chunk_seed=args.chunk_seed,
         batch=args.batch_size,
         activations=args.activations,
+        scored=getattr(args, "scored", "second-half"),
     )
 
 
@@ -154,6 +155,16 @@ def add_text(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     )
     parser.add_argument(
         "--chunk-seed", type=int, metavar="N", help="of the random order, the same everywhere (default 0)"
+    )
+
+
+def add_scored(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scored",
+        choices=("second-half", "all"),
+        default="second-half",
+        help="which tokens of a chunk: its second half, as llama-perplexity, or all, the first ones among "
+        "them (default %(default)s)",
     )
 
 

@@ -17,6 +17,7 @@ from .options import (
     add_evaluation,
     add_model,
     add_realisations,
+    add_scored,
     add_seed,
     add_text,
     add_trace,
@@ -38,6 +39,7 @@ from .show import perplexity_text
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_text(parser)
+    add_scored(parser)
     parser.add_argument(
         "--baseline-activations",
         choices=("exact", "ggml"),
@@ -115,6 +117,6 @@ def main(args: argparse.Namespace) -> int:
         data["calibrations"] = found
     shown = perplexity_text(data)
     if args.who_pays and "comparison" in data:
-        shown += "\n\n" + "\n".join(who_pays_text(data["comparison"]["who_pays"]))
+        shown += "\n\n" + "\n".join(who_pays_text(data["comparison"]["who_pays"], data["largest_tokens"]))
     print_figures(shown, data, args.json)
     return outcome.status

@@ -34,6 +34,7 @@ from .options import (
     add_evaluation,
     add_model,
     add_realisations,
+    add_scored,
     add_seed,
     add_store,
     add_text,
@@ -57,6 +58,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_text(parser, several=True)
+    add_scored(parser)
     parser.set_defaults(chunks=None)  # all, or as many as the run that --resume goes on with
     parser.add_argument(
         "--sites",

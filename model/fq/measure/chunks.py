@@ -7,6 +7,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from ..run.model import Model
 from .statistics import Paired, Reference, compare
 
 ORDERS = ("random", "first")
+SCORED = ("second-half", "all")
+WORDS_BEFORE = 6  # tokens that are shown before one
 
 
 @dataclass(frozen=True)
 class Settings:
     """On what a measurement is made, and how the model is run for it.
 
-    n_ctx        tokens per chunk; the second half of each chunk is scored
+    n_ctx        tokens per chunk
+    scored       which positions of a chunk: "second-half", as llama-perplexity, or "all", from the first on
     chunks       how many chunks, -1 for all that the text has
     chunk_order, chunk_seed
                  which of the text's, and in which order: `Chunks`
@@ -43,6 +47,7 @@ class Settings:
     chunk_seed: int | None = None
     batch: int = 512
     activations: str = "exact"
+    scored: str = "second-half"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -50,6 +55,8 @@ class Settings:
         check_activations(self.activations)
         if self.n_ctx < 3:
             raise FqError(f"a context of {self.n_ctx} tokens has nothing to score; take at least 3")
+        if self.scored not in SCORED:
+            raise FqError(f"scored must be {' or '.join(SCORED)}, not {self.scored!r}")
         if self.chunks == 0 or self.chunks < -1:
             raise FqError(f"chunks must be positive, or -1 for all, not {self.chunks}")
         if self.chunk_order not in ORDERS:
@@ -64,6 +71,15 @@ class Settings:
     def seed(self) -> int:
         """Of the random order."""
         return operator.index(self.chunk_seed or 0)
+
+    @property
+    def first_scored(self) -> int:
+        return first_scored(self.n_ctx, self.scored)
+
+    @property
+    def n_scored(self) -> int:
+        """Of a chunk."""
+        return n_scored_per_chunk(self.n_ctx, self.scored)
 
     @classmethod
     def changed(cls, settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
@@ -82,13 +98,13 @@ def check_activations(name: str, whose: str = "") -> None:
         raise FqError(f"{whose}activations must be {' or '.join(ACTIVATIONS)}, not {name!r}")
 
 
-def first_scored(n_ctx: int) -> int:
+def first_scored(n_ctx: int, scored: str = SCORED[0]) -> int:
     """The first position of a chunk whose prediction is scored."""
-    return n_ctx // 2
+    return 0 if scored == "all" else n_ctx // 2
 
 
-def n_scored_per_chunk(n_ctx: int) -> int:
-    return n_ctx - 1 - first_scored(n_ctx)
+def n_scored_per_chunk(n_ctx: int, scored: str = SCORED[0]) -> int:
+    return n_ctx - 1 - first_scored(n_ctx, scored)
 
 
 def chunk_order(n: int, seed: int) -> list[int]:
@@ -131,7 +147,7 @@ class Chunks:
         """(tokens of a chunk, BOS in the first one's place; the scored ones among them)."""
         index = self.indices[position]
         ids = self.tokens[index * self.n_ctx : (index + 1) * self.n_ctx].copy()
-        targets = ids[first_scored(self.n_ctx) + 1 :].copy()
+        targets = ids[self.settings.first_scored + 1 :].copy()
         tokenizer = self.model.tokenizer
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             ids[0] = tokenizer.bos_id
@@ -146,13 +162,20 @@ class Chunks:
         """
         ids, _ = self[position]
         batch = batch_of(self.settings, [rules])
-        evaluations = in_batches(ids[:-1], first_scored(self.n_ctx), batch)
+        evaluations = in_batches(ids[:-1], self.settings.first_scored, batch)
         where = first_not_finite(self.model, evaluations, executor, rules, activations)
         return {"chunk": self.indices[position]} | where
 
     def about(self) -> dict[str, Any]:
         """Which chunks, as written to JSON."""
-        return {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
+        chosen = {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
+        return chosen | {"scored": self.settings.scored}
+
+    def words(self, position: int, place: int) -> tuple[str, str]:
+        """(the text up to a token of a chunk, by its place from 1, some of it; the token after it)."""
+        ids, _ = self[position]
+        decode = partial(self.model.tokenizer.decode, skip_special=False)
+        return decode(ids[max(place - WORDS_BEFORE, 0) : place].tolist()), decode([int(ids[place])])
 
 
 def compared(

@@ -15,7 +15,7 @@ from fq_kernels.rules import FakeQuant, Place, RowStat, Value
 from ..errors import FqError
 from . import realisations
 from .cells import CONTROL, RANKED, Cell, CellChunk
-from .chunks import n_scored_per_chunk
+from .chunks import SCORED, first_scored, n_scored_per_chunk
 from .inference import Ordering, mean_interval, ratio_test
 from .statistics import is_exactly_zero, ppl_interval, ppl_se, summarise
 
@@ -47,11 +47,12 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     there = [i for i, own in enumerate(ended) if len(own) >= len(max(ended, key=len)) - 1]
     chunks = sorted(set.intersection(*(set(ended[i]) for i in there)))
     behind = [cell.name for i, cell in enumerate(cells) if i not in there]
+    scored = about.get("scored", SCORED[0])
     result = about | {
         "n_chunks": len(chunks),
         "partial": len(chunks) < about["n_chunks_asked"] or bool(behind),
         "behind": behind,
-        "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"]),
+        "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"], scored),
     }
     if not chunks:
         return result | {"cells": [], "groups": []}
@@ -64,7 +65,7 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         cell, left = cells[i], [finished[i, c] for c in chunks]
         entry: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "group": cell.group, "cell": i}
         entry |= {"rules": list(cell.rules), "of": cell.of}
-        entry["comparison"] = summarise([one.paired for one in left])
+        entry["comparison"] = summarise([one.paired for one in left], first_scored(about["n_ctx"], scored))
         lost = [int((~np.isfinite(one.paired.kld)).sum()) for one in left]
         entry["not_finite_tokens"] = sum(lost)
         entry["not_finite"] = None

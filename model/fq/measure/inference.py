@@ -163,9 +163,9 @@ class RatioTest:
 def ratio_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | None:
     """Of positive figures of the same chunks. What makes a chunk hard for both cancels.
 
-    The standard error of the ratio's logarithm is the jackknife's: how it scatters where each chunk in turn is
-    left out. First-order changes would be near 0 wherever one chunk carries both sums, whatever the others
-    say. Its degrees of freedom are those of as many chunks as carry the more uneven sum (`_carrying`).
+    The standard error of the ratio's logarithm is the jackknife's: how it scatters where each chunk in turn
+    is left out. First-order changes would be near 0 wherever one chunk carries both sums, whatever the
+    others say. Its degrees of freedom are those of as many chunks as carry the more uneven sum (`_carrying`).
     None where either has fewer than MIN_CHUNKS chunks that are not 0, or one that is not finite.
     """
     n = len(numerators)

@@ -12,7 +12,7 @@ from fq_kernels.rules import Observer, Site
 from ..run.context import Context
 from ..run.finite import in_batches
 from ..run.model import Model
-from .chunks import Chunks, Settings, first_scored
+from .chunks import Chunks, Settings
 
 
 class Observation:
@@ -55,12 +55,11 @@ class Observation:
         self._see(site, x, self._at == 0 and whole)
 
     def __iter__(self) -> Iterator[int]:
-        n_ctx = self.settings.n_ctx
         while self.done < self.text.n:
             ids, _ = self.text[self.done]
             self.context.clear()
             self._at = 0
-            for part, wanted in in_batches(ids[:-1], first_scored(n_ctx), self.settings.batch):
+            for part, wanted in in_batches(ids[:-1], self.settings.first_scored, self.settings.batch):
                 self._tokens = len(part)
                 self.context.eval(part, wanted)
                 self._at += len(part)

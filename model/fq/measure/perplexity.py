@@ -120,7 +120,8 @@ class Perplexity(Streams):
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended, as written to JSON.
 
-        chunks[].index is a chunk's place in the text, chunks[].nll a mean in nats.
+        chunks[].index is a chunk's place in the text, chunks[].nll a mean in nats; largest_tokens has for
+        each of the comparison's ``who_pays.largest`` the text before it, some of it, and the token that came.
         """
         cumulative, total, count = [], 0.0, 0
         for nll in self.nll:
@@ -149,7 +150,11 @@ class Perplexity(Streams):
             result["fake_quant"] = self.fake_quant.as_dict()
         if self.paired:
             result["baseline_activations"] = self.baseline_activations
-            result["comparison"] = summarise(self.paired)
+            result["comparison"] = summarise(self.paired, self.settings.first_scored)
+            result["largest_tokens"] = [
+                self.text.words(token["chunk"], token["token"])
+                for token in (result["comparison"]["who_pays"] or {}).get("largest", [])
+            ]
         if self.paired and self.n_realisations > 1:
             found = summary(
                 [chunk_means(self.paired_of(i))["ln_ppl_ratio"].tolist() for i in range(self.n_realisations)]
@@ -157,6 +162,6 @@ class Perplexity(Streams):
             adjust([found])
             result["realisations"] = found
         if self.control_paired:
-            control = summarise(self.control_paired)
+            control = summarise(self.control_paired, self.settings.first_scored)
             result["control"] = control | {"exactly_zero": is_exactly_zero(control)}
         return result

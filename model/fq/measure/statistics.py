@@ -59,6 +59,7 @@ class Paired:
     kld: np.ndarray
     dp: np.ndarray
     same_top: np.ndarray  # bool
+    p_top_base: np.ndarray  # the baseline's largest probability
 
     @classmethod
     def concatenate(cls, parts: list[Paired]) -> Paired:
@@ -68,26 +69,29 @@ class Paired:
 @default_fpu()
 def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
     """Paired figures of two streams' logits, float32 (n, n_vocab) each, for the same tokens."""
-    lp, found = np.empty(len(base)), np.empty((len(base), 3))
+    lp, found = np.empty((len(base), 2)), np.empty((len(base), 3))
+    top = _top(base, executor)
 
     def row(i: int) -> None:
         log_p, p = _rows(base.shape[1])
         log_softmax(base[i : i + 1], log_p=log_p, p=p)
-        lp[i] = log_p[0, targets[i]]
+        lp[i] = log_p[0, targets[i]], log_p[0, top[i]]
         found[i] = kl_divergence(other[i : i + 1], log_p, p)
 
     executor.map(row, len(base))
-    return _paired(lp, _top(base, executor), other, found, targets, executor)
+    return _paired(lp, top, other, found, targets, executor)
 
 
 def _paired(
     lp: np.ndarray, top: np.ndarray, other: np.ndarray, found: np.ndarray, targets: np.ndarray, ex: Executor
 ) -> Paired:
-    """lp, top: the baseline's ln p of the targets and its top tokens; found: kl_divergence's of other."""
+    """lp (n, 2), top: the baseline's ln p of the targets and of its top tokens, and these; found:
+    kl_divergence's of other."""
+    lp, lp_top = lp.T
     lq = _log_p_of(targets, other, found)
     dp = exp(lq) - exp(lp)
     kld = np.where(np.isnan(dp), np.nan, found[:, 2])
-    return Paired(-lp, -lq, kld, dp, (top == _top(other, ex)) & (top >= 0))
+    return Paired(-lp, -lq, kld, dp, (top == _top(other, ex)) & (top >= 0), exp(lp_top))
 
 
 def _top(logits: np.ndarray, executor: Executor) -> np.ndarray:
@@ -124,8 +128,8 @@ class Reference:
         self._targets = targets
 
         log_softmax(logits, log_p=self._log_p, p=self._p, executor=self._executor)
-        self._lp = np.take_along_axis(self._log_p, targets[:, None], axis=1)[:, 0]
         self._top = _top(logits, self._executor)
+        self._lp = np.take_along_axis(self._log_p, np.stack([targets, self._top], axis=1), axis=1)
 
     @default_fpu()
     def compare(self, other: np.ndarray) -> Paired:
@@ -182,8 +186,10 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
 
 @default_fpu()
 @np.errstate(invalid="ignore", over="ignore")  # a broken model's figures may be infinite, and then nan
-def summarise(chunks: list[Paired]) -> dict[str, Any]:
+def summarise(chunks: list[Paired], first_scored: int = 0) -> dict[str, Any]:
     """The comparison of all chunks (of equal size), as written to JSON.
+
+    first_scored  the position of a chunk, from 0, that is the first of these
 
     ``…_se`` take tokens as independent, as llama-perplexity does; ``…_ci95_chunks`` are 95 % intervals over
     chunks (see inference), None where there are too few chunks, or too few that differ at all.
@@ -242,7 +248,12 @@ def summarise(chunks: list[Paired]) -> dict[str, Any]:
         )
         if differ
         else None,
-        "who_pays": who_pays([c.kld for c in chunks], [c.nll_base for c in chunks]),
+        "who_pays": who_pays(
+            [c.kld for c in chunks],
+            [c.nll_base for c in chunks],
+            [c.p_top_base for c in chunks],
+            first_scored,
+        ),
         "chunks": {name: values.tolist() for name, values in of_chunks.items()},
     }
 

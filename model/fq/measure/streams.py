@@ -19,7 +19,7 @@ from ..run.finite import all_finite, in_batches, not_finite_text, rows_seen, rul
 from ..run.fork import Fork
 from ..run.model import Model
 from ..run.trace import Trace
-from .chunks import Chunks, Settings, batch_of, check_activations, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, batch_of, check_activations, compared
 from .statistics import Paired, ppl_se, score, summarise
 
 
@@ -122,7 +122,7 @@ class Streams:
     def steps(self) -> int:
         """What is left to do, in layers passed or nodes computed; ``on_step`` is called as each is."""
         if self._fork is not None:
-            sizes = self.n_ctx - 1, first_scored(self.n_ctx)
+            sizes = self.n_ctx - 1, self.settings.first_scored
             per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
             batches = -(-(self.n_ctx - 1) // self._batch)
@@ -212,7 +212,7 @@ class Streams:
                 yield self._logits(position, ids, stream)
             return
         rules = [stream.fake_quant for stream in self.streams]
-        yield from self._fork.logits(ids[:-1], first_scored(self.n_ctx), rules, self.on_step)
+        yield from self._fork.logits(ids[:-1], self.settings.first_scored, rules, self.on_step)
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
         context = self.context
@@ -225,7 +225,7 @@ class Streams:
         )
         parts = [
             context.eval(part, wanted)
-            for part, wanted in in_batches(ids[:-1], first_scored(self.n_ctx), self._batch)
+            for part, wanted in in_batches(ids[:-1], self.settings.first_scored, self._batch)
         ]
         parts = [part for part in parts if len(part)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -239,7 +239,7 @@ class Streams:
             "n_chunks": self.done,
             "n_chunks_asked": self.n_chunks,
             "partial": self.done < self.n_chunks,
-            "n_scored": self.done * n_scored_per_chunk(self.n_ctx),
+            "n_scored": self.done * self.settings.n_scored,
             **self.text.about(),
         }
 
@@ -253,7 +253,7 @@ class Streams:
             if stream.fake_quant is not None:
                 figures["fake_quant"] = stream.fake_quant.as_dict()
             if paired := self.paired_of(i):
-                figures["comparison"] = summarise(paired)
+                figures["comparison"] = summarise(paired, self.settings.first_scored)
             figures["not_finite"] = self.not_finite.get(i)
             streams.append(figures)
         return self.about() | {"ppl_base": ppl, "ppl_base_se": se, "streams": streams}

@@ -19,7 +19,7 @@ from ..run.fork import Fork, row_blocks
 from ..run.model import Model
 from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
-from .chunks import Chunks, Settings, batch_of, compared, first_scored, n_scored_per_chunk
+from .chunks import Chunks, Settings, batch_of, compared
 from .figures import add_nodes, figures
 from .statistics import Reference
 
@@ -74,7 +74,7 @@ class Sweep:
         self._rules = [FakeQuant(model.values, rules) if rules else None for rules in of_cells]
         # each value, and its rows in a chunk
         n_ctx = self.settings.n_ctx
-        n_tokens = n_ctx - 1, n_scored_per_chunk(n_ctx)
+        n_tokens = n_ctx - 1, self.settings.n_scored
         self._rows = [
             (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
         ]
@@ -106,7 +106,7 @@ class Sweep:
         first = {self._fork.first_node(rules) for rules in self._rules}
         held = [sum(graph.nodes[source].width for source in graph.live_before(i)) for i in first]
         most_held = max(hp.n_embd, *held)
-        n_scored = n_scored_per_chunk(n_ctx)
+        n_scored = self.settings.n_scored
         n_rows = {N_TOKENS: n_ctx, N_OUTPUTS: n_scored}
         # but the logits, which are counted apart
         live = sum(n_rows[rows] * width * n for (rows, width), n in buffers(graph).items())
@@ -146,7 +146,7 @@ class Sweep:
     @property
     def steps(self) -> int:
         """What is left to do, in layers passed by a variant."""
-        sizes = self.text.n_ctx - 1, first_scored(self.text.n_ctx)
+        sizes = self.text.n_ctx - 1, self.settings.first_scored
         baseline, *one = (self._fork.steps(rules, *sizes) for rules in (None, *self._rules))
         groups = [group for chunk in range(self.text.n) for group in self._groups(chunk)]
         return sum(baseline + sum(one[i] for i in group) for group in groups)
@@ -177,7 +177,7 @@ class Sweep:
         for rules in (self._baseline, *(self._rules[i] for i in group)):
             self._rewind(rules, chunk)
         variants = [self._rules[i] for i in group]
-        evaluation = self._fork.logits(ids[:-1], first_scored(self.text.n_ctx), variants, self.on_step)
+        evaluation = self._fork.logits(ids[:-1], self.settings.first_scored, variants, self.on_step)
         found = compared(
             evaluation,
             targets,

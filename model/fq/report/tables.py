@@ -10,6 +10,7 @@ from typing import Any
 
 from ..measure.cells import CONTROL, label_of
 from ..measure.statistics import QUANTILES
+from ..measure.who_pays import who_pays_parts
 from .data import (
     NONE,
     REALISATION,
@@ -164,16 +165,15 @@ def _who_pays(entries: Sequence[Entry], names: Sequence[str], kinds: Sequence[st
         return []
     first = known[0][1]
     head = ["rounded", *(f"top {name}" for name in first["top"])]
-    head += [f"scored {part['from']}–{part['to']}" for part in first["position"]]
-    head += [f"p {part['from']:g}–{part['to']:g}" for part in first["confidence"]]
+    head += [name for name, _ in who_pays_parts(first)]
     rows = []
     for name, found, _ in known:
         shares = [f"{100 * share:.1f} %" for share in found["top"].values()]
-        parts = [kl_text(part["mean_kld"], 2) for part in (*found["position"], *found["confidence"])]
+        parts = [kl_text(part["mean_kld"], 2) for _, part in who_pays_parts(found)]
         rows.append([name, *shares, *parts])
     title = (
-        "Who pays: share of the summed KL that the tokens with the largest have; mean KL by place among a "
-        "chunk's scored tokens, and by the baseline's probability of the text's token"
+        "Who pays: share of the summed KL that the tokens with the largest have; mean KL by place in the "
+        "chunk, and by the baseline's probabilities"
     )
     return [Table(title, head, rows, [kind for *_, kind in known])]
 

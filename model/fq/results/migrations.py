@@ -103,6 +103,8 @@ MIGRATIONS = (
         rows=(f"INSERT INTO count_columns VALUES (1, '{json.dumps(COUNTS_1)}')",),
         columns=(Column("chunks", "count_columns", "INTEGER NOT NULL", "1"),),
     ),
+    # the baseline's largest probability of each token, float64
+    Migration(columns=(Column("baselines", "p_top", "BLOB", "NULL"),)),
 )
 VERSION = len(MIGRATIONS)
 

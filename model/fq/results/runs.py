@@ -27,7 +27,7 @@ import numpy as np
 
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
-from ..measure.chunks import n_scored_per_chunk
+from ..measure.chunks import SCORED, n_scored_per_chunk
 from ..measure.figures import figures
 from . import migrations, stored
 
@@ -83,6 +83,8 @@ class Run:
         ]
         if baseline := self.settings.get("baseline"):
             parts.append(baseline)
+        if (scored := self.settings.get("scored", SCORED[0])) != SCORED[0]:
+            parts.append(scored)
         if scales := self.settings.get("calibrations"):
             parts.append([each["sha256"] for each in scales])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -362,7 +364,11 @@ class Results:
         self._upgrade()
         with self._transaction():
             columns = self._count_columns()
-            self._db.execute("INSERT OR IGNORE INTO baselines VALUES (?, ?, ?)", (number, chunk, nll_base))
+            self._db.execute(
+                "INSERT INTO baselines (run, chunk, nll, p_top) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET p_top = coalesce(p_top, excluded.p_top)",
+                (number, chunk, nll_base, _bytes(paired.p_top_base)),
+            )
             found = self._db.execute(
                 "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
             ).fetchone()
@@ -389,8 +395,8 @@ class Results:
         """What the cells of a run have left, by (cell, chunk)."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts "
-                "FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
+                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts, "
+                "baselines.p_top FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
                 (number,),
             ).fetchall()
             names = self._db.execute(
@@ -398,7 +404,7 @@ class Results:
                 (stored.MAX_NAMES_CHARS, stored.MAX_COLUMN_SETS),
             ).fetchall()
         run, left = self.get(number), {}
-        n_scored = n_scored_per_chunk(run.settings["n_ctx"])
+        n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
         with self.reading(number):
             columns = {key: stored.count_columns_of(text) for key, text in names}
             for cell, chunk, key, *blobs in rows:

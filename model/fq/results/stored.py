@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..measure.cells import CELL_KINDS, CONTROL, COUNT_COLUMNS, Cell, CellChunk
-from ..measure.chunks import ORDERS
+from ..measure.chunks import ORDERS, SCORED
 from ..measure.statistics import Paired
 
 MAX_CHUNKS = 1 << 22  # of a run; a text of 1 GiB has fewer
@@ -95,6 +95,9 @@ def settings_of(text: object) -> dict[str, Any]:
         raise ValueError(f"n_chunks_asked is {chunks}, of {settings['n_tokens']} tokens")
     if "chunk_order" not in settings:  # of a version that took the first chunks always
         settings |= {"chunk_order": "first", "chunk_seed": None, "chunk_indices": list(range(chunks))}
+    settings.setdefault("scored", SCORED[0])
+    if settings["scored"] not in SCORED:
+        raise ValueError(f"scored is {_shown(settings['scored'])}")
     if settings["chunk_order"] not in ORDERS:
         raise ValueError(f"chunk_order is {_shown(settings['chunk_order'])}")
     seed = settings.get("chunk_seed")
@@ -131,13 +134,18 @@ def _is_value(value: object, length: int) -> bool:
 
 
 def chunk_of(n_scored: int, columns: Sequence[str], blobs: Sequence[object]) -> CellChunk:
-    """Of nll_base, nll, kld, dp, same_top and counts, whose columns are given, as a row has them."""
+    """Of nll_base, nll, kld, dp, same_top, counts, whose columns are given, and p_top, as a row has them."""
+    *figures, same_top, counts, p_top = blobs
+    if p_top is None:  # of a version that did not keep it
+        p_top = np.full(n_scored, np.nan, "<f8").tobytes()
     for name, blob, size in zip(
-        ("baseline's nll", "nll", "kld", "dp", "same_top"), blobs, (8, 8, 8, 8, 1), strict=False
+        ("baseline's nll", "nll", "kld", "dp", "same_top", "baseline's p_top"),
+        (*figures, same_top, p_top),
+        (8, 8, 8, 8, 1, 8),
+        strict=True,
     ):
         if not isinstance(blob, bytes) or len(blob) != n_scored * size:
             raise ValueError(f"{name} is not of {n_scored} tokens")
-    *figures, same_top, counts = blobs
     tops = np.frombuffer(same_top, np.uint8)  # type: ignore[call-overload]
     if tops.max(initial=0) > 1:
         raise ValueError("same_top is neither 0 nor 1")
@@ -145,7 +153,8 @@ def chunk_of(n_scored: int, columns: Sequence[str], blobs: Sequence[object]) -> 
     nll_base, nll, kld, dp = (np.frombuffer(blob, "<f8") for blob in figures)  # type: ignore[call-overload]
     # version 0.1.0 took NaN for an agreement
     agree = tops.view(bool) & np.isfinite(kld)
-    return CellChunk(Paired(nll_base, nll, kld, dp, agree), table)
+    p_top = np.frombuffer(p_top, "<f8")  # type: ignore[call-overload]
+    return CellChunk(Paired(nll_base, nll, kld, dp, agree, p_top), table)
 
 
 def count_columns_of(text: object) -> list[str]:
