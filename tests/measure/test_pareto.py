@@ -100,7 +100,7 @@ def test_what_no_other_beats():
 
 def test_what_is_exact_is_below_any_budget():
     exact = Priced("u", 1.0, 0.0, (0.0, 0.0), {})
-    picture([exact, Priced("v", 2.0, 1e-3, (1.1e-3, 1.2e-3), {})], [exact], 1e-4, "svg")
+    picture([exact, Priced("v", 2.0, 1e-3, (1.1e-3, 1.2e-3), {})], [exact], exact, 1e-4, "svg")
     assert cheapest([exact], 1e-300) is exact and pareto_set([exact, exact]) == [exact]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from fq import Executor, FqError, Perplexity, Sweep
 from fq.commands.show_sweep import sweep_text
 from fq.measure.cells import CONTROL, Cell, label_of, profile_cells, unit_cells
 from fq.measure.inference import mean_interval
+from fq.report.charts import charts
+from fq.report.svg import FOR_PAGE, style
 from fq.report.verdict import verdict
 from fq_kernels.rules import FakeQuant
 
@@ -52,11 +55,51 @@ def test_every_step_alone_all_but_each_and_all_of_them(tiny):
 
 
 def test_each_norm_alone(tiny):
-    cells = unit_cells(tiny, ["ffn_norm=acc=bf16"], each_norm=True)
+    cells = unit_cells(tiny, ["ffn_norm=acc=bf16"], each_norm="unit")
     names = ["all together", "ffn_norm[0]", "ffn_norm[1]", "all together"]
     assert [label_of(vars(cell)) for cell in cells] == names
     assert [cell.kind for cell in cells] == ["together", "norm", "norm", "together"]
     assert cells[1].group == cells[3].group != cells[0].group
+
+
+def test_each_step_in_each_norm_alone(tiny, tokens, executor):
+    cells = unit_cells(tiny, ["ffn_norm=acc=e8m4;order=tree;out=e8m3"], each_norm="steps")
+    of_norms = [cell for cell in cells if cell.kind == "norm"]
+    units = ["acc=e8m4;order=tree;out=e8m3", "acc=e8m4;order=tree", "out=e8m3"]
+    assert [cell.name for cell in of_norms] == [f"ffn_norm[{i}]={unit}" for unit in units for i in (0, 1)]
+    assert all(cell.rules == (cell.name,) for cell in of_norms)
+    data = swept(tiny, tokens, cells, executor)
+    text = sweep_text(data | {"text": "t"})
+    rows = text[text.index("mean KL, one norm alone") :].split("\n")
+    assert [head.strip() for head in re.split("  +", rows[0])[1:]] == ["all steps", *units[1:]]
+    by_name = {entry["name"]: entry for entry in data["cells"]}
+    of_last = [by_name[f"ffn_norm[1]={unit}"]["comparison"]["mean_kld"] for unit in units]
+    assert rows[2].split() == ["ffn_norm[1]", *(f"{kld:.2e}" for kld in of_last)]
+    # whole groups of each step beside that of its own cell, which is the same
+    of_step = [e for e in data["cells"] if e["rules"] == ["ffn_norm[*]=out=e8m3"]]
+    assert {"step", "together"} <= {e["kind"] for e in of_step}
+    assert len({e["comparison"]["mean_kld"] for e in of_step}) == 1
+    with pytest.raises(FqError, match="each norm has its unit or its steps, not 'norms'"):
+        unit_cells(tiny, ["ffn_norm=acc=bf16"], each_norm="norms")
+
+
+def test_the_report_draws_steps_norms_and_who_pays(tiny, tokens, executor):
+    units = unit_cells(tiny, ["ffn_norm=acc=e8m4;weight=f32;out=e8m3"], each_norm="steps")
+    data = swept(tiny, tokens, [*units, *profile_cells(tiny, ["hf", "te"])], executor)
+    data |= {"run": 1, "started": "2026-01-01T00:00:00+00:00", "text": "t", "command": ""}
+    with style(FOR_PAGE):
+        found = {chart.key: chart for chart in charts(data, FOR_PAGE)}
+    assert list(found) == [
+        "units-1", "units-2", *(f"norms-{i}" for i in (1, 2, 3, 4)), "heat-map-norms", "who-pays"
+    ]  # fmt: skip
+    steps = found["units-1"]
+    labels = [text.get_text() for text in steps.figure.axes[0].get_yticklabels()]
+    assert labels[-1] == "all together" and labels[3:6].count("without weight") == 1
+    assert labels.index("weight=f32") == 2 and "exactly 0" in steps.caption
+    assert len(found["heat-map-norms"].tips) == 2 * 4
+    whole = next(e for e in data["cells"] if e["kind"] == "together")
+    share = 100 * whole["comparison"]["who_pays"]["top"]["1%"]
+    assert f"{share:.1f} %" in found["who-pays"].alt
 
 
 @pytest.mark.parametrize(
@@ -76,7 +119,9 @@ def test_units_that_make_no_cells(tiny, units, message):
 
 
 def test_figures_of_steps(tiny, tokens, executor):
-    data = swept(tiny, tokens, unit_cells(tiny, ["*=acc=e8m4;weight=f32;out=e8m3"], each_norm=True), executor)
+    data = swept(
+        tiny, tokens, unit_cells(tiny, ["*=acc=e8m4;weight=f32;out=e8m3"], each_norm="unit"), executor
+    )
     by_name = {label_of(e): e for e in data["cells"] if e["group"] == data["groups"][0]["name"]}
     assert by_name["weight=f32"]["comparison"]["mean_kld"] == 0 and "rank" not in by_name["weight=f32"]
     assert {*by_name["acc=e8m4"]["rank"], *by_name["out=e8m3"]["rank"]} <= {1, 2}
@@ -143,7 +188,11 @@ def test_the_command(tiny_path, text, tmp_path):
     _, err = fq("sweep", *common, "--profile", "te", "--baseline", "hf", "--resume")
     assert "has no such run to go on with" in err, "another baseline is another run"
     said, _ = fq("results", "--store", store, "2")
-    assert "baseline  inp_embd[*]=bf16; ffn_inp[*]=bf16" in said
+    assert "baseline  hf:bf16: inp_embd[*]=bf16; ffn_inp[*]=bf16" in said
+    fq("report", "--store", store, "-o", tmp_path / "b.html", "2")
+    assert "compared with the model under hf:bf16 (inp_embd[*]=bf16" in (tmp_path / "b.html").read_text()
+    said, _ = fq("results", "--store", store, "1", "--cell", "x=bf16")
+    assert said.startswith("*[*]=x=bf16\n"), "as its table calls it, though other names hold that, too"
     said, _ = fq("results", "--store", store, "compare", "1", "2")
     assert "their baselines are different profiles" in said
     fq("report", "--store", store, "-o", tmp_path / "r.html", "1")

@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     if args.output:
         from ..report.pareto import picture
 
-        write(picture(units, best, args.budget, os.path.splitext(args.output)[1][1:].lower()), args.output)
+        kind = os.path.splitext(args.output)[1][1:].lower()
+        write(picture(units, best, pick, args.budget, kind), args.output)
         print(f"fq: run {number} of {args.store}: {args.output}", file=sys.stderr)
     if args.json != "-":
         print(_text(units, best, pick, args.budget, prices))

@@ -6,11 +6,12 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import FqError
 from ..measure.agreement import agreement, agreement_text
+from ..measure.cells import label_of
 from ..measure.who_pays import who_pays_text
 from ..results.compare import Side, compare_cells, compare_runs, compare_text
 from ..results.export import csv_text, need_pyarrow, parquet_bytes
@@ -23,6 +24,7 @@ from .show import comparison_text
 from .show_sweep import sweep_text
 
 COMPARE, RANK = "compare", "rank"
+MOST_NAMED = 20  # cells, in an error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +73,8 @@ def main(args: argparse.Namespace) -> int:
             data = stored_figures(store, number)
             if args.cell:
                 cells = {cell["name"]: cell for cell in data["cells"]}
-                data["cells"] = [cells[_cell_name(name, list(cells), data["run"])] for name in args.cell]
+                labels = {name: label_of(cell) for name, cell in cells.items()}
+                data["cells"] = [cells[_cell_name(name, labels, data["run"])] for name in args.cell]
                 groups = {cell["group"] for cell in data["cells"]}
                 data["groups"] = [group for group in data["groups"] if group["name"] in groups]
             text = _cells_text(data["cells"]) if args.cell else sweep_text(data)
@@ -103,16 +106,23 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _cell_name(wanted: str, names: Sequence[str], run: int) -> str:
-    """The name of a cell, else the only one that contains it."""
+def _cell_name(wanted: str, labels: Mapping[str, str], run: int) -> str:
+    """The name of a cell, else the only one whose label in a table it is, or whose name contains it."""
+    names = list(labels)
     # other realisations of a cell have its name and a number: they are named whole
-    found = [wanted] if wanted in names else [n for n in names if wanted in n and " #" not in n]
-    if len(found) == 1:
-        return found[0]
+    for found in (
+        [name for name in names if name == wanted],
+        [name for name in names if labels[name] == wanted],
+        [name for name in names if wanted in name and " #" not in name],
+    ):
+        if len(found) == 1:
+            return found[0]
     if not names:
         raise FqError(f"run {run}: no chunk has ended in every cell")
     which = "is in the names of several cells" if found else "is no cell"
-    raise FqError(f"{wanted!r} {which} of run {run}: {', '.join(found or names)}")
+    few, more = (found or names)[:MOST_NAMED], len(found or names) - MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    raise FqError(f"{wanted!r} {which} of run {run}: {', '.join(few)}{rest}")
 
 
 def _rank(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -140,7 +150,7 @@ def _compare(store: Results, wanted: Sequence[str]) -> dict[str, Any]:
     pairs = []
     for number, cell in zip(runs, cells, strict=True):
         side = sides[number]
-        pairs.append((side, _cell_name(cell, [c.name for c in side.run.cells], number)))
+        pairs.append((side, _cell_name(cell, {c.name: label_of(vars(c)) for c in side.run.cells}, number)))
     return compare_cells(pairs)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..measure.cells import CONTROL, RANKED, label_of
+from ..measure.cells import CONTROL, RANKED, by_norm, label_of
 from ..measure.inference import MIN_CHUNKS
 from ..run.finite import not_finite_text
 from ..words import table
@@ -23,7 +23,8 @@ def sweep_text(data: dict[str, Any]) -> str:
         f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
     if data.get("baseline"):
-        lines.append(f"baseline  {'; '.join(data['baseline'])}")
+        name = f"{data['baseline_profile']}: " if "baseline_profile" in data else ""
+        lines.append(f"baseline  {name}{'; '.join(data['baseline'])}")
     lines += calibrations_text(data.get("calibrations", []))
     if data["behind"]:
         lines.append(
@@ -51,6 +52,7 @@ def sweep_text(data: dict[str, Any]) -> str:
             )
         lines += _company_text(mine)
         lines += _pairs_text(group["pairs"])
+    lines += _norms_by_step(data)
     several = [e["realisations"] for e in data["cells"] if "realisations" in e]
     if any(found["ln_ppl_ratio_ci95"] for found in several):
         numbers = sorted({found["n"] for found in several})
@@ -74,6 +76,24 @@ def sweep_text(data: dict[str, Any]) -> str:
         *few_chunks_text(data["n_chunks"]),
     ]
     return "\n".join(lines)
+
+
+def _norms_by_step(data: dict[str, Any]) -> list[str]:
+    """Where each of several steps was measured in each norm alone: one table of all, a column a step."""
+    groups = by_norm(data)
+    if len(groups) < 2:
+        return []
+    norms = list(dict.fromkeys(norm for cells in groups.values() for norm in cells))
+    heads = ["all steps" if all(one in unit for one in groups) else unit for unit in groups]
+    rows = [["mean KL, one norm alone", *heads]]
+    for norm in norms:
+        entries = [cells.get(norm) for cells in groups.values()]
+        rows.append([norm, *("" if e is None else _kl_text(e) for e in entries)])
+    return ["", table(rows, set(range(1, len(groups) + 1)))]
+
+
+def _kl_text(entry: Mapping[str, Any]) -> str:
+    return "not finite" if entry["not_finite_tokens"] else f"{entry['comparison']['mean_kld']:.2e}"
 
 
 def _ln_ratio_text(entry: dict[str, Any]) -> str:

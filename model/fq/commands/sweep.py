@@ -20,7 +20,7 @@ from fq_kernels.rules import calibrations_of, parse_rule
 from .. import machine
 from ..errors import FqError
 from ..measure.agreement import agreement, agreement_text
-from ..measure.cells import CONTROL, DEFAULT_SITES, Cell, cells_of, profile_cells, unit_cells
+from ..measure.cells import CONTROL, DEFAULT_SITES, EACH_NORM, Cell, cells_of, profile_cells, unit_cells
 from ..measure.chunks import Chunks
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
@@ -90,7 +90,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "and all of them are cells; {a|b} makes a unit of each; may be repeated (docs/norm-unit.md)",
     )
     parser.add_argument("--whole-units", action="store_true", help="of each unit only all steps together")
-    parser.add_argument("--each-norm", action="store_true", help="also each unit in each norm alone")
+    parser.add_argument(
+        "--each-norm",
+        nargs="?",
+        choices=EACH_NORM,
+        const=EACH_NORM[0],
+        help="also each unit in each norm alone; steps: and each of its steps, a table of norms x steps",
+    )
     parser.add_argument(
         "--profile",
         action="append",
@@ -199,7 +205,8 @@ def _sweep(
     limit = _memory_limit(args.memory_limit)
     start = time.perf_counter()
     asked = _cells(args, model)
-    baseline = () if args.baseline is None else model.profile_rules(args.baseline)
+    engine = None if args.baseline is None else profile_cells(model, [args.baseline])[0]
+    baseline = () if engine is None else engine.rules
     with executor_of(args.threads) as executor:
 
         def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
@@ -220,11 +227,12 @@ def _sweep(
         rules = [parse_rule(rule) for cell in run.cells for rule in cell.rules]
         found = calibrations_of(rules, digest)
         calibrated = {"calibrations": found} if found else {}
+        named = {} if engine is None else {"baseline_profile": engine.name}
         about = Run(
             sha256_of(*model.file.paths),
             digest,
             run.cells,
-            run.about() | {"text": text_name, "command": args.command_line} | calibrated,
+            run.about() | {"text": text_name, "command": args.command_line} | named | calibrated,
             numerics(executor, args.activations),
             {
                 "fq": machine.package_version("fq") or "not installed",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_kernels import NormUnit, get_format
-from fq_kernels.rules import FakeQuant, RowStat, Rule, UnitRule
+from fq_kernels.rules import FakeQuant, Place, RowStat, Rule, UnitRule
 from fq_kernels.units.profiles import find_profile
 
 from ..errors import FqError
@@ -22,6 +22,7 @@ from .statistics import Paired
 
 DEFAULT_SITES = "ffn_norm[*].raw"
 PROFILES_GROUP, UNITS_GROUP = "profiles", "units"
+EACH_NORM = "unit", "steps"  # what a norm alone may have
 MAX_UNITS = 4096  # that one text may stand for
 CONTROL, REALISATION = "control", "realisation"
 # of kinds whose cells are ranked among those of their group
@@ -62,6 +63,16 @@ def label_of(entry: Mapping[str, Any]) -> str:
     if kind in ("profile", "unit"):
         return str(name)
     return str(name.partition("=")[2 if kind == "step" else 0])
+
+
+def by_norm(data: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Entries of `figures` that have a unit in one norm alone: by the unit, then by the norm."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for entry in data["cells"]:
+        if entry["kind"] == "norm":
+            norm, _, unit = entry["name"].partition("=")
+            found.setdefault(unit, {})[norm] = entry
+    return found
 
 
 def cells_of(
@@ -120,15 +131,17 @@ def cells_of(
 
 
 def unit_cells(
-    model: Model, units: Sequence[str], *, whole: bool = False, each_norm: bool = False, seed: int = 0
+    model: Model, units: Sequence[str], *, whole: bool = False, each_norm: str | None = None, seed: int = 0
 ) -> list[Cell]:
     """For each of ``units``, written as a unit rule: every step alone, all but each, and all of them.
 
     What stands as ``{a|b}`` in one makes a unit of each. An accumulator and its order are one step. With
-    ``whole`` there is only each unit itself, all in one group. With ``each_norm`` also the whole unit in each
-    norm alone, as a group of its own. Raises FqError for a unit that cannot be read, is given twice or
-    matches no norm.
+    ``whole`` there is only each unit itself, all in one group. With ``each_norm`` "unit" also the whole
+    unit in each norm alone, as a group of its own; with "steps" each of its steps, too. Raises FqError for
+    a unit that cannot be read, is given twice or matches no norm.
     """
+    if each_norm not in (None, *EACH_NORM):
+        raise FqError(f"each norm has its {' or its '.join(EACH_NORM)}, not {each_norm!r}")
     cells: list[Cell] = []
     for text in chain.from_iterable(map(_alternatives, units)):
         try:
@@ -152,12 +165,18 @@ def unit_cells(
         whole_one = ("unit", UNITS_GROUP) if whole else ("together", group)
         cells.append(Cell(group, *whole_one, together))
         if each_norm and len(norms) > 1:
-            of_norms = f"{group}, each norm"
-            cells += [
-                Cell(f"{norm}={rule.unit}", "norm", of_norms, (f"{norm}={rule.unit}",)) for norm in norms
-            ]
-            cells.append(Cell(f"{group}, all norms", "together", of_norms, together))
+            several = len(parts) > 1 and each_norm == "steps"
+            for unit in [rule.unit, *(NormUnit(**steps) for steps in parts.values() if several)]:
+                cells += _by_norm(sites, unit, norms)
     return cells
+
+
+def _by_norm(sites: str, unit: NormUnit, norms: Sequence[Place]) -> list[Cell]:
+    """It in each norm alone, and in all of them."""
+    whole = f"{sites}={unit}"
+    of_norms = f"{whole}, each norm"
+    cells = [Cell(f"{norm}={unit}", "norm", of_norms, (f"{norm}={unit}",)) for norm in norms]
+    return [*cells, Cell(f"{whole}, all norms", "together", of_norms, (whole,))]
 
 
 def _alternatives(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from .axes import (
 from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
+from .unit_charts import of_norms, unit_charts, who_pays
 
 POINTWISE = "Each holds by itself: what is ordered is told by the paired tests above, not by overlaps."
 PANELS = 8  # at most so many in one chart: more do not fit on a printed page
@@ -29,7 +30,15 @@ PANELS = 8  # at most so many in one chart: more do not fit on a printed page
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
     """One after another, each to be written within `svg.style` before the next is drawn."""
-    groups = [group for group in groups_of(data) if group.singles]
+    everything = groups_of(data)
+    yield from unit_charts(everything, ink)
+    norms = [by_norm for group in everything if (by_norm := of_norms(group))]
+    for i, group in enumerate(norms):
+        yield _by_layer(f"norms-{i + 1}", group, ink, "has the unit in one norm alone")
+    if norms:
+        yield _heat_map(norms, ink, "heat-map-norms", "norm × step")
+    yield from who_pays(everything, ink)
+    groups = [group for group in everything if group.singles]
     formats = [group for group in groups if not group.control]
     if not groups:
         return
@@ -39,7 +48,7 @@ def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
         yield _by_layer(f"layers-{i + 1}", group, ink)
         if group.cumulative:
             yield _cumulative(f"cumulative-{i + 1}", group, ink)
-    yield _heat_map(groups, ink)
+    yield _heat_map(groups, ink, "heat-map", "layer × format")
     for i, page in enumerate(_pages(formats)):
         yield perplexity(f"perplexity-{i + 1}", page, ink)
     kinds = dict.fromkeys(kinds for group in formats for kinds in group.panels)
@@ -90,7 +99,7 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
     )
 
 
-def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
+def _by_layer(key: str, group: Group, ink: Ink, what: str = "rounds one site alone") -> Chart:
     figure = figure_of(2.5)
     axis = figure.subplots()
     places = positions([group])
@@ -137,9 +146,9 @@ def _by_layer(key: str, group: Group, ink: Ink) -> Chart:
         key,
         "layers",
         f"Mean KL divergence by layer: {group.name}",
-        f"Each bar rounds one site alone; lines are 95 % intervals over chunks. {POINTWISE} {shared}".rstrip()
+        f"Each bar {what}; lines are 95 % intervals over chunks. {POINTWISE} {shared}".rstrip()
         + (" The scale is logarithmic: bars have no zero." if log else ""),
-        f"Bars of the mean KL divergence of each site of {group.name} rounded alone: "
+        f"Bars of the mean KL divergence of {group.name}, one {'norm' if group.of_norms else 'site'} alone: "
         + " ".join(
             [
                 f"{extremes(group)}.",
@@ -188,7 +197,7 @@ def _cumulative(key: str, group: Group, ink: Ink) -> Chart:
     )
 
 
-def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
+def _heat_map(groups: Sequence[Group], ink: Ink, key: str, what: str) -> Chart:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
@@ -252,9 +261,9 @@ def _heat_map(groups: Sequence[Group], ink: Ink) -> Chart:
     bar.set_label("mean KL")
     found = "; ".join(f"{group.name}: {extremes(group)}" for group in groups)
     return Chart(
-        "heat-map",
+        key,
         "heat",
-        "Mean KL divergence, layer × format",
+        f"Mean KL divergence, {what}",
         "Brighter is worse, on a logarithmic scale. A dot marks the first place of each group, several dots "
         "a place that is shared; none, that no order is resolved."
         + "".join(f" “{short}” is {name}." for short, name in OUTSIDE.items() if short in places),

@@ -91,6 +91,11 @@ class Group:
         return self.name.partition("=")[2]
 
     @property
+    def of_norms(self) -> bool:
+        """Whether its single cells are norms that have a unit, as of `unit_charts.of_norms`."""
+        return any(entry["kind"] == "norm" for entry in self.singles)
+
+    @property
     def control(self) -> Control | None:
         """Which control it is of another group."""
         return next((control for control in CONTROLS if self.spec.startswith(control.prefix)), None)
@@ -179,7 +184,10 @@ def control_of(data: dict[str, Any]) -> Entry | None:
 
 
 def site_of(entry: Entry) -> tuple[str, int | None, str | None]:
-    """(kind, layer, point) of a single cell; norms alone have points."""
+    """(kind, layer, point) of a single cell, or of a norm's that has a unit; values of norms have points."""
+    if not entry["sites"]:
+        kind, _, layer = entry["name"].partition("=")[0].removesuffix("]").partition("[")
+        return kind, int(layer) if layer.isdecimal() else None, None
     site = entry["sites"][0]
     return site["kind"], site["layer"], site["point"]
 

@@ -14,9 +14,11 @@ from .tables import at_a_glance, cell_tables, provenance
 from .verdict import verdict
 
 SECTIONS = {
+    "units": "Steps, units and engines",
     "layers": "KL divergence by layer",
     "heat": "Layer × format",
     "perplexity": "Perplexity ratio",
+    "who": "Who pays",
     "sites": "Errors and distributions by site",
 }
 

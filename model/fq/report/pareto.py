@@ -9,8 +9,10 @@ from ..measure.pareto import Priced
 from .svg import FOR_PNG, style
 
 
-def picture(units: Sequence[Priced], best: Sequence[Priced], budget: float | None, kind: str) -> bytes:
-    """A PNG or SVG (``kind``) of all units, the Pareto set joined by steps.
+def picture(
+    units: Sequence[Priced], best: Sequence[Priced], pick: Priced | None, budget: float | None, kind: str
+) -> bytes:
+    """A PNG or SVG (``kind``) of all units, the Pareto set joined by steps, and a ring around ``pick``.
 
     Raises FqError where matplotlib is missing.
     """
@@ -34,6 +36,8 @@ def picture(units: Sequence[Priced], best: Sequence[Priced], budget: float | Non
             axis.annotate(
                 str(number), (each.cost, each.kld), textcoords="offset points", xytext=(4, 4), fontsize=7
             )
+        if pick is not None and pick.kld > 0:
+            axis.plot([pick.cost], [pick.kld], "o", markersize=10, markerfacecolor="none", color=ink.s1)
         if budget is not None:
             axis.axhline(budget, color=ink.s1, linewidth=1, linestyle="--")
             axis.annotate(f"budget {budget:g}", (1, budget), xycoords=("axes fraction", "data"),

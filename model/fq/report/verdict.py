@@ -43,7 +43,9 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
         said.append(control)
     if data.get("baseline"):
         rules = listed([plain(rule) for rule in data["baseline"]])
-        text = f"All is compared with the model under {rules}, which is the unrounded model of this page."
+        profile = plain(data.get("baseline_profile", ""))
+        under = f"{profile} ({rules})" if profile else rules
+        text = f"All is compared with the model under {under}, not with the unrounded one."
         said.append(_statement("Baseline", text, tone="warning"))
     said += _same_text(data)
     said += _not_finite(data)

@@ -1,0 +1,135 @@
+"""The report's charts of steps, units and profiles, and of whose the KL divergence is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from .axes import MARKERS, figure_of, panels_of, shared_legend, value_axis
+from .data import Entry, Group, between, finite, is_finite, kl_text, kld, kld_interval
+from .svg import Chart, Ink
+from .units import name_of
+
+MOST_ROWS = 40  # of a chart; what costs most comes first
+MOST_LINES = 8
+EACH_NORM = ", each norm"
+
+
+def of_norms(group: Group) -> Group | None:
+    """The group of a unit in each norm alone, as one whose norms are single cells; None: it is another."""
+    if not group.parts or group.parts[0]["kind"] != "norm":
+        return None
+    return replace(group, name=group.name.removesuffix(EACH_NORM), singles=group.parts, parts=[])
+
+
+def unit_charts(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
+    """Of each group of steps, of units, or of profiles."""
+    mine = [group for group in groups if group.parts and group.parts[0]["kind"] != "norm"]
+    for i, group in enumerate(mine):
+        yield _side_by_side(f"units-{i + 1}", group, ink)
+
+
+def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
+    """A row for each of its parts, for what the rest of a unit costs, and for all together."""
+    what = group.parts[0]["kind"]
+    together = [group.together] if group.together else []
+    known = sorted(filter(is_finite, group.parts), key=kld, reverse=True)
+    rest = sorted(filter(is_finite, group.without), key=kld, reverse=True)
+    rows = [
+        *((entry, ink.s0, MARKERS[0]) for entry in known),
+        *((entry, ink.s1, MARKERS[1]) for entry in rest),
+        *((entry, ink.s2, MARKERS[2]) for entry in together if is_finite(entry)),
+    ]
+    left_out, rows = max(len(rows) - MOST_ROWS, 0), rows[:MOST_ROWS]
+    figure = figure_of(0.85 + 0.21 * len(rows))
+    axis = figure.subplots()
+    values, ends = [finite(kld(entry)) for entry, *_ in rows], []
+    log_floor = min((value for value in values if value > 0), default=1.0)
+    for at, (entry, colour, marker) in enumerate(rows):
+        if (interval := kld_interval(entry)) is not None:
+            axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
+            ends += [end for end in interval if end > 0]
+        axis.plot([max(kld(entry), log_floor / 2)], [at], marker, color=colour, markersize=4.5)
+    value_axis(axis, "x", [*values, *ends, log_floor / 2] if 0 in values else [*values, *ends], "mean KL")
+    axis.set_yticks(range(len(rows)), [_short(name_of(entry)) for entry, *_ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
+    axis.tick_params(axis="y", length=0, labelcolor=ink.text)
+    said = "; ".join(
+        f"{name_of(entry)} {kl_text(kld(entry))} ({between(kld_interval(entry))})" for entry, *_ in rows
+    )
+    also = "; squares: all steps but one; triangle: all of them" if together else ""
+    zero = " What stands at the left edge is exactly 0." if 0 in values else ""
+    more = f" {left_out} that cost less are in the table alone." if left_out else ""
+    return Chart(
+        key,
+        "units",
+        f"Mean KL divergence by {what}" + ("" if what in ("unit", "profile") else f": {group.name}"),
+        f"Circles: each {what}{' alone' if together else ''}{also}. Lines are 95 % intervals over chunks; "
+        f"each holds by itself.{zero}{more}",
+        f"Mean KL divergence of each {what}: {said}.",
+        figure,
+    )
+
+
+def _short(name: str, most: int = 64) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+# ---------------------------------------------------------------- who pays
+
+
+def who_pays(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
+    """Of the groups, all their sites together, and of units and profiles: mean KL by place and confidence."""
+    named: list[tuple[str, Entry]] = []
+    for group in groups:
+        if group.control is not None or of_norms(group):
+            continue
+        if group.whole is not None:
+            named.append((group.name, group.whole))
+        else:
+            named += [(name_of(entry), entry) for entry in sorted(group.parts, key=kld, reverse=True)]
+    known = [
+        (name, entry["comparison"]["who_pays"], finite(kld(entry)))
+        for name, entry in named
+        if entry["comparison"].get("who_pays")
+    ][:MOST_LINES]
+    if not known:
+        return
+    confident = all(found.get("confidence") for _, found, _ in known)
+    figure, axes = panels_of(2 if confident else 1, 1.9 + 0.15 * len(known))
+    for i, (name, found, mean) in enumerate(known):
+        look = {
+            "marker": MARKERS[i % len(MARKERS)],
+            "color": ink.series(i),
+            "markersize": 3,
+            "linewidth": 0.9,
+        }
+        label = f"{_short(name, 48)} (top 1 %: {100 * found['top']['1%']:.0f} %)"
+        parts = [("position", axes[0], [(part["from"] + part["to"]) / 2 for part in found["position"]])]
+        if confident:
+            parts.append(("confidence", axes[1], list(range(len(found["confidence"])))))
+        for key, axis, at in parts:
+            points = [(x, p["mean_kld"] / mean) for x, p in zip(at, found[key], strict=True) if p["n"]]
+            axis.plot([x for x, _ in points], [y for _, y in points], label=label, **look)
+    for axis in axes:
+        axis.axhline(1, color=ink.muted, linewidth=0.9)
+        axis.set_ylim(bottom=0)
+    axes[0].set_xlabel("token of the chunk")
+    axes[0].set_ylabel("mean KL / that of all")
+    if confident:
+        bins = known[0][1]["confidence"]
+        axes[1].set_xticks(range(len(bins)), [f"{p['from']:g}–{p['to']:g}" for p in bins])
+        axes[1].set_xlabel("the baseline's probability of its top token")
+    shared_legend(figure, axes)
+    shares = "; ".join(f"{name} {100 * found['top']['1%']:.1f} %" for name, found, _ in known)
+    told = "Mean KL divergence by place in the chunk and by how sure the baseline is, over the mean of all."
+    yield Chart(
+        "who-pays",
+        "who",
+        "Whose the KL divergence is",
+        f"{told} Beside each name: the share that the 1 % of tokens with the largest have.",
+        f"{told} Share of the 1 % of tokens with the largest: {shares}.",
+        figure,
+    )
