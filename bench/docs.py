@@ -134,6 +134,17 @@ BLOCKS = (
         minutes=4,
     ),
     Block(
+        "each norm",
+        "docs/norm-unit.md",
+        (
+            "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --each-norm steps "
+            "--norm-unit 'ffn_norm=x=bf16;acc=bf16;order=lanes=16;rsqrt=lut=6;out=bf16'",
+        ),
+        minutes=4,
+        plain=True,
+        only=r"mean KL, one norm|ffn_norm\[\d|in company",
+    ),
+    Block(
         "cheapest unit",
         "docs/norm-unit.md",
         (
