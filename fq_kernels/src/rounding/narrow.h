@@ -70,6 +70,29 @@ static inline __attribute__((always_inline)) uint32_t fq_narrow_nearest(uint32_t
     return r | (f->one_zero & (r == 0) ? 0 : sign);
 }
 
+/* Whether `fq_narrow_by_sum` serves: mantissas of a bit or more, a range whose sums stay finite, and subnormals as far
+ * apart as the smallest normal numbers. */
+static inline int fq_narrow_sums(const fq_narrow *f) {
+    return f->rounding == FQ_ROUND_NEAREST_EVEN && f->shift < 23 && f->min_exponent > 0 && (f->largest >> 23) + f->shift <= 254 &&
+           f->unit == (f->min_exponent + f->shift - 23) << 23;
+}
+
+/* The same as nearest-even, for such formats: a sum with 2^(e + shift), e being x's exponent or the smallest one, is
+ * rounded to the format's places. Beyond the largest number's binade it is too fine, but all there overflows. */
+static inline __attribute__((always_inline)) uint32_t fq_narrow_by_sum(uint32_t u, const fq_narrow *f) {
+    const uint32_t sign = u & 0x80000000u, a = u ^ sign;
+    const uint32_t low = f->min_exponent << 23, high = f->largest & 0x7f800000u;
+    uint32_t e = u & 0x7f800000u;
+    e = e < low ? low : e;
+    e = e > high ? high : e;
+    const float places = fq_float(e + (f->shift << 23));
+    uint32_t r = fq_bits(fq_float(a) + places - places);
+    r = r < f->flush ? 0 : r;
+    r = r > f->largest ? f->overflow : r;
+    r = a > 0x7f800000u ? 0x7fc00000u : r;
+    return r | (f->one_zero & (r == 0) ? 0 : sign);
+}
+
 /* Whether it is IEEE's binary16, to nearest even. */
 static inline int fq_is_f16(const fq_narrow *f) {
     return f->rounding == FQ_ROUND_NEAREST_EVEN && f->shift == 13 && f->min_exponent == 113 && f->unit == 0x33800000u &&
