@@ -391,10 +391,41 @@ def test_the_newest_run_and_others(store, tmp_path):
     assert out == (tmp_path / "a.html").read_text("utf-8") and err == ""
 
 
+def test_a_run_beside_others(tmp_path):
+    """One whose layers rank the other way round, and one that has none of its cells."""
+    path = tmp_path / "s.sqlite"
+    norms = [("ffn_norm", i) for i in range(4)]
+    run = run_of(cells_for(layers(4), ("bf16",)), norms, 4)
+    other = run_of(cells_for(layers(4), ("int8",)), norms, 4)
+    for one, sign in ((run, 1), (replace(run, settings=run.settings | {"text": "code.txt"}), -1), (other, 1)):
+        save(
+            path,
+            one,
+            lambda cell, s=sign: np.full(
+                4, 1e-6 * 10.0 ** (s * int((re.findall(r"\d", cell.name) or [0])[0]))
+            ),
+        )
+    fq("report", 1, "--beside", 2, "--beside", 3, "--store", path, "-o", "a.html", "--png", "p", cwd=tmp_path)
+    html = (tmp_path / "a.html").read_text("utf-8")
+    said = Page(html).text("dd")
+    assert (
+        "the rank correlation (Spearman) of its 4 cells with those of run 2 (m.gguf, code.txt, 16 tokens"
+        in said
+    )
+    assert (
+        "is -1.00 (-1.00 to -1.00)" in said and "run 3 (m.gguf, t.txt" in said and "shares no group" in said
+    )
+    assert 'id="chart-elsewhere"' in html and (tmp_path / "p/elsewhere.png").exists()
+    # in the order of the sections
+    assert html.index('id="who"') < html.index('id="elsewhere"') < html.index('id="sites"')
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ((7,), "there is no run 7"),
+        ((1, "--beside", 1), "--beside takes other runs than 1, each once"),
+        ((1, "--beside", 9), "there is no run 9"),
         (("--store", "none.sqlite"), "none.sqlite: there is no such file"),
         (("-o", "no/such/a.html"), "-o no/such/a.html: cannot be written there"),
         (("--png", "s.sqlite"), "--png s.sqlite: "),

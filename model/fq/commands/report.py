@@ -21,6 +21,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="the HTML file, - for stdout (default fq-report-RUN.html)"
     )
     parser.add_argument("--png", metavar="DIR", help="write the plots alone, too, as PNG files in DIR")
+    parser.add_argument(
+        "--beside",
+        metavar="RUN",
+        type=int,
+        action="append",
+        help="another run of the store, as of another text or context: whether its cells rank alike; may be "
+        "repeated",
+    )
     add_store(parser)
 
 
@@ -39,13 +47,17 @@ def main(args: argparse.Namespace) -> int:
         check_outputs({"-o": output}, inputs)
         data = stored_figures(store, number)
         data["started"] = runs[number]["started"]
+        beside = args.beside or []
+        if number in beside or len(set(beside)) < len(beside):
+            raise FqError(f"--beside takes other runs than {number}, each once")
+        others = [stored_figures(store, other) for other in beside]
     if args.png:
         try:
             os.makedirs(args.png, exist_ok=True)
         except OSError as e:
             raise FqError(f"--png {args.png}: {e.strerror}") from None
-    html = page.report_html(data)
-    pngs = page.pngs(data) if args.png else {}
+    html = page.report_html(data, others)
+    pngs = page.pngs(data, others) if args.png else {}
     targets = {name: os.path.join(args.png, name) for name in pngs}
     # only now are the plots' names known; nothing has been written
     check_outputs({"-o": output} | {f"--png's {name}": target for name, target in targets.items()}, inputs)

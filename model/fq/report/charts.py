@@ -20,6 +20,7 @@ from .axes import (
     whiskers,
 )
 from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain
+from .elsewhere import Elsewhere
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
 from .unit_charts import of_norms, unit_charts, who_pays
@@ -28,7 +29,7 @@ POINTWISE = "Each holds by itself: what is ordered is told by the paired tests a
 PANELS = 8  # at most so many in one chart: more do not fit on a printed page
 
 
-def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
+def charts(data: dict[str, Any], ink: Ink, elsewhere: Elsewhere | None = None) -> Iterator[Chart]:
     """One after another, each to be written within `svg.style` before the next is drawn."""
     everything = groups_of(data)
     yield from unit_charts(everything, ink)
@@ -38,6 +39,8 @@ def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
     if norms:
         yield _heat_map(norms, ink, "heat-map-norms", "norm × step")
     yield from who_pays(everything, ink)
+    if elsewhere is not None and (chart := elsewhere.chart(ink)):
+        yield chart
     groups = [group for group in everything if group.singles]
     formats = [group for group in groups if not group.control]
     if not groups:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import svg
 from .charts import charts
 from .data import between, plain, significant
+from .elsewhere import Elsewhere
 from .tables import at_a_glance, cell_tables, provenance
 from .verdict import verdict
 
@@ -19,6 +20,7 @@ SECTIONS = {
     "heat": "Layer × format",
     "perplexity": "Perplexity ratio",
     "who": "Who pays",
+    "elsewhere": "The same cells elsewhere",
     "sites": "Errors and distributions by site",
 }
 
@@ -42,12 +44,15 @@ def _norms_alone(data: dict[str, Any]) -> bool:
     return all(site["point"] is not None for site in sites)
 
 
-def report_html(data: dict[str, Any]) -> str:
+def report_html(data: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
     """The page; the same for the same figures and the same matplotlib.
 
-    data  `figures` of a stored run, with ``run``, its number, and ``started``. Raises FqError
-          where matplotlib is missing.
+    data    `figures` of a stored run, with ``run``, its number, and ``started``
+    others  of other runs that it is held beside
+
+    Raises FqError where matplotlib is missing.
     """
+    elsewhere = Elsewhere(data, others) if others else None
     model = plain(os.path.basename(data["model"]))
     return render(
         "page.html",
@@ -55,9 +60,9 @@ def report_html(data: dict[str, Any]) -> str:
         data=data,
         baseline=_baseline(data),
         text=plain(os.path.basename(data.get("text") or "a text")),
-        verdict=verdict(data),
+        verdict=verdict(data, elsewhere),
         glance=at_a_glance(data) if data["n_chunks"] else None,
-        sections=_sections(data),
+        sections=_sections(data, elsewhere),
         tables=cell_tables(data),
         provenance=provenance(data),
         command=plain(data.get("command") or ""),
@@ -73,12 +78,12 @@ def _baseline(data: dict[str, Any]) -> str:
     return significant(data["ppl_base"], 6) + around
 
 
-def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
+def _sections(data: dict[str, Any], elsewhere: Elsewhere | None) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     drawn: Mapping[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
     with svg.style(svg.FOR_PAGE):
-        for chart in charts(data, svg.FOR_PAGE):
+        for chart in charts(data, svg.FOR_PAGE, elsewhere):
             # matplotlib and ElementTree have escaped what stands in it
             drawn[chart.section].append({"chart": chart, "svg": Markup(svg.svg(chart))})
     return [
@@ -86,10 +91,10 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def pngs(data: dict[str, Any]) -> dict[str, bytes]:
+def pngs(data: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light. Raises FqError as `report_html`."""
     found = {}
     with svg.style(svg.FOR_PNG):
-        for chart in charts(data, svg.FOR_PNG):
+        for chart in charts(data, svg.FOR_PNG, Elsewhere(data, others) if others else None):
             found[f"{chart.key}.png"] = svg.png(chart)
     return found

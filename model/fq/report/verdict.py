@@ -11,6 +11,7 @@ from ..measure.inference import ENOUGH_CHUNKS, LEVEL, MIN_CHUNKS
 from ..measure.who_pays import is_carried_by_few
 from . import formats
 from .data import REALISATION, Group, capital, control_of, groups_of, is_finite, listed, plain
+from .elsewhere import Elsewhere
 from .layers import additivity, chunks_text, layers_text, who_costs_most
 from .noise import noise_text
 from .perplexity import in_short as perplexity_in_short
@@ -32,7 +33,7 @@ def _statement(about: str, *lines: str, tone: str = "") -> Statement:
     return Statement(about, tuple(line for line in lines if line), tone)
 
 
-def verdict(data: dict[str, Any]) -> list[Statement]:
+def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[Statement]:
     """``data`` as of `figures`; what must be known before all else comes first."""
     said = _partial(data)
     if not data["n_chunks"]:
@@ -61,6 +62,8 @@ def verdict(data: dict[str, Any]) -> list[Statement]:
         lines = layers_text(group), chunks_text(group), additivity(group), perplexity_text(group)
         said.append(_statement(f"Which layers{name}", *lines, noise_text(group)))
     said += _few_tokens(data)
+    if elsewhere is not None:
+        said.append(_statement("Elsewhere", *elsewhere.lines()))
     if not control.tone:
         said.append(control)
     return [*said, _how_sure(data)]
