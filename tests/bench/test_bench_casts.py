@@ -21,8 +21,8 @@ def test_a_row_for_each_format(capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "`" in line]
     assert [row[0] for row in rows] == [f"`{name}`" for name in names]
-    assert all(float(row[1]) > 0 and float(row[4]) > 0 for row in rows)
-    assert [bool(row[2]) for row in rows] == [True, False, True]
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 and float(row[5]) > 0 for row in rows)
+    assert [bool(row[3]) for row in rows] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", [name for name, (theirs, _) in casts.FORMATS.items() if theirs])
