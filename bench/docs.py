@@ -114,6 +114,27 @@ BLOCKS = (
         minutes=10,
         judges=True,
     ),
+    Block(
+        "cache and residual",
+        "docs/models.md",
+        (
+            *(
+                f"fq sweep -f wiki.test.raw --chunks 8 {options}"
+                for options in (
+                    "--sites 'k[*]' --sites 'v[*]' --format fp8_e4m3fn --format int8 --format int4",
+                    "--resume --sites 'l_out[*]'",
+                    "--resume --sites 'ffn_act[*]' --format int8",
+                    "-m gemma3-270m -c 256 --sites 'k[*]' --sites 'v[*]' "
+                    "--format fp8_e4m3fn --format int8 --format int4",
+                    "-m gemma3-270m -c 256 --resume --sites 'l_out[*]' --sites 'attn_post_norm[*].weighted'",
+                    "-m gemma3-270m -c 256 --resume --sites 'ffn_act[*]' --format int8",
+                )
+            ),
+            "python -m bench.sites_table",
+        ),
+        minutes=8,
+        last=True,
+    ),
     Block("crosscheck", "docs/formats.md", ("python -m bench.crosscheck",), minutes=1, judges=True),
     Block(
         "static scales",
