@@ -13,6 +13,8 @@ import numpy as np
 from fq_kernels import Executor, geglu, soft_cap, swiglu
 from fq_kernels.rules import FakeQuant
 
+from . import gradients
+from .gradients import Differentiation
 from .graph import (
     AttentionAttributes,
     Graph,
@@ -63,6 +65,7 @@ class OpRow:
     """An op.
 
     compute  the node's value, (rows, n) or (rows, heads, d), from its inputs'
+    back     gradients of the inputs from that of the value (`gradients`); None: of no input
     reuses   whether the value takes the memory of its first input
     weight   shape of the node's weight, from the shapes of its value and of its first input and the number
              of tokens in the vocabulary; None: it has none
@@ -73,6 +76,7 @@ class OpRow:
     weight: Callable[[Sequence[Any], Sequence[Any], int], tuple[int, ...]] | None = None
     vector: bool = False
     reuses: bool = False
+    back: Callable[[Differentiation, Node, Values, np.ndarray, np.ndarray], Values] | None = None
 
 
 def _get_rows(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
@@ -152,17 +156,19 @@ def _heads(x: np.ndarray, d: Any) -> np.ndarray:
 
 OPS: dict[Op, OpRow] = {
     Op.GET_ROWS: OpRow(_get_rows, weight=lambda value, x, n_vocab: (n_vocab, value[-1])),
-    Op.RMS_NORM: OpRow(_rms_norm, weight=lambda value, x, n_vocab: (value[-1],), vector=True),
-    Op.MUL_MAT: OpRow(_mul_mat, weight=lambda value, x, n_vocab: (value[-1], x[-1])),
-    Op.ADD: OpRow(_add),
-    Op.ROPE: OpRow(_rope, reuses=True),
-    Op.HEADS: OpRow(_cut, reuses=True),
-    Op.ATTENTION: OpRow(_attention),
-    Op.SWIGLU: OpRow(_swiglu, reuses=True),
-    Op.GEGLU: OpRow(_geglu, reuses=True),
-    Op.SCALE: OpRow(_scale, reuses=True),
-    Op.SOFT_CAP: OpRow(_soft_cap, reuses=True),
-    Op.OUT_ROWS: OpRow(_out_rows, reuses=True),
+    Op.RMS_NORM: OpRow(
+        _rms_norm, weight=lambda value, x, n_vocab: (value[-1],), vector=True, back=gradients.rms_norm
+    ),
+    Op.MUL_MAT: OpRow(_mul_mat, weight=lambda value, x, n_vocab: (value[-1], x[-1]), back=gradients.mul_mat),
+    Op.ADD: OpRow(_add, back=gradients.add),
+    Op.ROPE: OpRow(_rope, reuses=True, back=gradients.rope),
+    Op.HEADS: OpRow(_cut, reuses=True, back=gradients.heads),
+    Op.ATTENTION: OpRow(_attention, back=gradients.attention),
+    Op.SWIGLU: OpRow(_swiglu, reuses=True, back=gradients.swiglu),
+    Op.GEGLU: OpRow(_geglu, reuses=True, back=gradients.geglu),
+    Op.SCALE: OpRow(_scale, reuses=True, back=gradients.scale),
+    Op.SOFT_CAP: OpRow(_soft_cap, reuses=True, back=gradients.soft_cap),
+    Op.OUT_ROWS: OpRow(_out_rows, reuses=True, back=gradients.out_rows),
 }
 
 

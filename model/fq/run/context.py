@@ -184,6 +184,16 @@ class Context:
                 for source in self._ends[i]:
                     self.buffers.release(values, source)
 
+    def value_of(self, i: int, inputs: Sequence[np.ndarray], ids: np.ndarray, out_rows: slice) -> np.ndarray:
+        """Node i's value alone, of the tokens ``ids`` from n_past on, in memory that nothing else gets.
+
+        inputs  those of the node, whose memory it may take (`OpRow.reuses`)
+        """
+        self.ids, self.out_rows, self._input, self._decoding = ids, out_rows, None, False
+        self._nodes = range(i, i + 1)
+        with default_fpu(), np.errstate(all="ignore"):
+            return self._compute(self.model.graph.nodes[i], inputs)
+
     def _compute(self, node: Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
         value = OPS[node.op].compute(self, node, inputs)
         if self.fake_quant.rounds_values:

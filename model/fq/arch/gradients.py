@@ -1,0 +1,188 @@
+"""What each op hands back: the gradients of its inputs from that of its value (vector-Jacobian products).
+
+Several objectives go backward at once, which share what the forward pass left: a gradient is float32
+(n_grads, *shape of the value). Weights have none. Sums run in an order that no library or machine has a say
+in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fq_kernels import Executor, exp
+
+from .graph import (
+    AttentionAttributes,
+    Node,
+    NormAttributes,
+    RopeAttributes,
+    ScaleAttributes,
+    SoftCapAttributes,
+)
+
+Values = Sequence[np.ndarray]
+F32 = np.float32
+
+
+class Differentiation(Protocol):
+    """What an op may use of the pass that it is differentiated in.
+
+    out_rows  the tokens among all whose logits are wanted
+    """
+
+    out_rows: slice
+    executor: Executor
+
+    def vector(self, name: str) -> np.ndarray:
+        """A one-dimensional tensor, float32."""
+
+    def product_back(self, node: Node, grad: np.ndarray) -> np.ndarray:
+        """grad (rows, n_out) times the node's rows of its weight: (rows, n_in)."""
+
+    def times(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """x (n, k) times rows (m, k), both float32: (n, m)."""
+
+    def angles(self, attributes: RopeAttributes, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin of the first positions, float32 (n_tokens, n_rot / 2) each."""
+
+
+def rms_norm(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    """With s the inverse root and u = grad * weight: s * u - x * s^3 * mean(u * x)."""
+    assert node.weight is not None and isinstance(node.attributes, NormAttributes)
+    weight = run.vector(node.weight)
+    n = len(weight)
+    x = inputs[0].reshape(-1, n)
+    u = grad.reshape(len(grad), -1, n) * weight
+    s = 1 / np.sqrt(_mean(x, x) + float(node.attributes.eps))
+    along = _mean(u, x) * (s * s * s)
+    back = u * s[..., None].astype(F32) - x * along[..., None].astype(F32)
+    return (back.reshape(len(grad), *inputs[0].shape),)
+
+
+def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Over the last axis, of products in float64."""
+    total: np.ndarray = np.sum(a.astype(np.float64) * b, axis=-1)
+    return total / a.shape[-1]
+
+
+def mul_mat(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    rows = run.product_back(node, np.ascontiguousarray(grad).reshape(-1, value[0].size))
+    return (rows.reshape(len(grad), *inputs[0].shape),)
+
+
+def add(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    return grad, grad
+
+
+def heads(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    return (grad.reshape(len(grad), *inputs[0].shape),)
+
+
+def rope(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    """Turned back."""
+    assert isinstance(node.attributes, RopeAttributes)
+    n_rot = node.attributes.n_rot
+    cos, sin = (part[:, None] for part in run.angles(node.attributes, len(value)))
+    if node.attributes.neox:
+        first, second = slice(0, n_rot // 2), slice(n_rot // 2, n_rot)
+    else:
+        first, second = slice(0, n_rot, 2), slice(1, n_rot, 2)
+    grad = grad.reshape(len(grad), *value.shape)
+    back = grad.copy()
+    back[..., first] = grad[..., first] * cos + grad[..., second] * sin
+    back[..., second] = grad[..., second] * cos - grad[..., first] * sin
+    return (back.reshape(len(grad), *inputs[0].shape),)
+
+
+def attention(
+    run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray
+) -> Values:
+    """Of a sequence from its first token on. With P the weights of the values and D = grad V^T the scores'
+    gradient is P * (D - rowsum(P * D)), of capped scores times 1 - (score / cap)^2."""
+    a = node.attributes
+    assert isinstance(a, AttentionAttributes)
+    n, d = len(value), inputs[0].shape[-1]
+    q, k, v = (x.reshape(n, -1, d) for x in inputs)
+    grad = grad.reshape(len(grad), n, a.n_head, d)
+    backs = tuple(np.zeros((len(grad), *x.shape), F32) for x in (q, k, v))
+    past = np.arange(n)[:, None] - np.arange(n)
+    hidden = (past < 0) | ((past >= a.window) if a.window else False)
+    shared = a.n_head // a.n_head_kv
+    of_heads = [np.empty((a.n_head, len(grad), n, d), F32) for _ in range(3)]
+
+    def of_head(h: int) -> None:
+        mine = [np.ascontiguousarray(x[:, i]) for x, i in ((q, h), (k, h // shared), (v, h // shared))]
+        p, slope = _weights(run.times(mine[0], mine[1]), hidden, a)
+        p_t, k_t, q_t = (np.ascontiguousarray(x.T) for x in (p, mine[1], mine[0]))
+        for s in range(len(grad)):
+            g = np.ascontiguousarray(grad[s, :, h])
+            of_heads[2][h, s] = run.times(p_t, np.ascontiguousarray(g.T))
+            of_p = run.times(g, mine[2])
+            of_scores = p * (of_p - (_mean(p, of_p) * n)[:, None].astype(F32)) * slope
+            of_heads[0][h, s] = run.times(of_scores, k_t)
+            of_heads[1][h, s] = run.times(np.ascontiguousarray(of_scores.T), q_t)
+
+    run.executor.map(of_head, a.n_head)
+    for h in range(a.n_head):  # in one order, whichever thread was first
+        backs[0][:, :, h] = of_heads[0][h]
+        backs[1][:, :, h // shared] += of_heads[1][h]
+        backs[2][:, :, h // shared] += of_heads[2][h]
+    return tuple(back.reshape(len(grad), *x.shape) for back, x in zip(backs, inputs, strict=True))
+
+
+def _weights(scores: np.ndarray, hidden: np.ndarray, a: AttentionAttributes) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax of scaled scores, float32, and what they change by where the unscaled ones do."""
+    x = scores.astype(np.float64) * a.scale
+    slope = np.float64(a.scale)
+    if a.soft_cap:
+        t = _tanh(x / a.soft_cap)
+        x, slope = a.soft_cap * t, a.scale * (1 - t * t)
+    x[hidden] = -np.inf
+    x -= x.max(axis=-1, keepdims=True)
+    p = exp(np.maximum(x, -700.0))
+    p[hidden] = 0
+    p /= np.sum(p, axis=-1, keepdims=True)
+    return p.astype(F32), np.asarray(slope, F32)
+
+
+def _tanh(x: np.ndarray) -> np.ndarray:
+    return 1 - 2 / (exp(2 * np.clip(x, -300, 300)) + 1)
+
+
+def swiglu(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    gate, up = inputs
+    x = gate.astype(np.float64)
+    share = 1 / (1 + exp(-np.clip(x, -700, 700)))
+    act, slope = x * share, share * (1 + x * (1 - share))
+    return grad * (slope * up).astype(F32), grad * act.astype(F32)
+
+
+def geglu(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    gate, up = inputs
+    x = gate.astype(np.float64)
+    c = math.sqrt(2 / math.pi)
+    t = _tanh(c * (x + 0.044715 * x * x * x))
+    act = 0.5 * x * (1 + t)
+    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+    return grad * (slope * up).astype(F32), grad * act.astype(F32)
+
+
+def scale(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    assert isinstance(node.attributes, ScaleAttributes)
+    return (grad * F32(node.attributes.factor),)
+
+
+def soft_cap(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    assert isinstance(node.attributes, SoftCapAttributes)
+    t = value / F32(node.attributes.cap)
+    return (grad * (1 - t * t),)
+
+
+def out_rows(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
+    back = np.zeros((len(grad), *inputs[0].shape), F32)
+    back[:, run.out_rows] = grad
+    return (back,)

@@ -1,0 +1,116 @@
+"""Backward passes, against differences of an independent float64 forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from reference_models import ReferenceModel
+from tiny_models import TINY, write_tiny
+
+from fq import Executor, FqError, Model
+from fq.run.backward import Backward
+
+N, FIRST = 21, 9
+STEP = 1e-6
+DIGEST = "9455a0d1d0d26e9d"  # of a tiny model's gradients, on any machine
+
+
+class Moving:
+    """The reference's logits, with the value at a place moved; a norm's is what its weight has multiplied."""
+
+    def __init__(self, path, ids):
+        self.reference, self.ids = ReferenceModel(path, 64), ids
+        self.shapes = {}
+        self.logits(
+            lambda kind, layer, values: self.shapes.setdefault((kind, layer), values.shape) and values
+        )
+
+    def logits(self, at):
+        def norm(kind, layer, point, values):
+            return at(kind, layer, values) if point == "weighted" else values
+
+        return self.reference.logits(self.ids, norm, at)[FIRST:]
+
+    def change(self, place, way):
+        """Along a direction, a unit of it."""
+
+        def moved(by):
+            return self.logits(lambda k, il, values: values + by * way if (k, il) == place else values)
+
+        return (moved(STEP) - moved(-STEP)) / (2 * STEP)
+
+
+def gradients_of(model, ids, grad, executor):
+    """By place of what rules can round, and the pass."""
+    found = {}
+
+    def visit(i, value, of_value):
+        assert of_value.shape == (len(grad), *value.shape)
+        for one in model.graph.nodes[i].values:
+            found[one.place.kind, one.place.layer] = of_value
+
+    run = Backward(model, 64, executor)
+    logits = run.forward(ids, FIRST)
+    run.backward(grad, visit)
+    return logits, found, run
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradients_of_every_site(name, tmp_path, executor):
+    """Of two random sums of logits, along a random direction at each site."""
+    path = write_tiny(tmp_path / "m.gguf", TINY[name])
+    model = Model(path)
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, model.hparams.n_vocab, N)
+    grad = rng.standard_normal((2, N - FIRST, model.hparams.n_vocab)).astype(np.float32)
+    moving = Moving(path, ids)
+    logits, found, _ = gradients_of(model, ids, grad, executor)
+    assert logits == pytest.approx(moving.logits(lambda kind, layer, values: values), rel=1e-3, abs=1e-3)
+    assert set(found) == {(value.place.kind, value.place.layer) for value in model.values}
+    checked = [place for place in moving.shapes if place in found]
+    if model.hparams.n_layer > 10:
+        checked = checked[::7]
+    for place in checked:
+        way = rng.standard_normal(moving.shapes[place])
+        rows = slice(N - found[place].shape[1], N)  # of the last layer those whose logits are wanted
+        way[: rows.start] = 0
+        change = moving.change(place, way)
+        for s in range(2):
+            got = found[place][s].astype(np.float64).reshape(way[rows].shape)
+            scale = float(np.linalg.norm(got))
+            wanted = float(np.sum(change * grad[s]))
+            assert scale > 0 and abs(np.sum(got * way[rows]) - wanted) <= 1e-4 * scale, (place, s)
+
+
+def test_the_same_bits_with_any_threads_and_instruction_set(isa, tiny):
+    ids = np.arange(3, 3 + N)
+    grad = np.random.default_rng(1).standard_normal((3, N - FIRST, 512)).astype(np.float32)
+    found = {}
+    for threads in (1, 3):
+        with Executor(threads) as executor:
+            _, grads, _ = gradients_of(tiny, ids, grad, executor)
+        found[threads] = {place: one.tobytes() for place, one in grads.items()}
+    assert found[1] == found[3]
+    digest = hashlib.sha256(b"".join(found[1][place] for place in sorted(found[1], key=str)))
+    assert digest.hexdigest()[:16] == DIGEST
+
+
+def test_several_at_once_are_each_alone(tiny, executor):
+    ids = np.arange(3, 3 + N)
+    grad = np.random.default_rng(1).standard_normal((3, N - FIRST, 512)).astype(np.float32)
+    _, together, run = gradients_of(tiny, ids, grad, executor)
+    alone = {}
+    run.backward(
+        grad[2:],
+        lambda i, value, one: alone.update(
+            {(v.place.kind, v.place.layer): one for v in tiny.graph.nodes[i].values}
+        ),
+    )
+    assert all(alone[place].tobytes() == together[place][2:].tobytes() for place in together)
+
+
+def test_a_backward_pass_needs_a_forward_pass(tiny, executor):
+    with pytest.raises(FqError, match="needs a forward pass before it"):
+        Backward(tiny, 16, executor).backward(np.ones((1, 1, 512)), lambda *of: None)
