@@ -11,6 +11,8 @@ from tiny_models import TINY, write_tiny
 
 from fq import Executor, FqError, Model
 from fq.run.backward import Backward
+from fq.run.context import Context
+from fq_kernels.rules import FakeQuant
 
 N, FIRST = 21, 9
 STEP = 1e-6
@@ -114,3 +116,24 @@ def test_several_at_once_are_each_alone(tiny, executor):
 def test_a_backward_pass_needs_a_forward_pass(tiny, executor):
     with pytest.raises(FqError, match="needs a forward pass before it"):
         Backward(tiny, 16, executor).backward(np.ones((1, 1, 512)), lambda *of: None)
+
+
+def test_a_weight_taken_in_parts_has_the_same_bits(tiny, executor, monkeypatch):
+    ids = np.arange(3, 3 + N)
+    grad = np.random.default_rng(1).standard_normal((1, N - FIRST, 512)).astype(np.float32)
+    _, whole, _ = gradients_of(tiny, ids, grad, executor)
+    monkeypatch.setattr("fq.run.backward.PANEL_ELEMENTS", 1)  # 256 of the vocabulary's rows at a time
+    _, parts, _ = gradients_of(tiny, ids, grad, executor)
+    assert all(parts[place].tobytes() == whole[place].tobytes() for place in whole)
+
+
+def test_what_is_computed_again_is_what_was(tiny, executor):
+    """Under rules that round a layer's input only once its norm has read it."""
+    rules = FakeQuant(tiny.values, tiny.profile_rules("flashinfer"))
+    ids = np.arange(3, 3 + N)
+    run, seen = Backward(tiny, 64, executor, rules), {}
+    logits = run.forward(ids, FIRST)
+    context = Context(tiny, 64, executor, FakeQuant(tiny.values, rules.rules))
+    assert logits.tobytes() == context.eval(ids, slice(FIRST, N)).tobytes()
+    run.backward(np.ones((1, *logits.shape)), lambda i, value, grad: seen.setdefault(i, value))
+    assert seen[len(tiny.graph.nodes) - 1].tobytes() == logits.tobytes()
