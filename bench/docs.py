@@ -130,7 +130,7 @@ BLOCKS = (
                     "-m gemma3-270m -c 256 --resume --sites 'ffn_act[*]' --format int8",
                 )
             ),
-            "python -m bench.sites_table",
+            "python -m bench.sites_table --over 'k[*]' 'v[*]' --over int8 fp8_e4m3fn",
         ),
         minutes=8,
         last=True,

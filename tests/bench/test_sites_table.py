@@ -22,13 +22,15 @@ def test_a_row_for_each_group_and_a_table_for_each_model(tmp_path, capsys):
 
     save(path, run, means)
     save(path, replace(run, settings=run.settings | {"model": "other.gguf"}), means)
-    assert sites_table.main(["--store", str(path)]) == 0
-    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert sites_table.main(["--store", str(path), "--over", "int8", "bf16"]) == 0
+    first, ratio, second, _ = capsys.readouterr().out.strip().split("\n\n")
     assert first.startswith("| m.gguf | all together |") and second.startswith("| other.gguf |")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.split("\n")[2:]]
     assert [row[0] for row in rows] == ["`ffn_norm[*].raw=bf16`", "`ffn_norm[*].raw=int8`"]
-    _, together, sums, middle, largest, shared = rows[0]
-    costs = float(together.partition(" ")[0]), float(sums), float(middle)
-    assert costs == pytest.approx((1.26e-5, 1.26e-5, 1.1e-6), rel=1e-3)
+    _, together, adds, middle, largest, shared = rows[0]
+    costs = float(together.partition(" ")[0]), float(adds.partition(" ")[0]), float(middle)
+    assert costs == pytest.approx((1.26e-5, 1.0, 1.1e-6), rel=1e-3)
     assert largest.startswith("layer 1: ") and shared == "layer 1"
+    said = "- `ffn_norm[*].raw=int8` costs 1 times `ffn_norm[*].raw=bf16` ("
+    assert ratio.startswith(said) and ratio.endswith("p = 1.0e+00)") and "\n" not in ratio
     assert sites_table.main(["--store", str(tmp_path / "none")]) == 2
