@@ -1,7 +1,7 @@
 """Kept sweeps of a store as one table per model: a row for each of their groups of sites.
 
-Below it, with ``--over PART OTHER``, how many times each group with PART in its name costs what the one does that
-has OTHER there, by the paired test over chunks.
+Below it, with ``--over PART OTHER``, how many times each group with PART in its name costs what the one
+does that has OTHER there, by the paired test over chunks.
 """
 
 from __future__ import annotations
