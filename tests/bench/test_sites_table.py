@@ -33,4 +33,7 @@ def test_a_row_for_each_group_and_a_table_for_each_model(tmp_path, capsys):
     assert largest.startswith("layer 1: ") and shared == "layer 1"
     said = "- `ffn_norm[*].raw=int8` costs 1 times `ffn_norm[*].raw=bf16` ("
     assert ratio.startswith(said) and ratio.endswith("p = 1.0e+00)") and "\n" not in ratio
+    short = tmp_path / "short.sqlite"
+    save(short, replace(run, settings=run.settings | {"n_chunks_asked": 1, "chunk_indices": [0]}), means)
+    assert sites_table.main(["--store", str(short)]) == 0 and "not resolved" in capsys.readouterr().out
     assert sites_table.main(["--store", str(tmp_path / "none")]) == 2

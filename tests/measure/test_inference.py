@@ -153,6 +153,11 @@ def test_what_is_not_finite_has_no_interval(bad):
     assert realisations_test(np.array([chunks, fine])) is None
 
 
+def test_a_sum_that_overflows_has_no_interval():
+    huge = np.full(4, 1e308)
+    assert ratio_test(huge, np.ones(4)) is ratio_test(np.ones(4), huge) is None
+
+
 # ---------------------------------------------------------------- agreement
 
 

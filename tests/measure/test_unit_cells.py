@@ -79,6 +79,12 @@ def test_each_step_in_each_norm_alone(tiny, tokens, executor):
     of_step = [e for e in data["cells"] if e["rules"] == ["ffn_norm[*]=out=e8m3"]]
     assert {"step", "together"} <= {e["kind"] for e in of_step}
     assert len({e["comparison"]["mean_kld"] for e in of_step}) == 1
+    # units that share a step have its norms once
+    shared = unit_cells(tiny, ["ffn_norm=x=bf16;acc={e8m4|e8m3}"], each_norm="steps")
+    assert len(set(shared)) == len(shared)
+    assert [c.name for c in shared if c.group == "ffn_norm[*]=x=bf16, each norm"] == [
+        "ffn_norm[0]=x=bf16", "ffn_norm[1]=x=bf16", "ffn_norm[*]=x=bf16, all norms"
+    ]  # fmt: skip
     with pytest.raises(FqError, match="each norm has its unit or its steps, not 'norms'"):
         unit_cells(tiny, ["ffn_norm=acc=bf16"], each_norm="norms")
 
@@ -96,6 +102,10 @@ def test_the_report_draws_steps_norms_and_who_pays(tiny, tokens, executor):
     labels = [text.get_text() for text in steps.figure.axes[0].get_yticklabels()]
     assert labels[-1] == "all together" and labels[3:6].count("without weight") == 1
     assert labels.index("weight=f32") == 2 and "exactly 0" in steps.caption
+    axis = steps.figure.axes[0]
+    points = {line.get_ydata()[0]: line.get_xdata()[0] for line in axis.lines if line.get_marker() != "None"}
+    lines = [end for line in axis.lines if line.get_marker() == "None" for end in line.get_xdata()]
+    assert points[2] < min(*lines, *(x for y, x in points.items() if y != 2)), "it stands at the left edge"
     assert len(found["heat-map-norms"].tips) == 2 * 4
     whole = next(e for e in data["cells"] if e["kind"] == "together")
     share = 100 * whole["comparison"]["who_pays"]["top"]["1%"]
@@ -192,6 +202,8 @@ def test_the_command(tiny_path, text, tmp_path):
     fq("report", "--store", store, "-o", tmp_path / "b.html", "2")
     assert "compared with the model under hf:bf16 (inp_embd[*]=bf16" in (tmp_path / "b.html").read_text()
     said, _ = fq("results", "--store", store, "1", "--cell", "x=bf16")
+    _, err = fq("results", "--store", store, "1", "--cell", "bf16", status=2)
+    assert "'bf16' is in the names of several cells" in err
     assert said.startswith("*[*]=x=bf16\n"), "as its table calls it, though other names hold that, too"
     said, _ = fq("results", "--store", store, "compare", "1", "2")
     assert "their baselines are different profiles" in said

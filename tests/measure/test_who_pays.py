@@ -92,7 +92,7 @@ def test_a_mean_that_one_token_carries_is_said_to_be():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kld", [0.0, np.nan])
+@pytest.mark.parametrize("kld", [0.0, np.nan, np.inf, -1.0])
 def test_nothing_to_pay(kld):
     found = who_pays([np.array([kld, 0.0])], [np.array([0.7, 0.7])], [np.array([0.7, 0.7])])
     assert found is None and "no token's KL divergence is above 0" in who_pays_text(found)[0]

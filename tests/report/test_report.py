@@ -416,6 +416,11 @@ def test_a_run_beside_others(tmp_path):
         "is -1.00 (-1.00 to -1.00)" in said and "run 3 (m.gguf, t.txt" in said and "shares no group" in said
     )
     assert 'id="chart-elsewhere"' in html and (tmp_path / "p/elsewhere.png").exists()
+    flat = replace(run, settings=run.settings | {"text": "flat.txt"})
+    save(path, flat, lambda cell: np.full(4, 1e-6))
+    fq("report", 1, "--beside", 4, "--store", path, "-o", "b.html", cwd=tmp_path)
+    page = (tmp_path / "b.html").read_text("utf-8")
+    assert "its cells all cost the same" in page and 'id="chart-elsewhere"' not in page
     # in the order of the sections
     assert html.index('id="who"') < html.index('id="elsewhere"') < html.index('id="sites"')
 

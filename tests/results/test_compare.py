@@ -84,8 +84,9 @@ def test_p_is_adjusted_over_all_that_is_shown():
         ({"model_sha256": "c" * 64}, f"their models differ (SHA-256 {'a' * 12}…, {'c' * 12}…)"),
         (changed(n_ctx=16), "they have 12 and 16 tokens per chunk"),
         (changed(n_tokens=98), "they have 99 and 98 tokens of the text"),
+        (changed(scored="all"), "they score other tokens of a chunk (second-half, all)"),
     ],
-    ids=["text", "model", "context", "tokens"],
+    ids=["text", "model", "context", "tokens", "scored"],
 )
 def test_other_chunks_are_not_paired(changes, said):
     others = [

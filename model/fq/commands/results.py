@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--cell",
         metavar="CELL",
         action="append",
-        help="show llama-perplexity's full table of this cell: its name, or a part that no other name has; "
-        "may be repeated",
+        help="show llama-perplexity's full table of this cell: its name, what its table calls it, or a "
+        "part that no other name has; may be repeated",
     )
     parser.add_argument("--json", metavar="FILE", help="write it as JSON to FILE, or - for stdout")
     parser.add_argument("--csv", metavar="FILE", help="write a line per cell to FILE, or - for stdout")
@@ -110,13 +110,11 @@ def _cell_name(wanted: str, labels: Mapping[str, str], run: int) -> str:
     """The name of a cell, else the only one whose label in a table it is, or whose name contains it."""
     names = list(labels)
     # other realisations of a cell have its name and a number: they are named whole
-    for found in (
-        [name for name in names if name == wanted],
-        [name for name in names if labels[name] == wanted],
-        [name for name in names if wanted in name and " #" not in name],
-    ):
-        if len(found) == 1:
-            return found[0]
+    found = [name for name in names if name == wanted]
+    found = found or [name for name in names if labels[name] == wanted]
+    found = found or [name for name in names if wanted in name and " #" not in name]
+    if len(found) == 1:
+        return found[0]
     if not names:
         raise FqError(f"run {run}: no chunk has ended in every cell")
     which = "is in the names of several cells" if found else "is no cell"

@@ -168,7 +168,7 @@ def unit_cells(
             several = len(parts) > 1 and each_norm == "steps"
             for unit in [rule.unit, *(NormUnit(**steps) for steps in parts.values() if several)]:
                 cells += _by_norm(sites, unit, norms)
-    return cells
+    return list(dict.fromkeys(cells))  # units may share a step, or its norms
 
 
 def _by_norm(sites: str, unit: NormUnit, norms: Sequence[Place]) -> list[Cell]:

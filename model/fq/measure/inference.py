@@ -171,8 +171,9 @@ def ratio_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
     n = len(numerators)
     if min(np.count_nonzero(numerators), np.count_nonzero(denominators)) < MIN_CHUNKS:
         return None
-    if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
-        return None
+    with np.errstate(over="ignore"):
+        if not (np.isfinite(np.sum(numerators)) and np.isfinite(np.sum(denominators))):
+            return None
     without = log(_sums_without_each(numerators) / _sums_without_each(denominators))
     off = without - np.mean(without)
     se = math.sqrt((n - 1) / n * float(np.sum(off * off)))

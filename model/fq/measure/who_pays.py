@@ -29,12 +29,12 @@ def who_pays(
     p_top_base: Sequence[np.ndarray],
     first_scored: int = 0,
 ) -> dict[str, Any] | None:
-    """Of each chunk's tokens, as written to JSON; None where one is not finite, or all are 0.
+    """Of each chunk's tokens, as written to JSON; None where one is not finite, or below 0, or all are 0.
 
     first_scored  the position of a chunk, from 0, that the first one has
 
     top         the share of the summed KL that the tokens with the largest have
-    largest     these tokens, a few: chunk (its position in the run, from 0), token (its place in the chunk,
+    largest     these tokens, a few: chunk (its position among these, from 0), token (its place in the chunk,
                 from 1), KL, share of the sum. A token stands for what is predicted after it
     position    by place in the chunk, from 1: n, mean KL, its interval over chunks, its share of the sum. The
                 first token, BOS where the model adds it, and the next few are apart, if they are scored
@@ -44,7 +44,7 @@ def who_pays(
     """
     klds = np.stack(kld)
     total = float(klds.sum())
-    if not np.isfinite(klds).all() or not total > 0:
+    if not 0 < total < np.inf or klds.min() < 0:
         return None
     n = klds.shape[1]
     order = np.argsort(-klds, axis=None, kind="stable")

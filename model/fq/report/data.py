@@ -187,7 +187,7 @@ def site_of(entry: Entry) -> tuple[str, int | None, str | None]:
     """(kind, layer, point) of a single cell, or of a norm's that has a unit; values of norms have points."""
     if not entry["sites"]:
         kind, _, layer = entry["name"].partition("=")[0].removesuffix("]").partition("[")
-        return kind, int(layer) if layer.isdecimal() else None, None
+        return kind, int(layer) if layer.isdecimal() and len(layer) <= 9 else None, None
     site = entry["sites"][0]
     return site["kind"], site["layer"], site["point"]
 
@@ -343,7 +343,7 @@ def between(interval: Interval | None, form: Callable[[float], str] = kl_text) -
 
 
 def listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return "".join(parts) if len(parts) < 2 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -34,6 +34,11 @@ class Elsewhere:
             if not mine:
                 said.append(f"{_name(other)} shares no group of three cells or more with this run.")
             for each in mine:
+                if math.isnan(each["spearman"]):
+                    said.append(
+                        f"{plain(each['group'])}: in {_name(other)} or here its cells all cost the same."
+                    )
+                    continue
                 ends = each["ci95_chunks"]
                 interval = "" if ends is None else f" ({ends[0]:.2f} to {ends[1]:.2f})"
                 said.append(
@@ -44,7 +49,7 @@ class Elsewhere:
 
     def chart(self, ink: Ink) -> Chart | None:
         """Each cell's mean KL here and there."""
-        shown = self._found[:MOST]
+        shown = [each for each in self._found if not math.isnan(each["spearman"])][:MOST]
         if not shown:
             return None
         figure, axes = panels_of(len(shown), 2.6)

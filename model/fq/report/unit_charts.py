@@ -44,13 +44,14 @@ def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
     figure = figure_of(0.85 + 0.21 * len(rows))
     axis = figure.subplots()
     values, ends = [finite(kld(entry)) for entry, *_ in rows], []
-    log_floor = min((value for value in values if value > 0), default=1.0)
-    for at, (entry, colour, marker) in enumerate(rows):
+    for at, (entry, colour, _) in enumerate(rows):
         if (interval := kld_interval(entry)) is not None:
             axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
             ends += [end for end in interval if end > 0]
-        axis.plot([max(kld(entry), log_floor / 2)], [at], marker, color=colour, markersize=4.5)
-    value_axis(axis, "x", [*values, *ends, log_floor / 2] if 0 in values else [*values, *ends], "mean KL")
+    edge = min((value for value in (*values, *ends) if value > 0), default=1.0) / 2  # left of all the others
+    for at, (entry, colour, marker) in enumerate(rows):
+        axis.plot([kld(entry) or edge], [at], marker, color=colour, markersize=4.5)
+    value_axis(axis, "x", [*values, *ends, *([edge] if 0 in values else [])], "mean KL")
     axis.set_yticks(range(len(rows)), [_short(name_of(entry)) for entry, *_ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(True, axis="x")

@@ -19,6 +19,7 @@ import numpy as np
 from fq_kernels import default_fpu
 
 from ..measure.cells import CONTROL, CellChunk
+from ..measure.chunks import SCORED
 from ..measure.inference import (
     ENOUGH_CHUNKS,
     LEVEL,
@@ -61,6 +62,9 @@ def not_paired(a: Run, b: Run) -> str | None:
     for key, what in (("n_ctx", "tokens per chunk"), ("n_tokens", "tokens of the text")):
         if a.settings[key] != b.settings[key]:
             reasons.append(f"they have {a.settings[key]} and {b.settings[key]} {what}")
+    scored = [side.settings.get("scored", SCORED[0]) for side in (a, b)]
+    if scored[0] != scored[1]:
+        reasons.append(f"they score other tokens of a chunk ({scored[0]}, {scored[1]})")
     if a.settings.get("baseline") != b.settings.get("baseline"):
         reasons.append("their baselines are different profiles, or one's is the exact model")
     return "; ".join(reasons) or None

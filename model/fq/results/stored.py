@@ -111,7 +111,8 @@ def settings_of(text: object) -> dict[str, Any]:
     baseline = settings.get("baseline", [])
     if not isinstance(baseline, list) or not all(isinstance(rule, str) for rule in baseline):
         raise ValueError(f"baseline is {_shown(baseline)}")
-    text_of("baseline_profile", settings.get("baseline_profile", ""))
+    if not text_of("baseline_profile", settings.get("baseline_profile", "")).isprintable():
+        raise ValueError("baseline_profile has characters that cannot be shown")
     norms = settings.get("norms")
     if not isinstance(norms, list) or not all(_is_value(norm, 3) for norm in norms):
         raise ValueError("norms is not a list of kind, layer and rows")
