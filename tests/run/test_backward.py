@@ -113,6 +113,30 @@ def test_several_at_once_are_each_alone(tiny, executor):
     assert all(alone[place].tobytes() == together[place][2:].tobytes() for place in together)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite"])
+def test_labels_are_the_gradients_of_their_ln_p(name, tmp_path, executor):
+    """Of logits that are capped, and that are scaled, too."""
+    model = Model(write_tiny(tmp_path / "m.gguf", TINY[name]))
+    ids = np.arange(3, 3 + N)
+    run, found = Backward(model, 64, executor), {}
+    logits = run.forward(ids, FIRST).astype(np.float64)
+    labels = np.random.default_rng(2).integers(0, model.hparams.n_vocab, (3, len(logits)))
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    grad = np.repeat(-p[None], 3, axis=0)
+    for s in range(3):
+        grad[s, np.arange(len(logits)), labels[s]] += 1
+    run.backward(grad, lambda i, value, one: found.__setitem__(i, one))
+    seen = []
+
+    def visit(i, value, one):
+        seen.append(i)
+        assert np.abs(one - found[i]).max() <= 1e-5 * np.abs(found[i]).max(), model.graph.nodes[i].name
+
+    run.backward_of(labels, visit)
+    assert len(seen) >= len(found) - 3 and min(seen) == min(found)
+
+
 def test_a_backward_pass_needs_a_forward_pass(tiny, executor):
     with pytest.raises(FqError, match="needs a forward pass before it"):
         Backward(tiny, 16, executor).backward(np.ones((1, 1, 512)), lambda *of: None)

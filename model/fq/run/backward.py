@@ -11,10 +11,10 @@ from itertools import groupby
 
 import numpy as np
 
-from fq_kernels import Executor, default_fpu, mul_mats
+from fq_kernels import Executor, default_fpu, log_softmax, mul_mats
 from fq_kernels.rules import FakeQuant
 
-from ..arch.graph import Node, RopeAttributes
+from ..arch.graph import Node, Op, RopeAttributes
 from ..arch.ops import OPS
 from ..errors import FqError
 from ..gguf.types import GGML_TYPES
@@ -27,9 +27,12 @@ from .weights import FLOAT32, PANEL_ELEMENTS, Weight, mul_mat
 Visit = Callable[[int, np.ndarray, np.ndarray], None]
 Values = dict[int, np.ndarray]
 
+SOFTMAX_ROWS = 16
+TURNED_ROWS = 64
+
 
 class Backward:
-    """One sequence of up to n_ctx tokens: `forward`, and then `backward` as often as wanted.
+    """One sequence of up to n_ctx tokens: `forward`, and then `backward` or `backward_of` as often as wanted.
 
     rules  those that the forward pass runs under; a rounding's gradient is taken for 1
     """
@@ -64,13 +67,48 @@ class Backward:
         ``visit`` gets each node, the last first, whose value the logits depend on. Raises FqError where there
         was no forward pass.
         """
+        values = self._last_layer()
+        self._down({len(self._nodes) - 1: np.ascontiguousarray(grad, np.float32)}, values, visit)
+
+    def backward_of(self, labels: np.ndarray, visit: Visit) -> None:
+        """The same of ln p(label), summed over the tokens: labels, int (n_grads, n), have one for each.
+
+        All share the product of the probabilities with the logits' weight. ``visit`` gets none of the nodes
+        from there on.
+        """
+        values = self._last_layer()
+        with default_fpu(), np.errstate(all="ignore"):
+            start, grad = self._of_labels(values, np.asarray(labels, np.int64))
+        self._down({start: grad}, values, visit)
+
+    def _last_layer(self) -> Values:
         if not self._kept:
             raise FqError("a backward pass needs a forward pass before it")
-        grads = {len(self._nodes) - 1: np.ascontiguousarray(grad, np.float32)}
-        for layer, kept in zip(reversed(self._layers), reversed(self._kept), strict=True):
-            values = self._compute(layer, kept)
+        return self._compute(self._layers[-1], self._kept[-1])
+
+    def _of_labels(self, values: Values, labels: np.ndarray) -> tuple[int, np.ndarray]:
+        """The node that the logits' product reads, and its gradients: with W its rows and d what the logits
+        change by where the product does, of each token d[y] W[y] - (p d) W."""
+        product = max(i for i, node in enumerate(self._nodes) if node.op is Op.MUL_MAT)
+        logits = values[len(self._nodes) - 1]
+        slope = np.ones((1, *logits.shape), np.float32)
+        for i in range(len(self._nodes) - 1, product, -1):
+            node, back = self._nodes[i], OPS[self._nodes[i].op].back
+            assert back is not None
+            (slope,) = back(self, node, [values[source] for source in node.inputs], values[i], slope)
+        node = self._nodes[product]
+        shared = self.product_back(node, _probabilities(logits, self.executor) * slope[0])
+        weight, tokens = self._weight(node), np.arange(len(logits))
+        grad = np.stack([weight.unpack(y) * slope[0, tokens, y][:, None] - shared for y in labels])
+        return node.inputs[0], grad
+
+    def _down(self, grads: Values, values: Values, visit: Visit) -> None:
+        """From the gradients of nodes of the last layer, whose values are given."""
+        for k in reversed(range(len(self._layers))):
+            if k < len(self._layers) - 1:
+                values = self._compute(self._layers[k], self._kept[k])
             with default_fpu(), np.errstate(all="ignore"):
-                for i in reversed(layer):
+                for i in reversed(self._layers[k]):
                     if (of_value := grads.pop(i, None)) is not None:
                         self._back(i, values, of_value, grads, visit)
 
@@ -108,19 +146,48 @@ class Backward:
         return mul_mats(x, [(rows.view(np.uint8), FLOAT32)], [out], executor=None)[0]
 
     def product_back(self, node: Node, grad: np.ndarray) -> np.ndarray:
+        return _transposed(grad, self._weight(node), self.executor)
+
+    def _weight(self, node: Node) -> Weight:
         assert node.weight is not None
         weight = self.model.weights[node.weight]
-        return _transposed(grad, weight if node.rows is None else weight.cut(*node.rows), self.executor)
+        return weight if node.rows is None else weight.cut(*node.rows)
+
+
+def _probabilities(logits: np.ndarray, executor: Executor) -> np.ndarray:
+    """float32, of logits (n, n_vocab); in float64 some rows at a time."""
+    p = np.empty_like(logits)
+    for begin in range(0, len(logits), SOFTMAX_ROWS):
+        some = np.ascontiguousarray(logits[begin : begin + SOFTMAX_ROWS])
+        log_p, exact = np.empty((2, *some.shape))
+        log_softmax(some, log_p=log_p, p=exact, executor=executor)
+        p[begin : begin + SOFTMAX_ROWS] = exact
+    return p
 
 
 def _transposed(x: np.ndarray, weight: Weight, executor: Executor) -> np.ndarray:
     """x (n, n_out) @ weight (n_out, n_in): (n, n_in); some of the weight's rows at a time are unpacked."""
     rows = max(16 * PANEL_ELEMENTS // weight.n_in // 256 * 256, 256)
-    out = np.zeros((len(x), weight.n_in), np.float32)
-    part = np.empty_like(out)
+    out: np.ndarray | None = None
     for begin in range(0, weight.n_out, rows):
         end = min(begin + rows, weight.n_out)
-        panel = np.ascontiguousarray(weight.unpack(slice(begin, end)).T)
-        transposed = Weight(panel.view(np.uint8), GGML_TYPES[FLOAT32], end - begin)
-        out += mul_mat(np.ascontiguousarray(x[:, begin:end]), transposed, executor, part)
+        panel = Weight(
+            _turned(weight.cut(begin, end), executor).view(np.uint8), GGML_TYPES[FLOAT32], end - begin
+        )
+        part = np.empty((len(x), weight.n_in), np.float32)
+        mul_mat(np.ascontiguousarray(x[:, begin:end]), panel, executor, part)
+        out = part if out is None else np.add(out, part, out=out)
+    assert out is not None
     return out
+
+
+def _turned(weight: Weight, executor: Executor) -> np.ndarray:
+    """Its transpose, float32 (n_in, n_out)."""
+    turned = np.empty((weight.n_in, weight.n_out), np.float32)
+
+    def some(i: int) -> None:
+        rows = slice(i * TURNED_ROWS, min((i + 1) * TURNED_ROWS, weight.n_out))
+        turned[:, rows] = weight.unpack(rows).T
+
+    executor.map(some, -(-weight.n_out // TURNED_ROWS))
+    return turned
