@@ -73,8 +73,8 @@ static inline __attribute__((always_inline)) uint32_t fq_narrow_nearest(uint32_t
 /* Whether `fq_narrow_by_sum` serves: mantissas of a bit or more, a range whose sums stay finite, and subnormals as far
  * apart as the smallest normal numbers. */
 static inline int fq_narrow_sums(const fq_narrow *f) {
-    return f->rounding == FQ_ROUND_NEAREST_EVEN && f->shift < 23 && f->min_exponent > 0 && (f->largest >> 23) + f->shift <= 254 &&
-           f->unit == (f->min_exponent + f->shift - 23) << 23;
+    return f->rounding == FQ_ROUND_NEAREST_EVEN && f->shift < 23 && f->min_exponent > 0 &&
+           (f->largest >> 23) + f->shift <= 254 && f->unit == (f->min_exponent + f->shift - 23) << 23;
 }
 
 /* The same as nearest-even, for such formats: a sum with 2^(e + shift), e being x's exponent or the smallest one, is

@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from ..report import page, svg
+    from ..report.elsewhere import Elsewhere
 
     with svg.style(svg.FOR_PNG):
         pass  # where matplotlib is missing nothing is begun
@@ -50,14 +51,14 @@ def main(args: argparse.Namespace) -> int:
         beside = args.beside or []
         if number in beside or len(set(beside)) < len(beside):
             raise FqError(f"--beside takes other runs than {number}, each once")
-        others = [stored_figures(store, other) for other in beside]
+        elsewhere = Elsewhere(data, [stored_figures(store, other) for other in beside]) if beside else None
     if args.png:
         try:
             os.makedirs(args.png, exist_ok=True)
         except OSError as e:
             raise FqError(f"--png {args.png}: {e.strerror}") from None
-    html = page.report_html(data, others)
-    pngs = page.pngs(data, others) if args.png else {}
+    html = page.report_html(data, elsewhere)
+    pngs = page.pngs(data, elsewhere) if args.png else {}
     targets = {name: os.path.join(args.png, name) for name in pngs}
     # only now are the plots' names known; nothing has been written
     check_outputs({"-o": output} | {f"--png's {name}": target for name, target in targets.items()}, inputs)

@@ -80,10 +80,7 @@ def _cells(data: dict[str, Any], group: str) -> dict[str, Entry]:
     return {
         entry["name"]: entry
         for entry in data["cells"]
-        if entry["group"] == group
-        and entry["kind"] in RANKED
-        and is_finite(entry)
-        and math.isfinite(kld(entry))
+        if entry["group"] == group and entry["kind"] in RANKED and is_finite(entry)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,14 @@ def _norms_alone(data: dict[str, Any]) -> bool:
     return all(site["point"] is not None for site in sites)
 
 
-def report_html(data: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
+def report_html(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> str:
     """The page; the same for the same figures and the same matplotlib.
 
-    data    `figures` of a stored run, with ``run``, its number, and ``started``
-    others  of other runs that it is held beside
+    data       `figures` of a stored run, with ``run``, its number, and ``started``
+    elsewhere  it beside other runs
 
     Raises FqError where matplotlib is missing.
     """
-    elsewhere = Elsewhere(data, others) if others else None
     model = plain(os.path.basename(data["model"]))
     return render(
         "page.html",
@@ -91,10 +90,10 @@ def _sections(data: dict[str, Any], elsewhere: Elsewhere | None) -> list[dict[st
     ]
 
 
-def pngs(data: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> dict[str, bytes]:
+def pngs(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light. Raises FqError as `report_html`."""
     found = {}
     with svg.style(svg.FOR_PNG):
-        for chart in charts(data, svg.FOR_PNG, Elsewhere(data, others) if others else None):
+        for chart in charts(data, svg.FOR_PNG, elsewhere):
             found[f"{chart.key}.png"] = svg.png(chart)
     return found
