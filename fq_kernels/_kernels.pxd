@@ -174,6 +174,16 @@ cdef extern from "exp/contract.h" nogil:
         double *out
 
 
+cdef extern from "errors/contract.h" nogil:
+    int FQ_MAX_GRADS
+    ctypedef struct fq_error_products_args:
+        const float *x
+        const float *y
+        const float *grads
+        int64_t n, x_stride, y_stride, stride, n_grads, grad_stride
+        float *out
+
+
 cdef extern from "attention/contract.h" nogil:
     int FQ_ATTEND_MAX_DIM
     ctypedef struct fq_attention_args:
@@ -209,7 +219,7 @@ cdef extern from "dispatch.h" nogil:
         fq_task_fn rms_norm_f32, add_rms_norm_f32, rms_norm_unit, round_trip_f32, count_rows, float_to_codes, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
-        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence
+        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence, error_products
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -24,6 +24,7 @@ _Out = TypeVar("_Out", bound=_Floats)
 
 N_STATS: int
 ATTENTION_MAX_DIM: int
+MAX_GRADS: int
 MATVEC_MAX_TOKENS: int
 MATVECS_MAX: int
 PACKED_TYPES: dict[int, tuple[int, int]]
@@ -236,6 +237,13 @@ def attention(
     soft_cap: float = 0.0,
     out: npt.NDArray[np.float32],
     decoding: bool = False,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
+def error_products(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    grads: npt.NDArray[np.float32],
+    *,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
 def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt.NDArray[np.float32]: ...

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import ggml_blocks, integers, microscaling, narrow_floats, sixteen_bits, tapered
 from .arrays import Floats, Rounded
 from .format import DITHER, SCALE, Family, Format, Registration, chooses, find_families_in
+from .gain import FAMILY as GAIN_FAMILY
 from .noise import PREFIXES, noise_family
 
 _BUILT_IN = (
@@ -27,13 +28,15 @@ _BUILT_IN = (
 
 
 class _Table:
-    """The families by name, and what else a name may stand for: an alias, the noise of a family."""
+    """The families by name, and what else a name may stand for: an alias, a control, the noise of a family."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self.families = {family.name: family for family in families}
         self.aliases = {alias: family.name for family in self.families.values() for alias in family.aliases}
 
     def find(self, name: str) -> Family | None:
+        if name == GAIN_FAMILY.name:
+            return GAIN_FAMILY
         return self.families.get(name) or narrow_floats.family_of(name) or noise_family(name, self.find)
 
     def unknown(self, name: str, spec: str) -> ValueError:

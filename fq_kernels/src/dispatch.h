@@ -3,6 +3,7 @@
 #define FQ_DISPATCH_H
 
 #include "attention/contract.h"
+#include "errors/contract.h"
 #include "exp/contract.h"
 #include "matvec/contract.h"
 #include "mul_mat/contract.h"
@@ -37,6 +38,7 @@ typedef struct {
     void (*log_softmax)(void *args, int64_t begin, int64_t end);
     void (*elementary)(void *args, int64_t begin, int64_t end);
     void (*kl_divergence)(void *args, int64_t begin, int64_t end);
+    void (*error_products)(void *args, int64_t begin, int64_t end);
     fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
 } fq_kernel_table;
 

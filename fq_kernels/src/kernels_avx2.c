@@ -18,6 +18,7 @@
 #include "rope/portable.inc"
 #include "elementary/portable.inc"
 #include "exp/portable.inc"
+#include "errors/portable.inc"
 #include "attention/few_none.inc"
 #include "attention/portable.inc"
 #include "attention/many.inc"

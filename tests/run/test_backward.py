@@ -48,10 +48,10 @@ def gradients_of(model, ids, grad, executor):
     """By place of what rules can round, and the pass."""
     found = {}
 
-    def visit(i, value, of_value):
-        assert of_value.shape == (len(grad), *value.shape)
-        for one in model.graph.nodes[i].values:
-            found[one.place.kind, one.place.layer] = of_value
+    def visit(seen):
+        assert seen.grad.shape == (len(grad), *seen.value.shape)
+        for one in model.graph.nodes[seen.index].values:
+            found[one.place.kind, one.place.layer] = seen.grad
 
     run = Backward(model, 64, executor)
     logits = run.forward(ids, FIRST)
@@ -106,8 +106,8 @@ def test_several_at_once_are_each_alone(tiny, executor):
     alone = {}
     run.backward(
         grad[2:],
-        lambda i, value, one: alone.update(
-            {(v.place.kind, v.place.layer): one for v in tiny.graph.nodes[i].values}
+        lambda seen: alone.update(
+            {(v.place.kind, v.place.layer): seen.grad for v in tiny.graph.nodes[seen.index].values}
         ),
     )
     assert all(alone[place].tobytes() == together[place][2:].tobytes() for place in together)
@@ -126,12 +126,13 @@ def test_labels_are_the_gradients_of_their_ln_p(name, tmp_path, executor):
     grad = np.repeat(-p[None], 3, axis=0)
     for s in range(3):
         grad[s, np.arange(len(logits)), labels[s]] += 1
-    run.backward(grad, lambda i, value, one: found.__setitem__(i, one))
+    run.backward(grad, lambda at: found.__setitem__(at.index, at.grad))
     seen = []
 
-    def visit(i, value, one):
+    def visit(at):
+        i = at.index
         seen.append(i)
-        assert np.abs(one - found[i]).max() <= 1e-5 * np.abs(found[i]).max(), model.graph.nodes[i].name
+        assert np.abs(at.grad - found[i]).max() <= 1e-5 * np.abs(found[i]).max(), model.graph.nodes[i].name
 
     run.backward_of(labels, visit)
     assert len(seen) >= len(found) - 3 and min(seen) == min(found)
@@ -159,5 +160,5 @@ def test_what_is_computed_again_is_what_was(tiny, executor):
     logits = run.forward(ids, FIRST)
     context = Context(tiny, 64, executor, FakeQuant(tiny.values, rules.rules))
     assert logits.tobytes() == context.eval(ids, slice(FIRST, N)).tobytes()
-    run.backward(np.ones((1, *logits.shape)), lambda i, value, grad: seen.setdefault(i, value))
+    run.backward(np.ones((1, *logits.shape)), lambda at: seen.setdefault(at.index, at.value))
     assert seen[len(tiny.graph.nodes) - 1].tobytes() == logits.tobytes()

@@ -66,6 +66,7 @@ class OpRow:
 
     compute  the node's value, (rows, n) or (rows, heads, d), from its inputs'
     back     gradients of the inputs from that of the value (`gradients`); None: of no input
+    linear   places of the inputs that the value is proportional to, where there is no bias
     reuses   whether the value takes the memory of its first input
     weight   shape of the node's weight, from the shapes of its value and of its first input and the number
              of tokens in the vocabulary; None: it has none
@@ -76,6 +77,7 @@ class OpRow:
     weight: Callable[[Sequence[Any], Sequence[Any], int], tuple[int, ...]] | None = None
     vector: bool = False
     reuses: bool = False
+    linear: tuple[int, ...] = ()
     back: Callable[[Differentiation, Node, Values, np.ndarray, np.ndarray], Values] | None = None
 
 
@@ -159,16 +161,21 @@ OPS: dict[Op, OpRow] = {
     Op.RMS_NORM: OpRow(
         _rms_norm, weight=lambda value, x, n_vocab: (value[-1],), vector=True, back=gradients.rms_norm
     ),
-    Op.MUL_MAT: OpRow(_mul_mat, weight=lambda value, x, n_vocab: (value[-1], x[-1]), back=gradients.mul_mat),
+    Op.MUL_MAT: OpRow(
+        _mul_mat,
+        weight=lambda value, x, n_vocab: (value[-1], x[-1]),
+        linear=(0,),
+        back=gradients.mul_mat,
+    ),
     Op.ADD: OpRow(_add, back=gradients.add),
-    Op.ROPE: OpRow(_rope, reuses=True, back=gradients.rope),
-    Op.HEADS: OpRow(_cut, reuses=True, back=gradients.heads),
-    Op.ATTENTION: OpRow(_attention, back=gradients.attention),
-    Op.SWIGLU: OpRow(_swiglu, reuses=True, back=gradients.swiglu),
-    Op.GEGLU: OpRow(_geglu, reuses=True, back=gradients.geglu),
-    Op.SCALE: OpRow(_scale, reuses=True, back=gradients.scale),
+    Op.ROPE: OpRow(_rope, reuses=True, linear=(0,), back=gradients.rope),
+    Op.HEADS: OpRow(_cut, reuses=True, linear=(0,), back=gradients.heads),
+    Op.ATTENTION: OpRow(_attention, linear=(2,), back=gradients.attention),
+    Op.SWIGLU: OpRow(_swiglu, reuses=True, linear=(1,), back=gradients.swiglu),
+    Op.GEGLU: OpRow(_geglu, reuses=True, linear=(1,), back=gradients.geglu),
+    Op.SCALE: OpRow(_scale, reuses=True, linear=(0,), back=gradients.scale),
     Op.SOFT_CAP: OpRow(_soft_cap, reuses=True, back=gradients.soft_cap),
-    Op.OUT_ROWS: OpRow(_out_rows, reuses=True, back=gradients.out_rows),
+    Op.OUT_ROWS: OpRow(_out_rows, reuses=True, linear=(0,), back=gradients.out_rows),
 }
 
 

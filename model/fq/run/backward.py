@@ -6,8 +6,9 @@ comes, so memory is that of the residuals and of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,28 @@ from .model import Model
 from .rope import RopeTables
 from .weights import FLOAT32, PANEL_ELEMENTS, Weight, mul_mat
 
-# Called with a node's index, its value, and the gradients of that, float32 (n_grads, *shape of the value).
-Visit = Callable[[int, np.ndarray, np.ndarray], None]
 Values = dict[int, np.ndarray]
+
+
+class Visited(NamedTuple):
+    """A node on the way back.
+
+    index      in the graph
+    inputs     their values
+    value      its own
+    grad       of the value, float32 (n_grads, *shape of the value)
+    of_inputs  gradients of the inputs that come through this node alone, (n_grads, *shape of the input); empty
+               where it hands none back
+    """
+
+    index: int
+    inputs: Sequence[np.ndarray]
+    value: np.ndarray
+    grad: np.ndarray
+    of_inputs: Sequence[np.ndarray]
+
+
+Visit = Callable[[Visited], None]
 
 SOFTMAX_ROWS = 16
 TURNED_ROWS = 64
@@ -114,11 +134,10 @@ class Backward:
 
     def _back(self, i: int, values: Values, grad: np.ndarray, grads: Values, visit: Visit) -> None:
         node, back = self._nodes[i], OPS[self._nodes[i].op].back
-        visit(i, values[i], grad.reshape(len(grad), *values[i].shape))
-        if back is None:
-            return
         inputs = [values[source] for source in node.inputs]
-        for source, more in zip(node.inputs, back(self, node, inputs, values[i], grad), strict=True):
+        of_inputs = () if back is None else back(self, node, inputs, values[i], grad)
+        visit(Visited(i, inputs, values[i], grad.reshape(len(grad), *values[i].shape), of_inputs))
+        for source, more in zip(node.inputs, of_inputs, strict=back is not None):
             grads[source] = grads[source] + more if source in grads else more
 
     def _compute(self, layer: range, before: Values) -> Values:
