@@ -175,12 +175,13 @@ cdef extern from "exp/contract.h" nogil:
 
 
 cdef extern from "errors/contract.h" nogil:
-    int FQ_MAX_GRADS
+    int FQ_MAX_GRADS, FQ_ERROR_SUMS
     ctypedef struct fq_error_products_args:
         const float *x
         const float *y
+        const float *weights
         const float *grads
-        int64_t n, x_stride, y_stride, stride, n_grads, grad_stride
+        int64_t x_stride, y_stride, weights_stride, n, row_stride, grad_stride, n_grads
         float *out
 
 

@@ -242,6 +242,7 @@ def attention(
 def error_products(
     x: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
     grads: npt.NDArray[np.float32],
     *,
     executor: Executor | None = None,

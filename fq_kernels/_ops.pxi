@@ -368,12 +368,13 @@ def kl_divergence(x, log_p, p, *, executor=None):
     return out
 
 
-def error_products(x, y, grads, *, executor=None):
-    """What a rounding's errors e = y - x are worth, row by row: e.e, e.x, and e.g for each gradient g.
+def error_products(x, y, weights, grads, *, executor=None):
+    """What a rounding's errors e = y - x are worth, row by row: e.e, e.x, (w e).e, (w e).x with weights w, and e.g
+    for each gradient g.
 
-    x and y (rows, n), grads (n_grads, rows, n), up to MAX_GRADS of them: float32, the last axis contiguous.
-    Returns float32 (rows, 2 + n_grads) (src/errors/contract.h). Raises TypeError or ValueError naming the
-    argument.
+    x, y and weights (rows, n), grads (n_grads, rows, n), up to MAX_GRADS of them: float32, the last axis
+    contiguous. Returns float32 (rows, 4 + n_grads) (src/errors/contract.h). Raises TypeError or ValueError naming
+    the argument.
     """
     cdef fq_error_products_args a
     cdef fq_pool *pool
@@ -381,26 +382,29 @@ def error_products(x, y, grads, *, executor=None):
     cdef int64_t n_rows
     cdef _Array ax = _open("x", x, b"f")
     cdef _Array ay = _open("y", y, b"f")
+    cdef _Array aw = _open("weights", weights, b"f")
     cdef _Array ag = _open("grads", grads, b"f")
-    cdef _Array ao
+    cdef _Array array
     if ax.b.ndim != 2:
         raise ValueError(f"x must be of shape (rows, n), not {x.shape}")
-    if not _same_shape(ay, ax):
-        raise ValueError(f"y must be of shape {x.shape}, not {y.shape}")
+    for array in (ay, aw):
+        if not _same_shape(array, ax):
+            raise ValueError(f"{array.name} must be of shape {x.shape}, not {array.array.shape}")
     if ag.b.ndim != 3 or grads.shape[1:] != x.shape or grads.shape[0] > FQ_MAX_GRADS:
         raise ValueError(
             f"grads must be of shape (n_grads, {x.shape[0]}, {x.shape[1]}) with at most {FQ_MAX_GRADS}, "
             f"not {grads.shape}")
     n_rows, a.n, a.n_grads = ax.b.shape[0], ax.b.shape[1], ag.b.shape[0]
-    out = np.empty((n_rows, 2 + a.n_grads), np.float32)
-    ao = _open("out", out, b"f", True)
+    out = np.empty((n_rows, FQ_ERROR_SUMS + a.n_grads), np.float32)
+    array = _open("out", out, b"f", True)
+    a.out = <float *> array.b.buf
     a.x, a.x_stride = <const float *> ax.b.buf, ax.b.strides[0] // ax.b.itemsize
     a.y, a.y_stride = <const float *> ay.b.buf, ay.b.strides[0] // ay.b.itemsize
+    a.weights, a.weights_stride = <const float *> aw.b.buf, aw.b.strides[0] // aw.b.itemsize
     a.grads, a.grad_stride = <const float *> ag.b.buf, ag.b.strides[0] // ag.b.itemsize
-    a.stride = ag.b.strides[1] // ag.b.itemsize
-    a.out = <float *> ao.b.buf
+    a.row_stride = ag.b.strides[1] // ag.b.itemsize
     pool = _pool_of(executor)
     if n_rows > 0:
         with nogil:
-            _run(pool, fn, &a, n_rows, a.n * (2 + a.n_grads))
+            _run(pool, fn, &a, n_rows, a.n * (FQ_ERROR_SUMS + a.n_grads))
     return out

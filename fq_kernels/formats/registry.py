@@ -28,7 +28,8 @@ _BUILT_IN = (
 
 
 class _Table:
-    """The families by name, and what else a name may stand for: an alias, a control, the noise of a family."""
+    """The families by name, and what else a name may stand for: an alias, a control, the noise of a
+    family."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self.families = {family.name: family for family in families}

@@ -30,6 +30,7 @@ COMMANDS = {
     "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",
     "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
+    "sensitivity": "Estimate every site in every format from a few backward passes.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
     "pareto": "Show which norm units no other beats, in hardware's cost and in KL divergence.",
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",

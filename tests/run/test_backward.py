@@ -50,7 +50,7 @@ def gradients_of(model, ids, grad, executor):
 
     def visit(seen):
         assert seen.grad.shape == (len(grad), *seen.value.shape)
-        for one in model.graph.nodes[seen.index].values:
+        for one in model.graph.nodes[seen.number].values:
             found[one.place.kind, one.place.layer] = seen.grad
 
     run = Backward(model, 64, executor)
@@ -107,7 +107,7 @@ def test_several_at_once_are_each_alone(tiny, executor):
     run.backward(
         grad[2:],
         lambda seen: alone.update(
-            {(v.place.kind, v.place.layer): seen.grad for v in tiny.graph.nodes[seen.index].values}
+            {(v.place.kind, v.place.layer): seen.grad for v in tiny.graph.nodes[seen.number].values}
         ),
     )
     assert all(alone[place].tobytes() == together[place][2:].tobytes() for place in together)
@@ -126,11 +126,11 @@ def test_labels_are_the_gradients_of_their_ln_p(name, tmp_path, executor):
     grad = np.repeat(-p[None], 3, axis=0)
     for s in range(3):
         grad[s, np.arange(len(logits)), labels[s]] += 1
-    run.backward(grad, lambda at: found.__setitem__(at.index, at.grad))
+    run.backward(grad, lambda at: found.__setitem__(at.number, at.grad))
     seen = []
 
     def visit(at):
-        i = at.index
+        i = at.number
         seen.append(i)
         assert np.abs(at.grad - found[i]).max() <= 1e-5 * np.abs(found[i]).max(), model.graph.nodes[i].name
 
@@ -160,5 +160,5 @@ def test_what_is_computed_again_is_what_was(tiny, executor):
     logits = run.forward(ids, FIRST)
     context = Context(tiny, 64, executor, FakeQuant(tiny.values, rules.rules))
     assert logits.tobytes() == context.eval(ids, slice(FIRST, N)).tobytes()
-    run.backward(np.ones((1, *logits.shape)), lambda at: seen.setdefault(at.index, at.value))
+    run.backward(np.ones((1, *logits.shape)), lambda at: seen.setdefault(at.number, at.value))
     assert seen[len(tiny.graph.nodes) - 1].tobytes() == logits.tobytes()

@@ -1,5 +1,5 @@
 /* What a rounding's errors are worth: row by row their products with themselves, with what was rounded, and with
- * gradients.
+ * gradients; the first two also with each element weighted.
  *
  * Contract: the same bits on every instruction set and with any number of threads. An error is y - x in float32; a
  * product is rounded to float32 and added to one of 16 sums, by index modulo 16, in order, of which then j and j + 8
@@ -12,12 +12,14 @@
 #define FQ_ERROR_LANES 16
 #define FQ_MAX_GRADS 64
 
-/* out[i] = e.e, e.x, and e.g for each gradient g, of row i of e = y - x. Ranges count rows. */
+#define FQ_ERROR_SUMS 4 /* before those of gradients */
+
+/* out[i] = e.e, e.x, (w e).e, (w e).x, and e.g for each gradient g, of row i of e = y - x. Ranges count rows. */
 typedef struct {
-    const float *x, *y, *grads;                     /* (rows, n), (rows, n), (n_grads, rows, n) */
-    int64_t n, x_stride, y_stride, stride, n_grads; /* strides in floats; of grads from row to row */
-    int64_t grad_stride;                            /* from gradient to gradient; n_grads <= FQ_MAX_GRADS */
-    float *out;                                     /* (rows, 2 + n_grads) */
+    const float *x, *y, *weights, *grads;        /* (rows, n) each, and (n_grads, rows, n) */
+    int64_t x_stride, y_stride, weights_stride;  /* in floats */
+    int64_t n, row_stride, grad_stride, n_grads; /* of grads from row to row, and from one to the next */
+    float *out;                                  /* (rows, FQ_ERROR_SUMS + n_grads), n_grads <= FQ_MAX_GRADS */
 } fq_error_products_args;
 
 #endif

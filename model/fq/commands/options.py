@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from fq_kernels import CONTRACT, Executor, isa
 
 from ..errors import FqError
 from ..gguf import cache
-from ..machine import default_threads
+from ..machine import available_memory, default_threads
 from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..run.trace import Trace
 
 ALIASES = ", ".join(cache.ALIASES)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +177,25 @@ def add_store(parser: argparse.ArgumentParser) -> None:
         default="fq-results.sqlite",
         help="SQLite file that keeps every run (default %(default)s)",
     )
+
+
+def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
+    )
+
+
+def memory_limit_of(text: str | None) -> int | None:
+    """Bytes; by default half of what is free, or no limit where that is not known."""
+    if text is None:
+        free = available_memory()
+        return None if free is None else free // 2
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMG]?)i?B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise FqError(f"--memory-limit must be a size such as 500M or 2G, not {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def add_trace(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from ..measure.agreement import agreement, agreement_text
 from ..measure.cells import label_of
 from ..measure.who_pays import who_pays_text
 from ..results.compare import Side, compare_cells, compare_runs, compare_text
+from ..results.compare_estimates import compare_estimate, compare_estimate_text
 from ..results.export import csv_text, need_pyarrow, parquet_bytes
 from ..results.runs import Results, stored_figures
 from ..run.finite import not_finite_text
@@ -21,6 +22,7 @@ from ..words import ascii_safe, table
 from .files import check_outputs, write, write_json
 from .options import add_store, store_files
 from .show import comparison_text
+from .show_sensitivity import estimate_cells_text, sensitivity_text
 from .show_sweep import sweep_text
 
 COMPARE, RANK = "compare", "rank"
@@ -67,17 +69,24 @@ def main(args: argparse.Namespace) -> int:
         elif args.run[0] == RANK:
             data, text = _rank(store, args.run[1:])
         elif number is None:
-            data = _compare(store, args.run[1:])
-            text = compare_text(data)
+            data, text = _compare(store, args.run[1:])
         else:
             data = stored_figures(store, number)
-            if args.cell:
+            if "estimate" in data:
+                if args.cell:
+                    names = {f"{cell['site']}={cell['format']}": cell for cell in data["cells"]}
+                    wanted = [_cell_name(name, dict.fromkeys(names, ""), number) for name in args.cell]
+                    data["cells"] = [names[name] for name in wanted]
+                text = estimate_cells_text(data) if args.cell else sensitivity_text(data)
+            elif args.cell:
                 cells = {cell["name"]: cell for cell in data["cells"]}
                 labels = {name: label_of(cell) for name, cell in cells.items()}
                 data["cells"] = [cells[_cell_name(name, labels, data["run"])] for name in args.cell]
                 groups = {cell["group"] for cell in data["cells"]}
                 data["groups"] = [group for group in data["groups"] if group["name"] in groups]
-            text = _cells_text(data["cells"]) if args.cell else sweep_text(data)
+                text = _cells_text(data["cells"])
+            else:
+                text = sweep_text(data)
     if "-" not in (args.json, args.csv):
         print("\n".join(map(ascii_safe, text.split("\n"))))
     if args.json:
@@ -127,29 +136,45 @@ def _rank(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
     numbers = [_number(text) for text in wanted]
     if len(numbers) < 2 or len(set(numbers)) < len(numbers):
         raise FqError("rank needs two different runs or more: fq results rank 1 2")
+    if any(store.get(number).asked for number in numbers):
+        raise FqError("rank takes sweeps; an estimate's order is compared by fq results compare")
     runs = [stored_figures(store, number) for number in numbers]
     found = agreement(runs)
     names = [f"run {number}" for number in numbers]
     return {"runs": numbers, "agreement": found}, agreement_text(found, names)
 
 
-def _compare(store: Results, wanted: Sequence[str]) -> dict[str, Any]:
+def _compare(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
     if len(wanted) < 2:
         raise FqError("compare needs two runs or more: fq results compare 1 2, or 1:CELL 1:CELL")
     numbers, colons, cells = zip(*(text.partition(":") for text in wanted), strict=True)
     runs = [_number(number) for number in numbers]
+    if any(store.get(number).asked for number in runs):
+        return _compare_estimate(store, runs, colons)
     sides = {number: Side(number, store.get(number), store.load(number)) for number in dict.fromkeys(runs)}
     if not any(colons):
         if len(sides) < len(runs):
             raise FqError("compare needs different runs, or a CELL of each")
-        return compare_runs([sides[number] for number in runs])
+        data = compare_runs([sides[number] for number in runs])
+        return data, compare_text(data)
     if not all(colons):
         raise FqError("compare takes a CELL of each run, or of none")
     pairs = []
     for number, cell in zip(runs, cells, strict=True):
         side = sides[number]
         pairs.append((side, _cell_name(cell, {c.name: label_of(vars(c)) for c in side.run.cells}, number)))
-    return compare_cells(pairs)
+    data = compare_cells(pairs)
+    return data, compare_text(data)
+
+
+def _compare_estimate(
+    store: Results, runs: Sequence[int], colons: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    if len(runs) != 2 or len(set(runs)) < 2 or any(colons):
+        raise FqError("an estimate is compared whole, with one other run: fq results compare 1 2")
+    one, other = sorted(runs, key=lambda number: store.get(number).asked is None)  # an estimate first
+    data = compare_estimate(*((store.get(number), stored_figures(store, number)) for number in (one, other)))
+    return data, compare_estimate_text(data)
 
 
 def _cells_text(cells: list[dict[str, Any]]) -> str:

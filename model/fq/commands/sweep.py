@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_evaluation,
+    add_memory_limit,
     add_model,
     add_realisations,
     add_scored,
@@ -43,6 +43,7 @@ from .options import (
     executor_of,
     find_model,
     inputs_of,
+    memory_limit_of,
     numerics,
     say_if_short,
     settings_of,
@@ -53,7 +54,6 @@ from .progress import note, progress
 from .show_sweep import sweep_text
 
 N_CTX = 512
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -116,26 +116,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="go on with the last run in the store on the same model, text and settings, however it ended: "
         "with its cells and those of --sites and --format, over its chunks or as many as --chunks",
     )
-    parser.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
-    )
+    add_memory_limit(parser)
     add_store(parser)
     add_model(parser)
     add_seed(parser, "stochastic rounding")
     add_evaluation(parser, N_CTX, "tokens per chunk", several=True)
-
-
-def _memory_limit(text: str | None) -> int | None:
-    """Bytes; by default half of what is free, or no limit where that is not known."""
-    if text is None:
-        free = machine.available_memory()
-        return None if free is None else free // 2
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMG]?)i?B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise FqError(f"--memory-limit must be a size such as 500M or 2G, not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _where(run: Sweep, at: tuple[int, int]) -> str:
@@ -202,7 +187,7 @@ def _sweep(
     args: argparse.Namespace, model: Model, text: str, text_name: str, tokens: Sequence[int]
 ) -> tuple[Outcome, dict[str, Any]]:
     """One run: how it ended, and its figures."""
-    limit = _memory_limit(args.memory_limit)
+    limit = memory_limit_of(args.memory_limit)
     start = time.perf_counter()
     asked = _cells(args, model)
     engine = None if args.baseline is None else profile_cells(model, [args.baseline])[0]

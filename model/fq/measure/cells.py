@@ -27,7 +27,7 @@ MAX_UNITS = 4096  # that one text may stand for
 CONTROL, REALISATION = "control", "realisation"
 # of kinds whose cells are ranked among those of their group
 RANKED = ("single", "step", "norm", "unit", "profile")
-CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION)
+CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION, "gain")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Cell:
            "step": one step of a unit; "without": all of its steps but one; "norm": a unit in one norm;
            "unit": a unit among others
            "profile": an engine's norms and residual
+           "gain": a site times 1 + 2^-7
     group  the SITES=FORMAT or unit rule that it comes from; a realisation has none
     rules  as text
     of     name of the cell whose realisation it is

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import Executor
-from fq_kernels.rules import FakeQuant
+from fq_kernels.rules import FakeQuant, Value
 
 from ..errors import FqError, NotFiniteError
 from ..run.activations import ACTIVATIONS
@@ -170,6 +170,27 @@ class Chunks:
         """Which chunks, as written to JSON."""
         chosen = {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
         return chosen | {"scored": self.settings.scored}
+
+    def rows(self) -> list[tuple[Value, int]]:
+        """Each value of the model, and its rows in a chunk."""
+        n_tokens = self.n_ctx - 1, self.settings.n_scored
+        return [
+            (v, node.n_tokens(*n_tokens) * v.rows) for node in self.model.graph.nodes for v in node.values
+        ]
+
+    def about_run(self) -> dict[str, Any]:
+        """What is measured, on what, as a store keeps it."""
+        return {
+            "model": self.model.path,
+            "n_tokens": len(self.tokens),
+            "n_ctx": self.n_ctx,
+            "n_chunks_asked": self.n,
+            **self.about(),
+            "batch": self.settings.batch,
+            "activations": self.settings.activations,
+            "norms": [[*value.place, rows] for value, rows in self.rows() if value.is_norm],
+            "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self.rows()],
+        }
 
     def words(self, position: int, place: int) -> tuple[str, str]:
         """(the text up to a token of a chunk, by its place from 1, some of it; the token after it)."""

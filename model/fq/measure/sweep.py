@@ -72,15 +72,10 @@ class Sweep:
         self._baseline = FakeQuant(model.values, self.baseline) if self.baseline else None
         of_cells = [cell.rules or self.baseline for cell in self.cells]
         self._rules = [FakeQuant(model.values, rules) if rules else None for rules in of_cells]
-        # each value, and its rows in a chunk
-        n_ctx = self.settings.n_ctx
-        n_tokens = n_ctx - 1, self.settings.n_scored
-        self._rows = [
-            (v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values
-        ]
+        self._rows = self.text.rows()
         self._fork = Fork(
             model,
-            n_ctx,
+            self.settings.n_ctx,
             executor,
             batch_of(self.settings, [*self._rules, self._baseline]),
             self.settings.activations,
@@ -214,18 +209,7 @@ class Sweep:
 
     def about(self) -> dict[str, Any]:
         """What is measured, on what."""
-        return {
-            "model": self.model.path,
-            "n_tokens": len(self.text.tokens),
-            "n_ctx": self.text.n_ctx,
-            "n_chunks_asked": self.text.n,
-            **self.text.about(),
-            "batch": self.settings.batch,
-            "activations": self.settings.activations,
-            **({"baseline": list(self.baseline)} if self.baseline else {}),
-            "norms": [[*value.place, rows] for value, rows in self._rows if value.is_norm],
-            "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self._rows],
-        }
+        return self.text.about_run() | ({"baseline": list(self.baseline)} if self.baseline else {})
 
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended in every cell, see `figures`."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import FqError
 
-TEXTS = {"name", "kind", "group", "site_kind", "point", "format", "options", "model", "chunk_order"}
+ESTIMATE_FIGURES = ("rank", "along", "cross", "blocks", "by_token", "by_element", "gain", "sqnr_db")
+TEXTS = {"mark", "name", "kind", "group", "site_kind", "point", "format", "options", "model", "chunk_order"}
 INTEGERS = {"rank", "rank_worst", "layer", "n_ctx", "n_chunks", "realisations_n"}
 UNSIGNED = {"chunk_seed"}
 
@@ -20,6 +21,8 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     The additivity ratio stands in the row of all sites together. What the sites of a cell do not
     share is None, and SQNR where there are several.
     """
+    if "estimate" in data:
+        return estimate_rows_of(data)
     run = {"model": os.path.basename(data["model"]), "n_ctx": data["n_ctx"], "n_chunks": data["n_chunks"]}
     run |= {key: data[key] for key in ("chunk_order", "chunk_seed") if key in data}
     groups, rows = {group["name"]: group for group in data["groups"]}, []
@@ -40,6 +43,23 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
                 row[key] = value
         sites = cell["sites"]
         rows.append(row | {"sqnr_db": sites[0]["sqnr_db"] if len(sites) == 1 else None} | run)
+    return rows
+
+
+def estimate_rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of an estimate, a row per site and format, with what was measured exactly beside it."""
+    run = {"model": os.path.basename(data["model"]), "n_ctx": data["n_ctx"], "n_chunks": data["n_chunks"]}
+    run |= {key: data[key] for key in ("chunk_order", "chunk_seed") if key in data}
+    exact = {(one["site"], one["format"]): one["exact"] for one in data["verified"]}
+    rows = []
+    for cell in data["cells"]:
+        low, high = cell["mean_kld_ci95"] or (None, None)
+        name, _, options = cell["format"].partition(":")
+        row = {"name": f"{cell['site']}={cell['format']}", "site_kind": cell["kind"], "format": name}
+        row |= {"options": options, "layer": cell["layer"], "point": cell["point"]}
+        row |= {"mean_kld": cell["mean_kld"], "mean_kld_ci95_low": low, "mean_kld_ci95_high": high}
+        row |= {key: cell[key] for key in ESTIMATE_FIGURES}
+        rows.append(row | {"exact": exact.get((cell["site"], cell["format"])), "mark": cell["mark"]} | run)
     return rows
 
 

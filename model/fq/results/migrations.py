@@ -105,6 +105,20 @@ MIGRATIONS = (
     ),
     # the baseline's largest probability of each token, float64
     Migration(columns=(Column("baselines", "p_top", "BLOB", "NULL"),)),
+    # what a chunk leaves of an estimate of every site and format
+    Migration(
+        tables=(
+            (
+                "estimates",
+                """(
+                run INTEGER NOT NULL REFERENCES runs,
+                chunk INTEGER NOT NULL,
+                figures BLOB NOT NULL,       -- float64 (sites, formats, columns), as settings name them
+                PRIMARY KEY (run, chunk)
+            )""",
+            ),
+        ),
+    ),
 )
 VERSION = len(MIGRATIONS)
 

@@ -19,15 +19,19 @@ import re
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fq_kernels.formats.gain import GAIN
+
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import SCORED, n_scored_per_chunk
+from ..measure.estimates import Asked, Gains, sensitivity_figures
 from ..measure.figures import figures
 from . import migrations, stored
 
@@ -85,6 +89,8 @@ class Run:
             parts.append(baseline)
         if (scored := self.settings.get("scored", SCORED[0])) != SCORED[0]:
             parts.append(scored)
+        if asked := self.settings.get("sensitivity"):
+            parts.append(asked)
         if scales := self.settings.get("calibrations"):
             parts.append([each["sha256"] for each in scales])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -107,6 +113,12 @@ class Run:
         if commands:
             settings["command"] = " && ".join(commands)
         return replace(self, cells=self.cells + cells, settings=settings)
+
+    @property
+    def asked(self) -> Asked | None:
+        """What it estimates of every site and format; None for a sweep."""
+        found = self.settings.get("sensitivity")
+        return None if found is None else stored.asked_of(found)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -302,6 +314,15 @@ class Results:
                 )
             return Begun(number, now, before)
 
+    def extend(self, number: int, cells: Sequence[Cell]) -> Run:
+        """The run with these cells after its own, but for those that it has."""
+        self._upgrade()
+        with self._transaction():
+            run = self.get(number)
+            run = replace(run, cells=run.cells + tuple(cell for cell in cells if cell not in run.cells))
+            self._db.execute("UPDATE runs SET cells = ? WHERE id = ?", (_cells_text(run.cells), number))
+        return run
+
     def _newest_like(self, run: Run) -> tuple[int, Run] | None:
         found = self._db.execute("SELECT id FROM runs WHERE identity = ? ORDER BY id DESC", (run.identity,))
         newest = None
@@ -342,11 +363,12 @@ class Results:
             raise FqError(f"{self.path}: there is no run {number}")
         model_sha256, text_sha256, cells, settings, *texts = row
         with self.reading(number):
+            kept = stored.settings_of(settings)
             return Run(
                 stored.text_of("model_sha256", model_sha256),
                 stored.text_of("text_sha256", text_sha256),
-                stored.cells_of(cells),
-                stored.settings_of(settings),
+                stored.cells_of(cells, may_be_none="sensitivity" in kept),
+                kept,
                 *(
                     stored.json_of(what, text, dict)
                     for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
@@ -383,6 +405,34 @@ class Results:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (number, cell, chunk, *values, paired.same_top.tobytes(), _bytes(left.counts), columns),
             )
+
+    def save_estimates(self, number: int, chunk: int, figures: np.ndarray) -> None:
+        """Commit what a chunk left of every site and format; what is there already stays as it is."""
+        self._upgrade()
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO estimates (run, chunk, figures) VALUES (?, ?, ?)",
+                (number, chunk, _bytes(figures)),
+            )
+
+    def load_estimates(self, number: int) -> dict[int, np.ndarray]:
+        """What the chunks of a run have left of every site and format, by chunk; nothing for a sweep."""
+        run = self.get(number)
+        asked = run.asked
+        if asked is None:
+            return {}
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT chunk, figures FROM estimates WHERE run = ? ORDER BY chunk LIMIT ?",
+                (number, run.settings["n_chunks_asked"]),
+            ).fetchall()
+        left = {}
+        with self.reading(number):
+            for chunk, blob in rows:
+                if chunk not in range(run.settings["n_chunks_asked"]):
+                    raise ValueError(f"a row is of chunk {chunk!r:.40}")
+                left[chunk] = stored.estimates_of(asked, blob)
+        return left
 
     def _count_columns(self) -> int:
         """The number of the columns that counts have now."""
@@ -422,18 +472,21 @@ class Results:
         """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT id, started, settings, cells, "
-                "(SELECT COUNT(*) FROM chunks WHERE run = id) FROM runs "
+                "SELECT id, started, settings, cells, (SELECT COUNT(*) FROM chunks WHERE run = id), "
+                "(SELECT COUNT(*) FROM estimates WHERE run = id) FROM runs "
                 "WHERE id = coalesce(?, id) ORDER BY id",
                 (number,),
             ).fetchall()
         runs = []
-        for number, started, settings_text, cells_text, ended in rows:
+        for number, started, settings_text, cells_text, ended, estimated in rows:
             with self.reading(number):
                 settings = stored.settings_of(settings_text)
-                n_cells = len(stored.cells_of(cells_text))
+                n_cells = len(stored.cells_of(cells_text, may_be_none="sensitivity" in settings))
                 stored.text_of("started", started)
             chunks = settings["n_chunks_asked"]
+            if asked := settings.get("sensitivity"):
+                n_cells = len(asked["sites"]) * len(asked["formats"])
+                ended = estimated * n_cells
             runs.append(
                 {
                     "run": number,
@@ -463,5 +516,35 @@ def stored_figures(store: Results, number: int) -> dict[str, Any]:
     Raises FqError naming the store and the run if it is damaged, or has rules of another version.
     """
     run, left = store.get(number), store.load(number)
+    asked, estimates = run.asked, store.load_estimates(number)
     with store.reading(number):
-        return {"run": number} | figures(run.about, run.cells, left)
+        if asked is None:
+            return {"run": number} | figures(run.about, run.cells, left)
+        about = {key: value for key, value in run.about.items() if key not in ("values", "sensitivity")}
+        gains, exact = measured(asked, run.cells, left)
+        chunks = [estimates[c] for c in range(len(estimates)) if c in estimates]
+        return {"run": number} | sensitivity_figures(about, asked, chunks, gains, exact)
+
+
+def measured(
+    asked: Asked, cells: Sequence[Cell], left: Mapping[tuple[int, int], CellChunk]
+) -> tuple[Gains, dict[tuple[str, str], np.ndarray]]:
+    """Of an estimate's cells that were measured: what a change of scale costs, and the mean KL of each chunk
+    by site and format. Of each cell those chunks that ended without a gap."""
+    classes = dict(zip(asked.sites, asked.classes, strict=True))
+    of_class: dict[int, np.ndarray] = {}
+    exact: dict[tuple[str, str], np.ndarray] = {}
+    for i, cell in enumerate(cells):
+        klds = list(takewhile(lambda kld: kld is not None, (_mean_kld(left.get((i, c))) for c in count())))
+        if not klds or len(cell.rules) != 1:
+            continue
+        site, _, spec = cell.rules[0].partition("=")
+        if spec == GAIN and (key := classes.get(site)) is not None:
+            of_class[key] = np.array(klds)
+        elif spec != GAIN:
+            exact[site, spec] = np.array(klds)
+    return Gains(asked.classes, of_class), exact
+
+
+def _mean_kld(left: CellChunk | None) -> float | None:
+    return None if left is None else float(np.mean(left.paired.kld))

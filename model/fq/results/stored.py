@@ -8,16 +8,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
 
+from fq_kernels import MAX_GRADS, get_format
+
 from ..measure.cells import CELL_KINDS, CONTROL, COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import ORDERS, SCORED
+from ..measure.estimates import Asked
 from ..measure.statistics import Paired
 
 MAX_CHUNKS = 1 << 22  # of a run; a text of 1 GiB has fewer
 MAX_DEPTH = 8  # of arrays and objects in one another
+MAX_ESTIMATES = 1 << 27  # figures of a chunk
+ESTIMATE_COLUMNS = {
+    *("value_sq", "error_sq", "along", "blocks", "cross", "by_token", "neighbours", "by_element"),
+    *("whole_by_token", "whole_by_element", "largest"),
+}
+_SITE = re.compile(r"[a-z][a-z0-9_]{0,63}(\[[0-9]{1,9}\])?(\.(in|raw|weighted))?")
 
 # what settings must hold, and of what types
 _INTEGERS = {"n_tokens": 1, "n_ctx": 3, "n_chunks_asked": 1, "batch": 1}  # and the least
@@ -63,7 +73,7 @@ def _is_integer(value: object, least: int, most: int = 1 << 53) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def cells_of(text: object) -> tuple[Cell, ...]:
+def cells_of(text: object, *, may_be_none: bool = False) -> tuple[Cell, ...]:
     cells = []
     for about in json_of("cells", text, list):
         if not isinstance(about, dict) or not _CELL <= set(about) <= {*_CELL, "of"}:
@@ -75,7 +85,7 @@ def cells_of(text: object) -> tuple[Cell, ...]:
             raise ValueError(f"a cell with {len(rules)} rules is of kind {about['kind']!r}")
         "".join(about.values()).encode()  # a lone surrogate, which no file would take
         cells.append(Cell(**about, rules=tuple(rules)))
-    if not cells:
+    if not cells and not may_be_none:
         raise ValueError("there are no cells")
     return tuple(cells)
 
@@ -119,7 +129,55 @@ def settings_of(text: object) -> dict[str, Any]:
     values = settings.get("values", [])
     if not isinstance(values, list) or not all(_is_value(value, 5) for value in values):
         raise ValueError("values is not a list of kind, layer, rows and two flags")
+    if "sensitivity" in settings:
+        asked_of(settings["sensitivity"])
     return settings
+
+
+def asked_of(found: object) -> Asked:
+    """Of an estimate of every site and format, as `Asked` is written."""
+    if not isinstance(found, dict) or not set(found) == {field.name for field in fields(Asked)}:
+        raise ValueError("sensitivity does not say what was asked for")
+    lists = ("sites", "formats", "classes", "columns")
+    if not all(isinstance(found[key], list) for key in lists):
+        raise ValueError("sensitivity is not of lists")
+    for key in ("sites", "formats", "columns"):
+        if not all(isinstance(x, str) and x.isprintable() for x in found[key]):
+            raise ValueError(f"sensitivity's {key} are not texts")
+        if not found[key] or len(set(found[key])) < len(found[key]):
+            raise ValueError(f"sensitivity's {key} are none, or one is there twice")
+    if not ESTIMATE_COLUMNS <= set(found["columns"]):
+        raise ValueError(f"sensitivity's columns lack one of {', '.join(sorted(ESTIMATE_COLUMNS))}")
+    for site in found["sites"]:
+        if not _SITE.fullmatch(site):
+            raise ValueError(f"{_shown(site)} is no site")
+    for spec in found["formats"]:
+        get_format(spec)
+    classes = found["classes"]
+    if len(classes) != len(found["sites"]) or not all(
+        x is None or _is_integer(x, -(1 << 31), 1 << 31) for x in classes
+    ):
+        raise ValueError("sensitivity's classes are not those of its sites")
+    if not _is_integer(found["samples"], 1, MAX_GRADS) or not _is_integer(found["seed"], 0, 1 << 64):
+        raise ValueError("sensitivity's samples or seed are none")
+    size = len(found["sites"]) * len(found["formats"]) * len(found["columns"])
+    if size > MAX_ESTIMATES:
+        raise ValueError(f"sensitivity is of {size} figures")
+    texts, samples, seed = {key: tuple(found[key]) for key in lists}, found["samples"], found["seed"]
+    return Asked(**texts, samples=samples, seed=seed)
+
+
+def estimates_of(asked: Asked, blob: object) -> np.ndarray:
+    """Of a chunk, (sites, formats, columns)."""
+    shape = len(asked.sites), len(asked.formats), len(asked.columns)
+    if not isinstance(blob, bytes) or len(blob) != 8 * shape[0] * shape[1] * shape[2]:
+        raise ValueError(f"estimates are not of {shape[0]} sites and {shape[1]} formats")
+    found = np.frombuffer(blob, "<f8").reshape(shape)
+    with np.errstate(invalid="ignore"):
+        costs = [asked.columns.index(name) for name in ESTIMATE_COLUMNS - {"along", "cross"}]
+        if (found[..., costs] < 0).any() or np.isinf(found).any():
+            raise ValueError("estimates have figures that are no costs")
+    return found
 
 
 def _is_value(value: object, length: int) -> bool:

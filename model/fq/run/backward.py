@@ -30,15 +30,15 @@ Values = dict[int, np.ndarray]
 class Visited(NamedTuple):
     """A node on the way back.
 
-    index      in the graph
+    number     in the graph
     inputs     their values
     value      its own
     grad       of the value, float32 (n_grads, *shape of the value)
-    of_inputs  gradients of the inputs that come through this node alone, (n_grads, *shape of the input); empty
-               where it hands none back
+    of_inputs  gradients of the inputs that come through this node alone, (n_grads, *shape of the input);
+               empty where it hands none back
     """
 
-    index: int
+    number: int
     inputs: Sequence[np.ndarray]
     value: np.ndarray
     grad: np.ndarray

@@ -1,0 +1,257 @@
+"""fq sensitivity."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import machine
+from ..errors import FqError
+from ..measure.cells import Cell, CellChunk
+from ..measure.chunks import Settings
+from ..measure.estimates import estimated, gains_in_need, marks_of, to_verify
+from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
+from ..measure.sweep import Sweep
+from ..provenance import sha256_of
+from ..results.runs import Results, Run, measured, stored_figures
+from ..run.model import Model
+from .files import check_outputs, read_text, text_sha256
+from .options import (
+    add_evaluation,
+    add_memory_limit,
+    add_model,
+    add_scored,
+    add_seed,
+    add_store,
+    add_text,
+    check_seed,
+    executor_of,
+    find_model,
+    inputs_of,
+    memory_limit_of,
+    numerics,
+    say_if_short,
+    settings_of,
+    store_files,
+)
+from .outcome import Outcome, print_figures
+from .progress import progress
+from .show_sensitivity import sensitivity_text
+
+N_CTX, N_CHUNKS, SAMPLES, VERIFY = 512, 8, 4, 24
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_text(parser)
+    parser.set_defaults(chunks=None)  # N_CHUNKS, or as many as the run that --resume goes on with
+    add_scored(parser)
+    parser.add_argument(
+        "--sites",
+        action="append",
+        metavar="SITES",
+        help="as on a rule's left side; may be repeated (default: every site that the model has)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="as on a rule's right side; may be repeated (default: "
+        f"{len(DEFAULT_FORMATS)} formats and roundings)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        metavar="N",
+        help="labels drawn for each scored token: backward passes of a chunk (default %(default)s)",
+    )
+    parser.add_argument(
+        "--verify",
+        type=int,
+        default=VERIFY,
+        metavar="N",
+        help="cells that are measured exactly too, across sizes, kinds of sites and formats: without them "
+        "nothing is known of the estimate's own error, and there are no intervals (default %(default)s)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the last run in the store on the same model, text, sites, formats and settings, "
+        "however it ended, over its chunks or as many as --chunks",
+    )
+    add_memory_limit(parser)
+    add_store(parser)
+    add_model(parser)
+    add_seed(parser, "labels and stochastic rounding")
+    add_evaluation(parser, N_CTX, "tokens per chunk")
+
+
+@dataclass
+class _Work:
+    """A run under way: what its cells have left, by number and chunk, and how more is measured.
+
+    cells  of the run; they become more
+    """
+
+    args: argparse.Namespace
+    model: Model
+    tokens: Sequence[int]
+    settings: Settings
+    executor: Any
+    store: Results
+    number: int
+    run: Run
+    left: dict[tuple[int, int], CellChunk]
+
+    def measure(self, cells: Sequence[Cell], n_chunks: int, what: str) -> None:
+        """Exactly, on the first chunks, but for what is there."""
+        numbers = [self.run.cells.index(cell) for cell in cells]
+        if not cells or all((i, c) in self.left for i in numbers for c in range(n_chunks)):
+            return
+        sweep = Sweep(
+            self.model,
+            self.tokens,
+            cells,
+            executor=self.executor,
+            memory_limit=memory_limit_of(self.args.memory_limit),
+            settings=replace(self.settings, chunks=n_chunks),
+        )
+        for k, i in enumerate(numbers):
+            sweep.finished |= {(k, c): self.left[i, c] for c in range(n_chunks) if (i, c) in self.left}
+
+        def where(at: tuple[int, int]) -> str:
+            return f"{what}: chunk {at[1] + 1}/{n_chunks}, cell {at[0] + 1}/{len(cells)}"
+
+        def line(at: tuple[int, int]) -> str | None:
+            return f"{what}: chunk {at[1] + 1}/{n_chunks}" if at[0] == len(cells) - 1 else None
+
+        for k, chunk in progress(sweep, where, line):
+            left = self.left[numbers[k], chunk] = sweep.finished[k, chunk]
+            self.store.save(self.number, numbers[k], chunk, left)
+
+    def extend(self, cells: Sequence[Cell]) -> None:
+        self.run = self.store.extend(self.number, cells)
+
+
+def main(args: argparse.Namespace) -> int:
+    check_seed(args)
+    if args.verify < 0:
+        raise FqError(f"--verify must be >= 0, not {args.verify}")
+    check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
+    text, text_name = read_text(args.file)
+    model = Model(find_model(args.model, args.offline))
+    tokens = model.tokenizer.encode(text)
+    start = time.perf_counter()
+    with executor_of(args.threads) as executor:
+
+        def estimate_of(chunks: int) -> Sensitivity:
+            return Sensitivity(
+                model,
+                tokens,
+                args.sites or [],
+                args.format or DEFAULT_FORMATS,
+                executor=executor,
+                samples=args.samples,
+                seed=args.seed,
+                settings=replace(settings_of(args), chunks=chunks),
+            )
+
+        estimate = estimate_of(N_CHUNKS if args.chunks is None else args.chunks)
+        say_if_short(args, estimate.text.n)
+        about = _about(args, estimate, text_name, text_sha256(text), executor)
+        outcome = Outcome()
+        with Results(args.store) as store:
+            number, run, was = store.begin(about, _more(args, about) if args.resume else None)
+            if was is not None and run.settings["n_chunks_asked"] != estimate.text.n:
+                estimate = estimate_of(run.settings["n_chunks_asked"])
+            if was is not None:
+                estimate.finished.update(store.load_estimates(number))
+            if args.resume:
+                print(_going_on(store, number, estimate, was), file=sys.stderr)
+            work = _Work(
+                args, model, tokens, estimate.settings, executor, store, number, run, store.load(number)
+            )
+            with outcome.watched():
+                n = estimate.text.n
+
+                def line(chunk: int) -> str:
+                    return f"gradients: chunk {chunk + 1}/{n}"
+
+                for chunk in progress(estimate, line, line):
+                    store.save_estimates(number, chunk, estimate.finished[chunk])
+                _measure_gains(work, estimate)
+                _verify(work, estimate, args.verify)
+            data = stored_figures(store, number)
+    outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
+    seconds = time.perf_counter() - start
+    print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
+    print_figures(sensitivity_text(data), data, args.json)
+    return outcome.status
+
+
+def _measure_gains(work: _Work, estimate: Sensitivity) -> None:
+    """Of each class on as many chunks as its part of an estimate needs."""
+    asked, n = estimate.asked, estimate.text.n
+    cells = gain_cells(asked)
+    need, chunks = list(cells), 1
+    while need and chunks <= n:
+        work.measure([cells[key] for key in need], chunks, "scales")
+        gains, _ = measured(asked, work.run.cells, work.left)
+        found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
+        wanting = gains_in_need(asked, found, gains)
+        need = [key for key in wanting if gains.chunks.get(key, 0) < n]
+        chunks += 1
+
+
+def _verify(work: _Work, estimate: Sensitivity, wanted: int) -> None:
+    asked, n = estimate.asked, estimate.text.n
+    there = [cell for cell in work.run.cells if cell.kind == "single"]
+    if len(there) < wanted:
+        gains, _ = measured(asked, work.run.cells, work.left)
+        found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
+        chosen = to_verify(asked, found, marks_of(asked, found), wanted)
+        rules = [f"{site}={spec}" for site, spec in chosen]
+        cells = [Cell(rule, "single", rule, (rule,)) for rule in rules]
+        work.extend([cell for cell in cells if cell not in there][: wanted - len(there)])
+        there = [cell for cell in work.run.cells if cell.kind == "single"]
+    work.measure(there, n, "exact")
+
+
+def _about(
+    args: argparse.Namespace, estimate: Sensitivity, text_name: str, digest: str, executor: Any
+) -> Run:
+    asked = estimate.asked
+    return Run(
+        sha256_of(*estimate.model.file.paths),
+        digest,
+        tuple(gain_cells(asked).values()),
+        estimate.text.about_run()
+        | {"text": text_name, "command": args.command_line, "sensitivity": asdict(asked)},
+        numerics(executor, args.activations),
+        {
+            "fq": machine.package_version("fq") or "not installed",
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        machine.describe(),
+    )
+
+
+def _more(args: argparse.Namespace, about: Run) -> Run:
+    """What a run that is gone on with has to have."""
+    if args.chunks is not None:
+        return about
+    return replace(about, settings=about.settings | {"n_chunks_asked": 0, "chunk_indices": []})
+
+
+def _going_on(store: Results, number: int, estimate: Sensitivity, was: Run | None) -> str:
+    if was is None:
+        return f"fq: {store.path} has no such run to go on with: a new one"
+    return f"fq: going on with run {number}: {len(estimate.finished)} of {estimate.text.n} chunks are there"

@@ -1,0 +1,328 @@
+"""What a sensitivity run says of each site and format, from what its chunks left. Needs neither model nor
+text.
+
+The estimate of a cell is along + cross + blocks (see `sensitivity`), a mean over chunks. What labels leave of
+noise in the blocks comes of a few tokens that have much of the cost; the sum element by element has far less
+of it, and is off by much the same factor at all sites of a kind. So the blocks of each site are taken half
+way, on the logarithm, to what that sum says under the kind's factor.
+
+An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
+which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
+cells measured exactly say: a t prediction interval of ln(exact / estimate).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import default_fpu, exp, get_format, log
+from fq_kernels.formats.gain import BY
+
+from .chunks import SCORED, n_scored_per_chunk
+from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
+
+LARGEST = 0.05  # nats above which the second order does not hold
+ONE_BLOCK = 0.5  # share of one block of tokens, above which a cell hangs on it
+CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above which errors of tokens go together
+SHRUNK = 0.5  # how far blocks are taken, on the logarithm, to what elements say
+MIN_ALIKE = 8  # sites of a kind, below which nothing is taken anywhere
+MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
+GAIN_ERROR = 0.1  # of any estimate, above which a gain is measured on more chunks
+USUAL_CV = 0.3  # of a gain over chunks, until any is known
+
+# What makes an estimate not to be trusted, in the order in which it is said.
+MARKS = {
+    "not finite": "the format leaves an infinity or NaN there, or its blocks do not fit the rows",
+    "large": f"more than {LARGEST} nats: the second order does not hold",
+    "tensor": "its scale is over all rows of a chunk, whose errors go together",
+    "one block": f"one block of tokens has more than {ONE_BLOCK:.0%} of it",
+    "correlated": f"errors of neighbouring tokens go together: in blocks more than {CORRELATED} x as large",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run estimates.
+
+    sites, formats  as rules name them
+    classes         by site: equal numbers where a change of scale costs the same; None where it costs nothing
+    samples, seed   of the labels
+    columns         names of what a chunk leaves of each site and format
+    """
+
+    sites: tuple[str, ...]
+    formats: tuple[str, ...]
+    classes: tuple[int | None, ...]
+    samples: int
+    seed: int
+    columns: tuple[str, ...]
+
+    def cell(self, site: str, spec: str) -> tuple[int, int] | None:
+        """Its place among sites and formats, if it is there."""
+        try:
+            return self.sites.index(site), self.formats.index(spec)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """ln(exact / estimate) over the cells that were measured: mean, standard deviation, and how many."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @property
+    def half(self) -> float:
+        """Of the 95 % prediction interval of one more."""
+        return t_quantile(LEVEL, self.n - 1) * self.sd * math.sqrt(1 + 1 / self.n)
+
+    @classmethod
+    def of(cls, logs: Sequence[float]) -> ModelError | None:
+        if len(logs) < MIN_VERIFIED:
+            return None
+        values = np.array(logs)
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(logs))
+
+
+class Gains:
+    """What a change of scale costs: of each class KL / 2^-14 for the site times 1 + 2^-7, by chunks."""
+
+    def __init__(self, classes: Sequence[int | None], klds: Mapping[int, np.ndarray]) -> None:
+        """klds  by class: the mean KL of each chunk that it was measured on"""
+        self.of_class = {key: float(np.mean(some)) / (BY * BY) for key, some in klds.items()}
+        self.chunks = {key: len(some) for key, some in klds.items()}
+        scatter = [
+            (float(np.var(some, ddof=1)) / float(np.mean(some)) ** 2, len(some) - 1)
+            for some in klds.values()
+            if len(some) > 1 and np.mean(some) > 0
+        ]
+        df = sum(n for _, n in scatter)
+        # of one chunk's, as a part of the mean; one figure for all, as few chunks say little each
+        self.cv = math.sqrt(math.fsum(v * n for v, n in scatter) / df) if df else USUAL_CV
+        self.of_site = np.array([0.0 if key is None else self.of_class.get(key, math.nan) for key in classes])
+        n = [1 if key is None else self.chunks.get(key, 1) for key in classes]
+        self.se = np.where([key is None for key in classes], 0.0, self.cv / np.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Of each (site, format), over chunks: all arrays are (sites, formats) but by_chunk (chunks, sites,
+    formats)."""
+
+    by_chunk: np.ndarray
+    kld: np.ndarray
+    along: np.ndarray
+    cross: np.ndarray
+    blocks: np.ndarray
+    share_along: np.ndarray
+    figures: Mapping[str, np.ndarray]  # means of a chunk's columns
+
+
+def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimates:
+    """left: of each chunk, (sites, formats, columns)."""
+    table = np.stack(left)
+    column = {name: table[..., i] for i, name in enumerate(asked.columns)}
+    means = {name: values.mean(axis=0) for name, values in column.items()}
+    c = column["along"]
+    along = c * c * gains.of_site[:, None]
+    factor = _shrinking(asked, means)
+    # a cross term may be negative, but no cost is
+    by_chunk = np.maximum(along + column["cross"] + column["blocks"] * factor, 0.0)
+    kld, mean_along = by_chunk.mean(axis=0), along.mean(axis=0)
+    share = np.divide(mean_along, kld, out=np.zeros_like(kld), where=kld > 0)
+    return Estimates(by_chunk, kld, mean_along, means["cross"], means["blocks"] * factor, share, means)
+
+
+def _shrinking(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What blocks are multiplied by, (sites, formats)."""
+    kinds: dict[tuple[str, str | None], list[int]] = {}
+    for i, site in enumerate(asked.sites):
+        kind, _, point = site_parts(site)
+        kinds.setdefault((kind, point), []).append(i)
+    blocks, by_element = means["blocks"], means["by_element"]
+    known = (blocks > 0) & (by_element > 0)  # not where a format leaves nothing, or NaN
+    ratio = np.zeros_like(blocks)
+    ratio[known] = log(blocks[known] / by_element[known])
+    factor = np.ones_like(blocks)
+    for some in kinds.values():
+        n = known[some].sum(axis=0)
+        off = ratio[some] - ratio[some].sum(axis=0) / np.maximum(n, 1)
+        factor[some] = np.where(known[some] & (n >= MIN_ALIKE), exp(-SHRUNK * off), 1.0)
+    return factor
+
+
+def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
+    """Texts (sites, formats): of MARKS the first that holds, or nothing."""
+    marks = np.full(found.kld.shape, "", object)
+    tensor = np.array([get_format(spec).whole_tensor for spec in asked.formats])
+    single = found.figures["by_token"]
+    together = np.divide(found.figures["neighbours"], single, out=np.ones_like(single), where=single > 0)
+    # of what the blocks do not serve, it does not matter
+    matters = 1 - found.share_along > ONE_BLOCK
+    holds = {
+        "not finite": ~np.isfinite(found.kld),
+        "large": found.kld > LARGEST,
+        "tensor": np.broadcast_to(tensor, found.kld.shape),
+        "one block": (found.figures["largest"] > ONE_BLOCK) & matters,
+        "correlated": (together > CORRELATED) & matters,
+    }
+    for name in reversed(MARKS):
+        marks[holds[name]] = name
+    return marks
+
+
+def intervals(found: Estimates, gains: Gains, error: ModelError | None) -> np.ndarray | None:
+    """Both ends, (sites, formats, 2); None where there is nothing to make them of."""
+    n = len(found.by_chunk)
+    if error is None or n < MIN_CHUNKS:
+        return None
+    with np.errstate(all="ignore"):
+        scatter = found.by_chunk.std(axis=0, ddof=1) / math.sqrt(n) / found.kld
+        of_chunks = t_quantile(LEVEL, n - 1) * scatter
+        of_gain = 2 * np.where(found.share_along > 0, found.share_along * gains.se[:, None], 0.0)
+        half = np.sqrt(of_chunks * of_chunks + of_gain * of_gain + error.half * error.half)
+        ends = [found.kld * exp(error.mean + sign * half) for sign in (-1, 1)]
+    return np.stack(ends, axis=-1)
+
+
+@default_fpu()
+def sensitivity_figures(
+    about: Mapping[str, Any],
+    asked: Asked,
+    left: Sequence[np.ndarray],
+    gains: Gains,
+    exact: Mapping[tuple[str, str], np.ndarray],
+) -> dict[str, Any]:
+    """As written to JSON.
+
+    left   of each chunk that ended, in order
+    exact  by site and format: the mean KL of each chunk, of those that were measured
+
+    ``cells`` are by format, and in each by site. ``rank`` is the place among the format's, 1 the largest.
+    ``verified`` has those that were measured, and ``model_error`` what they say of all others.
+    """
+    result: dict[str, Any] = {"estimate": "sensitivity", **about}
+    n_scored = n_scored_per_chunk(about["n_ctx"], about.get("scored", SCORED[0]))
+    result |= {
+        "n_chunks": len(left),
+        "n_scored": len(left) * n_scored,
+        "samples": asked.samples,
+        "seed": asked.seed,
+    }
+    result |= {"formats": list(asked.formats), "n_sites": len(asked.sites), "cells": [], "verified": []}
+    result |= {"model_error": None, "gain_cv": None, "partial": len(left) < about["n_chunks_asked"]}
+    if not left:
+        return result
+    found = estimated(asked, left, gains)
+    marks = marks_of(asked, found)
+    logs = []
+    for (site, spec), klds in exact.items():
+        place = asked.cell(site, spec)
+        if place is None or len(klds) < len(left):
+            continue
+        estimate, measured = float(found.kld[place]), float(np.mean(klds[: len(left)]))
+        ratio = measured / estimate if estimate > 0 else math.nan
+        entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
+        result["verified"].append(entry | {"mark": str(marks[place]) or None})
+        if not marks[place] and math.isfinite(ratio) and ratio > 0:
+            logs.append(log(ratio))
+    error = ModelError.of(logs)
+    if error is not None:
+        result["model_error"] = {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
+    result["gain_cv"] = gains.cv
+    ends = intervals(found, gains, error)
+    order = np.argsort(-found.kld, axis=0, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(1, len(asked.sites) + 1)[:, None], axis=0)
+    for j, spec in enumerate(asked.formats):
+        for i in range(len(asked.sites)):
+            result["cells"].append(_entry(asked, found, gains, marks, ends, ranks, i, j) | {"format": spec})
+    return result
+
+
+def _entry(
+    asked: Asked,
+    found: Estimates,
+    gains: Gains,
+    marks: np.ndarray,
+    ends: np.ndarray | None,
+    ranks: np.ndarray,
+    i: int,
+    j: int,
+) -> dict[str, Any]:
+    kind, layer, point = site_parts(asked.sites[i])
+    kld = float(found.kld[i, j])
+    finite = math.isfinite(kld)
+    interval: Interval | None = None
+    if ends is not None and finite and np.isfinite(ends[i, j]).all():
+        interval = float(ends[i, j, 0]), float(ends[i, j, 1])
+    value_sq, error_sq = (float(found.figures[name][i, j]) for name in ("value_sq", "error_sq"))
+    sqnr = 10 * log(value_sq / error_sq) / log(10.0) if value_sq > 0 and error_sq > 0 else None
+    parts = {"along": found.along, "cross": found.cross, "blocks": found.blocks}
+    return {
+        "site": asked.sites[i],
+        "kind": kind,
+        "layer": layer,
+        "point": point,
+        "mean_kld": kld if finite else None,
+        "mean_kld_ci95": interval,
+        "rank": int(ranks[i, j]) if finite else None,
+        **{name: float(part[i, j]) if finite else None for name, part in parts.items()},
+        "by_token": float(found.figures["whole_by_token"][i, j]) if finite else None,
+        "by_element": float(found.figures["whole_by_element"][i, j]) if finite else None,
+        "gain": float(gains.of_site[i]),
+        "sqnr_db": sqnr,
+        "mark": str(marks[i, j]) or None,
+    }
+
+
+def gains_in_need(asked: Asked, found: Estimates, gains: Gains) -> list[int]:
+    """Classes whose gain is not known well enough for some site and format."""
+    most: dict[int, float] = {}
+    for key, shares in zip(asked.classes, np.nan_to_num(found.share_along), strict=True):
+        if key is not None:
+            most[key] = max(most.get(key, 0.0), float(shares.max()))
+    return [
+        key
+        for key, share in most.items()
+        if share * gains.cv / math.sqrt(max(gains.chunks.get(key, 0), 1)) > GAIN_ERROR
+    ]
+
+
+def site_parts(site: str) -> tuple[str, int | None, str | None]:
+    """Kind, layer and point of a site's text."""
+    place, _, point = site.partition(".")
+    kind, _, layer = place.partition("[")
+    return kind, int(layer.rstrip("]")) if layer else None, point or None
+
+
+def to_verify(asked: Asked, found: Estimates, marks: np.ndarray, n: int) -> list[tuple[str, str]]:
+    """n cells to measure exactly: of all that are not marked, in order of size, as many steps apart; of each
+    step the one whose kind of site, and whose format, were taken least."""
+    places = [(i, j) for i, j in np.ndindex(*found.kld.shape) if not marks[i, j] and found.kld[i, j] > 0]
+    places.sort(key=lambda at: (float(found.kld[at]), at))
+    kinds: dict[object, int] = {}
+    chosen: list[tuple[str, str]] = []
+    n = min(n, len(places))
+    for step in range(n):
+        among = places[len(places) * step // n : len(places) * (step + 1) // n]
+
+        def taken(at: tuple[int, int]) -> tuple[int, int, int, int]:
+            kind, _, point = site_parts(asked.sites[at[0]])
+            same = kinds.get((kind, point), 0), kinds.get(asked.formats[at[1]], 0)
+            # scattered over what is left, the same way always
+            return sum(same), *same, (at[0] * 7919 + at[1] * 104729) % 65537
+
+        i, j = min(among, key=taken)
+        kind, _, point = site_parts(asked.sites[i])
+        for key in ((kind, point), asked.formats[j]):
+            kinds[key] = kinds.get(key, 0) + 1
+        chosen.append((asked.sites[i], asked.formats[j]))
+    return chosen

@@ -1,0 +1,392 @@
+"""What rounding would cost at every site, in every format, from a few backward passes.
+
+Let g be the gradient, at a site, of the sum of ln p over labels that are drawn from the model itself, and e
+the site's rounding error. To second order a chunk's KL divergence is half the mean square of <g, e> over such
+labels, by scored token. Squared as a whole it would be one number a sample; errors of different tokens hardly
+correlate, but for those of equal tokens, whose values are alike: so <g, e> is added up over equal tokens,
+squared, and then summed. What all errors have in common is first taken out of them: their part along the
+value, e = c x + r, costs c^2 times what a change of the site's scale does, which is measured exactly
+(`gain_cells`), and the blocks of equal tokens serve r, with a cross term of both. `estimates` makes figures
+of what is left here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fq_kernels import (
+    MAX_GRADS,
+    Executor,
+    Format,
+    default_fpu,
+    error_products,
+    get_format,
+    rms_norm_f32,
+    round_trip,
+)
+from fq_kernels.formats.gain import GAIN
+from fq_kernels.rules import FakeQuant, Site
+
+from ..arch.graph import NormAttributes
+from ..arch.scaling import scaling_classes
+from ..errors import FqError, NotFiniteError
+from ..run.backward import Backward, Visited
+from ..run.finite import all_finite, not_finite_text
+from ..run.model import Model
+from .cells import Cell
+from .chunks import Chunks, Settings
+from .estimates import Asked
+from .labels import sampled_labels
+
+NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
+SUMS = 4  # of error_products, before those of gradients
+PIECE = 1 << 16  # elements that are rounded at a time
+
+# What a chunk leaves of a site and format. A cost is nats per scored token.
+COLUMNS = (
+    "value_sq",  # <x, x> over the chunk
+    "error_sq",  # <e, e>
+    "along",  # c = <e, x> / <x, x>
+    "blocks",  # cost of r = e - c x, by blocks of equal tokens
+    "cross",  # cost of c x and r together
+    "by_token",  # of r, token by token
+    "neighbours",  # of r, by blocks of tokens that follow one another
+    "by_element",  # of r, element by element: the diagonal of the Fisher matrix
+    "whole_by_token",  # of e itself, token by token: for comparison
+    "whole_by_element",  # and element by element
+    "largest",  # the share of one block of r in all of them
+)
+COSTS = set(COLUMNS[3:-1])
+
+DEFAULT_FORMATS = (
+    *("bf16", "bf16:truncate", "bf16:nearest-away", "bf16:odd", "bf16:stochastic"),
+    *("f16", "f16:truncate", "f16:stochastic", "tf32"),
+    *("fp8_e4m3fn", "fp8_e4m3fn:truncate", "fp8_e4m3fn:stochastic", "fp8_e4m3fn:row"),
+    *("fp8_e5m2", "fp8_e5m2:truncate", "fp8_e5m2:stochastic", "fp8_e5m2:row"),
+    *("fp8_e4m3fnuz", "fp8_e5m2fnuz", "fp8_e4m3_ieee", "fp8_e3m4", "fp8_e3m4:row"),
+    *("fp6_e2m3:row", "fp6_e3m2:row", "fp4_e2m1:row"),
+    *("int8", "int8:asymmetric", "int8:group=32", "int8:had=64", "int4", "int4:group=32"),
+    *("q8_0", "q8_k", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"),
+    *("mxfp8_e4m3", "mxfp8_e4m3:rceil", "mxfp6_e2m3", "mxfp4", "mxfp4:rceil", "mxint8", "nvfp4:row"),
+)
+
+
+class Sensitivity:
+    """One estimate; iterate over it to run it: a chunk's position is yielded as it ends.
+
+    model, tokens  the whole text, tokenised once
+    sites          as rules name them; none: all that the model has
+    formats        as a rule's right side
+    samples        labels for each scored token: backward passes of a chunk, which go together
+    seed           of the labels, and of stochastic rounding where a format names none
+    settings       on which chunks; they may be given by name too
+    on_step        called for each of ``steps``: the nodes of the way back
+
+    ``finished`` has for each chunk, by position, float64 (sites, formats, COLUMNS), NaN where a format leaves
+    what is not finite or fits no row; what is in it already is not run again. ``asked`` says what of.
+    Raises FqError for a text that is too short, a context that does not fit, or a site or format that there
+    is not, and NotFiniteError if the model's own logits are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[int] | np.ndarray,
+        sites: Sequence[str],
+        formats: Sequence[str],
+        *,
+        executor: Executor,
+        samples: int = 4,
+        seed: int = 0,
+        settings: Settings | None = None,
+        **changes: Any,
+    ) -> None:
+        self.settings = Settings.changed(settings, changes)
+        if self.settings.activations != "exact":
+            raise FqError("gradients are those of exact activations")
+        if not 1 <= samples <= MAX_GRADS:
+            raise FqError(f"samples must be from 1 to {MAX_GRADS}, not {samples}")
+        self.model, self.samples, self.seed, self.executor = model, samples, seed, executor
+        self.text = Chunks(model, tokens, self.settings)
+        self.sites = _sites(model, sites)
+        if not formats:
+            raise FqError("no formats to look at")
+        self.formats = [_canonical(spec, seed) for spec in formats]
+        if len(set(self.formats)) < len(self.formats):
+            raise FqError(f"a format is asked for twice: {', '.join(self.formats)}")
+        self._classes = scaling_classes(model.graph)
+        # as a cell of the site alone has it: a seed is the site's own
+        self._formats: dict[Site, list[Format]] = {site: [] for site in self.sites}
+        for spec in self.formats:
+            try:
+                of = FakeQuant(model.values, [f"{site}={spec}" for site in self.sites], count_errors=False)
+            except ValueError as e:
+                raise FqError(str(e)) from None
+            for counter in of.matched:
+                assert counter.format is not None
+                self._formats[counter.site].append(counter.format)
+        self._numbers = {site: i for i, site in enumerate(self.sites)}
+        self._misfits = self._that_do_not_fit()
+        self.finished: dict[int, np.ndarray] = {}
+        self.on_step: Callable[[], None] = lambda: None
+        self._memory = threading.local()
+        self._backward = Backward(model, self.settings.n_ctx, executor)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sensitivity of {len(self.sites)} sites, {len(self.formats)} formats; {len(self.finished)} of "
+            f"{self.text.n} chunks ended>"
+        )
+
+    def _that_do_not_fit(self) -> set[tuple[Site, int]]:
+        """Sites and formats whose blocks rows of the site cannot be cut into. Raises FqError where one fits
+        none."""
+        widths = {
+            site: node.width // value.rows
+            for node in self.model.graph.nodes
+            for value in node.values
+            for site in value.sites
+        }
+        errors: dict[tuple[int, int], ValueError] = {}
+        for i, _ in enumerate(self.formats):
+            for width in {widths[site] for site in self.sites}:
+                fmt = next(self._formats[site][i] for site in self.sites if widths[site] == width)
+                if fmt.family.registered:  # what its function says is its user's business
+                    continue
+                try:
+                    round_trip(np.ones((1, width), np.float32), fmt)
+                except ValueError as e:
+                    errors[i, width] = e
+        for i, spec in enumerate(self.formats):
+            if all((i, widths[site]) in errors for site in self.sites):
+                raise FqError(f"{spec}: {errors[i, widths[self.sites[0]]]}")
+        return {
+            (site, i)
+            for site in self.sites
+            for i, _ in enumerate(self.formats)
+            if (i, widths[site]) in errors
+        }
+
+    @property
+    def asked(self) -> Asked:
+        classes = tuple(self._classes[site] for site in self.sites)
+        return Asked(
+            tuple(map(str, self.sites)), tuple(self.formats), classes, self.samples, self.seed, COLUMNS
+        )
+
+    @property
+    def steps(self) -> int:
+        """What is left to do."""
+        return (self.text.n - len(self.finished)) * len(self.model.graph.nodes)
+
+    def __iter__(self) -> Iterator[int]:
+        for position in range(self.text.n):
+            if position not in self.finished:
+                self.finished[position] = self._chunk(position)
+                yield position
+
+    def _chunk(self, position: int) -> np.ndarray:
+        ids, _ = self.text[position]
+        first = self.settings.first_scored
+        logits = self._backward.forward(ids[:-1], first)
+        if not all_finite(logits):
+            where = self.text.where_not_finite(position, None, self.executor, "exact")
+            raise NotFiniteError(not_finite_text("the model", where))
+        index = self.text.indices[position]
+        labels = sampled_labels(logits, self.samples, self.seed, index, self.executor)
+        left = np.full((len(self.sites), len(self.formats), len(COLUMNS)), np.nan)
+        to_go = len(self.model.graph.nodes)
+        same = np.unique(ids[:-1], return_inverse=True)[1]
+
+        def visit(at: Visited) -> None:
+            nonlocal to_go
+            for site, x, grads, rows in self._seen(at):
+                found = self._products(site, x, grads, position)
+                left[self._numbers[site]] = costs(*found, rows, same) / self._per_token
+            to_go -= 1
+            self.on_step()
+
+        self._backward.backward_of(labels, visit)
+        for _ in range(to_go):  # those that no gradient is of
+            self.on_step()
+        return left
+
+    @property
+    def _per_token(self) -> np.ndarray:
+        """What each column is divided by: costs are by scored token."""
+        n = float(self.settings.n_scored)
+        return np.array([n if c in COSTS else 1.0 for c in COLUMNS])
+
+    def _seen(self, at: Visited) -> Iterator[tuple[Site, np.ndarray, np.ndarray, int]]:
+        """The sites of a node that are asked for: each with its value (rows, n), gradients (samples, rows,
+        n), and how many rows a token has."""
+        node = self.model.graph.nodes[at.number]
+        for value in node.values:
+            for site in value.sites:
+                if site not in self._numbers:
+                    continue
+                x, grads = at.value, at.grad
+                if site.point == "in":
+                    x, grads = at.inputs[0], at.of_inputs[0]
+                rows = len(x) * value.rows
+                x, grads = x.reshape(rows, -1), grads.reshape(self.samples, rows, -1)
+                if site.point == "raw":
+                    assert node.weight is not None and isinstance(node.attributes, NormAttributes)
+                    read = at.inputs[0].reshape(rows, -1)
+                    x = rms_norm_f32(read, eps=node.attributes.eps, executor=self.executor)
+                    grads = grads * self.model.vectors[node.weight]
+                yield site, x, grads, value.rows
+
+    def _products(
+        self, site: Site, x: np.ndarray, grads: np.ndarray, position: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """error_products of 0 in the value's place, (rows, 4 + samples), and of each format, (formats, rows,
+        4 + samples)."""
+        formats, (rows, n) = self._formats[site], x.shape
+        first = position * rows  # where a sweep's counters stand, which stochastic rounding goes by
+        own = np.empty((rows, SUMS + self.samples), np.float32)
+        found = np.full((len(formats), *own.shape), np.nan, np.float32)
+        step = max(PIECE // n, 1)
+        fitting = [i for i in range(len(formats)) if (site, i) not in self._misfits]
+        whole = [i for i in fitting if formats[i].whole_tensor]
+        parts = [i for i in fitting if i not in whole]
+        pieces = -(-rows // step)
+
+        def task(k: int) -> None:
+            if k < len(whole):
+                _round(whole[k], slice(0, rows), _mean_square(grads))
+                return
+            begin = (k - len(whole)) * step
+            some = slice(begin, min(begin + step, rows))
+            worth = _mean_square(grads[:, some])
+            own[some] = error_products(x[some], self._scratch(x[some], zero=True), worth, grads[:, some])
+            for i in parts:
+                _round(i, some, worth)
+
+        def _round(i: int, some: slice, worth: np.ndarray) -> None:
+            y = self._scratch(x[some])
+            round_trip(x[some], formats[i], out=y, first_row=first + some.start)
+            found[i, some] = error_products(x[some], y, worth, grads[:, some])
+
+        self.executor.map(task, len(whole) + pieces)
+        return own, found
+
+    def _scratch(self, like: np.ndarray, *, zero: bool = False) -> np.ndarray:
+        """This thread's, of a shape; what was in it before is gone."""
+        name = "zeros" if zero else "rounded"
+        kept = getattr(self._memory, name, None)
+        if kept is None or kept.size < like.size:
+            kept = (np.zeros if zero else np.empty)(max(like.size, PIECE), np.float32)
+            setattr(self._memory, name, kept)
+        return kept[: like.size].reshape(like.shape)
+
+
+def gain_cells(asked: Asked) -> dict[int, Cell]:
+    """By class: the cell that measures what a change of its scale costs, at the last of its sites, before
+    which most is the baseline's."""
+    last = {key: site for site, key in zip(asked.sites, asked.classes, strict=True) if key is not None}
+    return {
+        key: Cell(f"{site}={GAIN}", "gain", GAIN, (f"{site}={GAIN}",)) for key, site in sorted(last.items())
+    }
+
+
+@default_fpu()
+def costs(own: np.ndarray, errors: np.ndarray, rows: int, same: np.ndarray) -> np.ndarray:
+    """COLUMNS of a site's formats, (formats, COLUMNS), costs summed over the scored tokens.
+
+    own     error_products of 0 in the value's place: (rows, 4 + samples)
+    errors  of each format: (formats, rows, 4 + samples)
+    rows    a token's
+    same    of each token of the chunk, whose last ones these are, which others are equal: numbers from 0
+    """
+    samples = own.shape[1] - SUMS
+    with np.errstate(all="ignore"):
+        x_sq, _, x_worth, _ = _sums(own[None])[0]
+        e_sq, e_x, e_worth, e_x_worth = _sums(errors).T
+        c = np.divide(e_x, x_sq, out=np.zeros_like(e_x), where=x_sq > 0)
+        of_e, of_x = _by_token(errors, rows), -_by_token(own[None], rows)[0]
+        of_r = of_e - c[:, None, None] * of_x
+        tokens = of_r.shape[2]
+        same = same[len(same) - tokens :]
+        blocks, x_blocks = _alike(of_r, same), _alike(of_x, same)
+        squares = blocks * blocks
+        total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
+        neighbours = _alike(of_r, np.arange(tokens) // NEIGHBOURS)
+        found = {
+            "value_sq": np.broadcast_to(x_sq, e_sq.shape),
+            "error_sq": e_sq,
+            "along": c,
+            "blocks": total / (2 * samples),
+            "cross": c * _total(blocks * x_blocks) / samples,
+            "by_token": _total(of_r * of_r) / (2 * samples),
+            "neighbours": _total(neighbours * neighbours) / (2 * samples),
+            # below 0 by rounding alone
+            "by_element": np.maximum(e_worth - c * (2 * e_x_worth - c * x_worth), 0.0) / 2,
+            "whole_by_token": _total(of_e * of_e) / (2 * samples),
+            "whole_by_element": e_worth / 2,
+            "largest": np.divide(largest, total, out=np.zeros_like(total), where=total > 0),
+        }
+        table = np.stack([found[name] for name in COLUMNS], axis=1)
+    table[~np.isfinite(table).all(axis=1)] = np.nan
+    return table
+
+
+def _mean_square(grads: np.ndarray) -> np.ndarray:
+    """Of gradients (samples, rows, n), over the samples."""
+    total = grads[0] * grads[0]
+    for grad in grads[1:]:
+        total += grad * grad
+    return np.divide(total, np.float32(len(grads)), out=total)
+
+
+def _sums(products: np.ndarray) -> np.ndarray:
+    """Those that are no gradient's, over all rows: float64 (formats, SUMS)."""
+    columns = np.ascontiguousarray(np.moveaxis(products[:, :, :SUMS], 2, 1), np.float64)
+    total: np.ndarray = columns.sum(axis=2)
+    return total
+
+
+def _total(values: np.ndarray) -> np.ndarray:
+    """Over all but the first axis."""
+    total: np.ndarray = values.reshape(len(values), -1).sum(axis=1)
+    return total
+
+
+def _by_token(products: np.ndarray, rows: int) -> np.ndarray:
+    """<e, g> of each token, float64 (formats, samples, tokens), from those of its rows."""
+    n_formats, n_rows, _ = products.shape
+    of_rows = products[:, :, SUMS:].astype(np.float64).reshape(n_formats, n_rows // rows, rows, -1)
+    return np.ascontiguousarray(np.moveaxis(of_rows.sum(axis=2), 1, 2))
+
+
+def _alike(values: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Sums of the tokens, the last axis, that have one number."""
+    order = np.argsort(same, kind="stable")
+    first = np.flatnonzero(np.diff(same[order], prepend=-1))
+    total: np.ndarray = np.add.reduceat(values[..., order], first, axis=-1)
+    return total
+
+
+def _sites(model: Model, patterns: Sequence[str]) -> list[Site]:
+    """In graph order."""
+    every = [site for value in model.values for site in value.sites]
+    if not patterns:
+        return every
+    wanted: set[Site] = set()
+    for pattern in patterns:
+        try:
+            wanted |= {c.site for c in FakeQuant(model.values, f"{pattern}=bf16").matched}
+        except ValueError as e:
+            raise FqError(str(e).replace("=bf16", "")) from None
+    return [site for site in every if site in wanted]
+
+
+def _canonical(spec: str, seed: int) -> str:
+    try:
+        return str(get_format(spec, seed=seed))
+    except ValueError as e:
+        raise FqError(str(e)) from None

@@ -1,0 +1,221 @@
+"""fq sensitivity as a user has it: figures, files, resumption, and other runs beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import random
+import signal
+import sqlite3
+
+import numpy as np
+import pytest
+from command_line import fq
+from stored_runs import killed_at_statement
+
+from fq import FqError
+from fq.results.compare_estimates import compare_estimate
+from fq.results.runs import Results, stored_figures
+
+SITES = ["--sites", "ffn_norm[*].raw", "--sites", "k", "--sites", "attn_norm[1].in"]
+FORMATS = ["--format", "bf16", "--format", "fp8_e4m3fn:truncate", "--format", "int8"]
+VERIFY = 6
+
+
+@pytest.fixture(scope="module")
+def command(tiny_path):
+    return ["sensitivity", "-m", tiny_path, "-c", 64, "--verify", VERIFY, *SITES, *FORMATS]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """(store, figures, what it printed)"""
+    folder = tmp_path_factory.mktemp("sensitivity")
+    store, file = folder / "store.sqlite", folder / "figures.json"
+    out, _ = fq(*command, "--chunks", 4, "--store", store, "--json", file)
+    sweep = ["sweep", "-m", tiny_path_of(command), "-c", 64, "--chunks", 4, "--store", store]
+    fq(*sweep, *SITES[:2], *FORMATS[:4])
+    return store, json.loads(file.read_text()), out
+
+
+def tiny_path_of(command):
+    return command[command.index("-m") + 1]
+
+
+def test_figures(whole):
+    _, data, out = whole
+    assert data["n_chunks"] == 4 and not data["partial"]
+    cells = {(cell["site"], cell["format"]): cell for cell in data["cells"]}
+    assert len(cells) == 5 * 3
+    assert all(cell["mean_kld"] > 0 and cell["mean_kld_ci95"] for cell in data["cells"])
+    assert len(data["verified"]) == VERIFY and data["model_error"]["n"] <= VERIFY
+    # a norm undoes a change of what it reads
+    assert cells["attn_norm[1].in", "fp8_e4m3fn:truncate"]["along"] == 0
+    assert cells["k[0]", "fp8_e4m3fn:truncate"]["along"] > 0
+    assert "5 sites in 3 formats" in out and "exact / estimate of one more, 95 %:" in out
+    assert "dearest in int8" in out
+
+
+def test_the_store_shows_the_same(whole):
+    store, data, out = whole
+    again, _ = fq("results", 1, "--store", store)
+    assert again == out
+    listed, _ = fq("results", "--store", store)
+    assert "15       4    all" in listed
+    shown, _ = fq("results", 1, "--store", store, "--cell", "k[0]=bf16", "--cell", "norm[1].in=int8")
+    assert "k[0]=bf16" in shown and "attn_norm[1].in=int8" in shown and "k[1]" not in shown
+    text, _ = fq("results", 1, "--store", store, "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 15
+    for row, cell in zip(rows, data["cells"], strict=True):
+        assert row["name"] == f"{cell['site']}={cell['format']}"
+        assert float(row["mean_kld"]) == cell["mean_kld"]
+    assert sum(bool(row["exact"]) for row in rows) == VERIFY
+
+
+def test_what_was_verified_is_what_a_sweep_measures(whole):
+    store, data, _ = whole
+    with Results(store) as results:
+        swept = {cell["name"]: cell["comparison"]["mean_kld"] for cell in stored_figures(results, 2)["cells"]}
+    both = [one for one in data["verified"] if f"{one['site']}={one['format']}" in swept]
+    assert both
+    for one in both:
+        assert one["exact"] == pytest.approx(swept[f"{one['site']}={one['format']}"], rel=1e-12)
+
+
+def test_resumed_is_whole(command, whole, tmp_path):
+    """After chunks without a cell verified, on to more chunks and cells."""
+    _, data, _ = whole
+    store, file = tmp_path / "store.sqlite", tmp_path / "figures.json"
+    begin = [*command, "--store", store]
+    begin[begin.index("--verify") + 1] = 0
+    fq(*begin, "--chunks", 2)
+    _, err = fq(*command, "--store", store, "--chunks", 4, "--resume", "--json", file)
+    assert "going on with run 1: 2 of 4 chunks are there" in err
+    again = json.loads(file.read_text())
+    assert again["cells"] == data["cells"] and again["verified"] == data["verified"]
+    _, err = fq(*command, "--store", store, "--resume", "--json", file)
+    assert "4 of 4 chunks are there" in err and json.loads(file.read_text())["cells"] == data["cells"]
+
+
+def test_killed_and_resumed_is_whole(command, whole, tmp_path):
+    _, data, _ = whole
+    rng, killed, status = random.Random(1), 0, -1
+    arguments = [*command, "--chunks", 4, "--store", "s.sqlite", "--resume", "--json", "f.json"]
+    for _ in range(40):
+        _, status = killed_at_statement(rng.randrange(5, 120), arguments, tmp_path)
+        killed += status == -signal.SIGKILL
+        if not status:
+            break
+    assert status == 0 and killed >= 2
+    assert json.loads((tmp_path / "f.json").read_text())["cells"] == data["cells"]
+    with Results(tmp_path / "s.sqlite") as store:
+        assert len(store.list()) == 1
+
+
+def test_beside_a_sweep(whole):
+    store, _, _ = whole
+    out, _ = fq("results", "compare", 2, 1, "--store", store)
+    assert "run 1, an estimate, beside run 2: they share no kind of site and format with 3 cells" in out
+    with Results(store) as results:
+        sides = [(results.get(n), stored_figures(results, n)) for n in (1, 2)]
+    # the same sites under other names, so that a kind has three
+    for (_, data), factor in zip(sides, (1.0, 2.0), strict=True):
+        data["cells"] = [
+            {
+                "site": f"l_out[{i}]", "format": "bf16", "kind": "l_out", "point": None, "mark": None,
+                "mean_kld": (i + 1) / factor, "mean_kld_ci95": (0.0, i + 0.6), "by_token": 1.0 + i,
+                "by_element": 3.0 - i,
+            }
+            for i in range(3)
+        ]  # fmt: skip
+        data["estimate"], data["verified"] = "sensitivity", []
+    sides[0][1]["verified"] = [{"site": "l_out[0]", "format": "bf16"}]
+    (group,) = compare_estimate(*sides)["groups"]
+    assert (group["n"], group["marked"], group["spearman"]) == (3, 0, 1.0)
+    assert (group["ratio_median"], group["ratio_least"], group["ratio_largest"]) == (2.0, 2.0, 2.0)
+    # (0 to 1.6) holds 1, (0 to 2.6) holds 1.5; that of the first was measured for the estimate
+    assert group["held"] == 1.0 and group["by_element"]["spearman"] == -1.0
+    sides[0][1]["cells"][2]["mean_kld_ci95"] = (0.0, 1.4)
+    assert compare_estimate(*sides)["groups"][0]["held"] == 0.5
+    sides[0][1]["cells"][1]["mark"] = "large"
+    (group,) = compare_estimate(*sides)["groups"]
+    assert group["marked"] == 1 and group["spearman"] is None
+
+
+def test_over_other_chunks_nothing_is_compared(whole):
+    store, _, _ = whole
+    with Results(store) as results:
+        one, other = ((results.get(n), stored_figures(results, n)) for n in (1, 2))
+    other[1]["chunk_indices"] = other[1]["chunk_indices"][::-1]
+    with pytest.raises(FqError, match="an estimate is compared over the same chunks: they are of other"):
+        compare_estimate(one, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--samples", 0], "samples must be from 1 to 64, not 0"),
+        (["--verify", -1], "--verify must be >= 0, not -1"),
+        (["--activations", "ggml"], "gradients are those of exact activations"),
+        (["--memory-limit", "1K"], "a memory limit of 0 MB is too little for one cell"),
+        (["--format", "bf99"], "unknown format 'bf99'"),
+    ],
+)
+def test_bad_arguments(command, tmp_path, arguments, words):
+    _, err = fq(*command, "--chunks", 1, "--store", tmp_path / "s.sqlite", *arguments, status=2)
+    assert words in err
+
+
+@pytest.mark.parametrize("arguments", [["rank", 1, 2], ["compare", "1:k[0]=bf16", "2:k"], ["compare", 1, 1]])
+def test_what_an_estimate_is_not_asked(whole, arguments):
+    _, err = fq("results", *arguments, "--store", whole[0], status=2)
+    assert "an estimate" in err
+
+
+def settings_with(path, **changes):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (text,) = db.execute("SELECT settings FROM runs WHERE id = 1").fetchone()
+        settings = json.loads(text)
+        settings["sensitivity"] |= changes
+        db.execute("UPDATE runs SET settings = ? WHERE id = 1", (json.dumps(settings),))
+        db.commit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sites": []}, "sensitivity's sites are none, or one is there twice"),
+        ({"sites": ["k[0]"] * 5}, "sensitivity's sites are none, or one is there twice"),
+        ({"sites": ["k[0];"] + [f"k[{i}]" for i in range(4)]}, "k[0]; is no site"),
+        ({"sites": [f"k[{i}]" for i in range(5)], "classes": [0] * 4}, "classes are not those of its sites"),
+        ({"formats": ["bf16", "bf17", "int8"]}, "unknown format 'bf17'"),
+        ({"formats": ["bf16", "f16"]}, "estimates are not of 5 sites and 2 formats"),
+        ({"columns": ["blocks"]}, "sensitivity's columns lack one of"),
+        ({"samples": 0}, "sensitivity's samples or seed are none"),
+        ({"classes": ["0"] * 5}, "classes are not those of its sites"),
+        ({"more": 1}, "sensitivity does not say what was asked for"),
+        ({"sites": "k[0]"}, "sensitivity is not of lists"),
+    ],
+)
+def test_a_damaged_store(whole, tmp_path, changes, words):
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(whole[0].read_bytes())
+    settings_with(path, **changes)
+    _, err = fq("results", 1, "--store", path, status=2)
+    assert "run 1 cannot be read" in err and words in err
+
+
+@pytest.mark.parametrize(
+    "figures", [b"", b"x" * 7, np.full(5 * 3 * 11, -1.0).tobytes(), np.full(5 * 3 * 11, np.inf).tobytes()]
+)
+def test_damaged_estimates(whole, tmp_path, figures):
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(whole[0].read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE estimates SET figures = ? WHERE chunk = 1", (figures,))
+        db.commit()
+    _, err = fq("results", 1, "--store", path, status=2)
+    assert "run 1 cannot be read: estimates" in err

@@ -1,0 +1,89 @@
+"""What errors are worth: the contract's sums, on every instruction set."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from float_environments import FTZ_AND_DAZ, X86_64_GLIBC, foreign_environment
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import assert_same_bits, seeds
+
+from fq_kernels import MAX_GRADS, Executor, error_products
+
+LANES = 16
+
+
+def in_order(x, y, weights, grads):
+    """As src/errors/contract.h says it."""
+    e = y - x
+    pairs = [(e, e), (e, x), (weights * e, e), (weights * e, x), *((e, g) for g in grads)]
+    out = np.empty((len(x), len(pairs)), np.float32)
+    for i in range(len(x)):
+        for k, (one, other) in enumerate(pairs):
+            lanes = np.zeros(LANES, np.float32)
+            for j in range(x.shape[1]):
+                lanes[j % LANES] += one[i, j] * other[i, j]
+            width = LANES // 2
+            while width:
+                lanes[:width] += lanes[width : 2 * width]
+                width //= 2
+            out[i, k] = lanes[0]
+    return out
+
+
+@given(seeds, st.integers(0, 5), st.integers(1, 70), st.integers(0, 5))
+def test_equal_the_contract(isa, seed, rows, n, n_grads):
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((2, rows, n)).astype(np.float32) * np.float32(10.0 ** rng.integers(-30, 15))
+    weights, *grads = rng.standard_normal((1 + n_grads, rows, n)).astype(np.float32)
+    grads = np.array(grads, np.float32).reshape(n_grads, rows, n)
+    assert_same_bits(error_products(x, y, weights, grads), in_order(x, y, weights, grads))
+
+
+@pytest.mark.parametrize("n", [1023, 1024, 1025, 2050])
+def test_rows_of_several_pieces(isa, n):
+    rng = np.random.default_rng(n)
+    x, y, weights, *grads = rng.standard_normal((5, 2, n)).astype(np.float32)
+    assert_same_bits(error_products(x, y, weights, np.stack(grads)), in_order(x, y, weights, grads))
+
+
+def test_any_strides_and_threads(isa):
+    rng = np.random.default_rng(5)
+    x, y, weights = rng.standard_normal((3, 40, 300)).astype(np.float32)[:, :, :96]
+    grads = rng.standard_normal((6, 80, 300)).astype(np.float32)[::2, 1::2, :96]
+    wanted = in_order(x, y, weights[::-1], grads)
+    with Executor(3) as executor:
+        for some in (None, executor):
+            assert_same_bits(error_products(x, y, weights[::-1], grads, executor=some), wanted)
+
+
+def test_subnormal_products_stay(isa):
+    x, y = np.zeros((1, 20), np.float32), np.full((1, 20), 1e-22, np.float32)
+    with foreign_environment(mxcsr_bits=FTZ_AND_DAZ) if X86_64_GLIBC else nullcontext():
+        found = error_products(x, y, np.ones((1, 20), np.float32), np.full((1, 1, 20), 1e-20, np.float32))
+    assert 1.9e-43 < found[0, 0] < 2.1e-43 and 1.9e-41 < found[0, 4] < 2.1e-41
+
+
+def test_what_is_not_finite_shows():
+    x, y = np.ones((2, 8), np.float32), np.ones((2, 8), np.float32)
+    y[0, 3], y[1, 5] = np.nan, np.inf
+    found = error_products(x, y, x, x[None])
+    assert np.isnan(found[0]).all() and np.isinf(found[1]).all()
+
+
+def test_wrong_arguments():
+    x = np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="x must be of shape"):
+        error_products(x[0], x[0], x[0], x[None])
+    with pytest.raises(ValueError, match="y must be of shape"):
+        error_products(x, x[:1], x, x[None])
+    with pytest.raises(ValueError, match="weights must be of shape"):
+        error_products(x, x, x[0], x[None])
+    for grads in (x, x[None, :1], np.ones((MAX_GRADS + 1, 2, 8), np.float32)):
+        with pytest.raises(ValueError, match="grads must be of shape"):
+            error_products(x, x, x, grads)
+    with pytest.raises(TypeError, match="grads must have dtype float32"):
+        error_products(x, x, x, x[None].astype(np.float64))

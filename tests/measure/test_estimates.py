@@ -1,0 +1,216 @@
+"""Figures of an estimate: from chunks that are made up, so that each is known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fq.commands.show_sensitivity import sensitivity_text
+from fq.measure.estimates import (
+    GAIN_ERROR,
+    LARGEST,
+    MIN_ALIKE,
+    USUAL_CV,
+    Asked,
+    Gains,
+    ModelError,
+    estimated,
+    gains_in_need,
+    intervals,
+    marks_of,
+    sensitivity_figures,
+    to_verify,
+)
+from fq.measure.inference import t_quantile
+from fq.measure.sensitivity import COLUMNS
+from fq_kernels.formats.gain import BY
+
+ABOUT = {"model": "m.gguf", "text": "t", "n_tokens": 4096, "n_ctx": 64, "n_chunks_asked": 4}
+ABOUT |= {"chunk_order": "first", "chunk_indices": [0, 1, 2, 3]}
+USUAL = {"value_sq": 100.0, "error_sq": 0.01, "along": 0.0, "cross": 0.0, "largest": 0.1}
+COSTS = {"blocks": 1e-4, "by_token": 1e-4, "neighbours": 1e-4, "by_element": 1e-4}
+COSTS |= {"whole_by_token": 2e-4, "whole_by_element": 3e-4}
+
+
+def asked_of(n_sites, formats=("bf16",), classes=None, kind="l_out"):
+    sites = tuple(f"{kind}[{i}]" for i in range(n_sites))
+    return Asked(sites, tuple(formats), tuple(classes or range(n_sites)), 4, 0, COLUMNS)
+
+
+def chunks_of(asked, n=4, **columns):
+    """Alike in all cells but for what is given, which spreads over (chunks, sites, formats)."""
+    shape = (n, len(asked.sites), len(asked.formats))
+    values = {name: np.broadcast_to((USUAL | COSTS)[name], shape) for name in COLUMNS}
+    values |= {name: np.broadcast_to(value, shape) for name, value in columns.items()}
+    return list(np.stack([values[name] for name in COLUMNS], axis=-1))
+
+
+def gains_of(asked, **klds):
+    return Gains(asked.classes, {int(key[1:]): np.array(value) * BY * BY for key, value in klds.items()})
+
+
+def test_an_estimate_is_the_sum_of_its_parts():
+    asked = asked_of(3, classes=(5, 5, None))
+    found = estimated(asked, chunks_of(asked, along=0.01, cross=-2e-5), gains_of(asked, c5=[1.0, 3.0]))
+    assert found.kld[:, 0] == pytest.approx([1e-4 - 2e-5 + 1e-4 * 2, 1e-4 - 2e-5 + 1e-4 * 2, 1e-4 - 2e-5])
+    assert found.share_along[:, 0] == pytest.approx([2e-4 / 2.8e-4, 2e-4 / 2.8e-4, 0])
+
+
+def test_no_cost_is_below_zero():
+    asked = asked_of(1)
+    found = estimated(asked, chunks_of(asked, cross=-1.0), gains_of(asked, c0=[1.0]))
+    assert found.kld[0, 0] == 0 and found.share_along[0, 0] == 0
+
+
+def test_blocks_go_half_way_to_what_elements_say():
+    """Under the factor of the kind, here 2, which one site with four times as much does not share."""
+    asked = asked_of(MIN_ALIKE, classes=[None] * MIN_ALIKE)
+    blocks = np.full((MIN_ALIKE, 1), 2e-4)
+    blocks[0] = 2e-4 * 4
+    mean = 2 * 4 ** (1 / MIN_ALIKE)
+    found = estimated(asked, chunks_of(asked, blocks=blocks), gains_of(asked))
+    assert found.kld[0, 0] == pytest.approx(1e-4 * math.sqrt(8 * mean))
+    assert found.kld[1:, 0] == pytest.approx(1e-4 * math.sqrt(2 * mean))
+    few = asked_of(MIN_ALIKE - 1, classes=[None] * (MIN_ALIKE - 1))
+    found = estimated(few, chunks_of(few, blocks=blocks[:-1]), gains_of(few))
+    assert found.kld[:, 0] == pytest.approx(blocks[:-1, 0])
+
+
+def test_sites_that_leave_nothing_or_nan_have_no_say_in_the_factor():
+    asked = asked_of(MIN_ALIKE + 2, classes=[None] * (MIN_ALIKE + 2))
+    blocks = np.full((MIN_ALIKE + 2, 1), 2e-4)
+    blocks[:3, 0] = 0, np.nan, 8e-4
+    found = estimated(asked, chunks_of(asked, blocks=blocks), gains_of(asked))
+    assert found.kld[0, 0] == 0 and np.isnan(found.kld[1, 0])
+    mean = 2 * 4 ** (1 / MIN_ALIKE)
+    assert found.kld[2:4, 0] == pytest.approx([1e-4 * math.sqrt(8 * mean), 1e-4 * math.sqrt(2 * mean)])
+
+
+def test_intervals_have_three_parts():
+    asked = asked_of(2, classes=(0, None))
+    blocks = np.array([1.0, 2.0, 3.0, 2.0])[:, None, None] * 1e-4
+    error = ModelError(0.1, 0.2, 9)
+    gains = gains_of(asked, c0=[1.0, 2.0])
+    found = estimated(asked, chunks_of(asked, blocks=blocks, along=0.01), gains)
+    low, high = np.log(intervals(found, gains, error)[:, 0]).T
+    model = t_quantile(0.05, 8) * 0.2 * math.sqrt(1 + 1 / 9)
+    scatter = math.sqrt(2 / 3) * 1e-4 / math.sqrt(4) * t_quantile(0.05, 3)
+    cv = math.sqrt(0.5) / 1.5
+    share = 1.5e-4 / 3.5e-4
+    halves = (
+        math.hypot(model, scatter / 3.5e-4, 2 * share * cv / math.sqrt(2)),
+        math.hypot(model, scatter / 2e-4),
+    )
+    assert (high - low) / 2 == pytest.approx(halves)
+    assert (high + low) / 2 == pytest.approx(np.log(found.kld[:, 0]) + 0.1)
+    assert intervals(found, gains, None) is None
+    few = estimated(asked, chunks_of(asked, n=3), gains)
+    assert intervals(few, gains, error) is None
+
+
+def test_the_model_error_is_a_prediction_interval():
+    logs = [0.1, -0.2, 0.3, 0.0]
+    error = ModelError.of(logs)
+    assert (error.mean, error.n) == (pytest.approx(0.05), 4)
+    assert error.half == pytest.approx(t_quantile(0.05, 3) * np.std(logs, ddof=1) * math.sqrt(1.25))
+    assert ModelError.of(logs[:3]) is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "spec", "mark"),
+    [
+        ({}, "bf16", ""),
+        ({"blocks": math.nan}, "bf16", "not finite"),
+        ({"blocks": 1.01 * LARGEST}, "bf16", "large"),
+        ({"blocks": 0.99 * LARGEST}, "bf16", ""),
+        ({}, "int8:tensor", "tensor"),
+        ({"largest": 0.51}, "bf16", "one block"),
+        ({"neighbours": 1.51e-4}, "bf16", "correlated"),
+        # where nearly all is along the value, the blocks do not matter
+        ({"largest": 0.51, "neighbours": 1.51e-4, "along": 0.02}, "bf16", ""),
+        ({"neighbours": 0.0, "by_token": 0.0}, "bf16", ""),
+    ],
+)
+def test_marks(columns, spec, mark):
+    asked = asked_of(1, [spec])
+    found = estimated(asked, chunks_of(asked, **columns), gains_of(asked, c0=[1.0]))
+    assert marks_of(asked, found).tolist() == [[mark]]
+
+
+def test_gains_are_measured_until_their_part_is_small():
+    asked = asked_of(3, classes=(0, 1, None))
+    left = chunks_of(asked, along=np.array([[0.1], [1e-4], [0.1]]))
+    klds = [1.0, 2.0, 1.2, 1.8, 1.4, 1.6, 1.5, 1.5]
+    for n in range(1, 9):
+        gains = gains_of(asked, c0=klds[:n], c1=klds[:n])
+        cv = np.std(klds[:n], ddof=1) / np.mean(klds[:n]) if n > 1 else USUAL_CV
+        wanting = gains_in_need(asked, estimated(asked, left, gains), gains)
+        # not the one along which there is nothing
+        assert wanting == ([0] if cv / math.sqrt(n) > GAIN_ERROR else [])
+        assert (wanting == [0]) == (n < 7)
+
+
+def test_a_class_without_a_gain_is_not_finite():
+    asked = asked_of(2)
+    found = estimated(asked, chunks_of(asked, along=0.01), gains_of(asked, c0=[1.0]))
+    assert marks_of(asked, found).tolist() == [[""], ["not finite"]]
+
+
+def test_cells_to_verify_are_of_all_sizes_kinds_and_formats():
+    formats = ["bf16", "f16", "int8", "mxfp4"]
+    sites = tuple(f"{kind}[{i}]" for kind in ("q", "k", "l_out") for i in range(8))
+    asked = Asked(sites, tuple(formats), (None,) * 24, 4, 0, COLUMNS)
+    sizes = np.geomspace(1e-8, 1e-3, 96).reshape(24, 4)
+    sizes[0, 0] = 1.0
+    found = estimated(asked, chunks_of(asked, blocks=sizes, by_element=sizes), gains_of(asked))
+    chosen = to_verify(asked, found, marks_of(asked, found), 12)
+    assert len(set(chosen)) == 12 and chosen == to_verify(asked, found, marks_of(asked, found), 12)
+    assert ("q[0]", "bf16") not in chosen, "it is marked"
+    assert {site.partition("[")[0] for site, _ in chosen} == {"q", "k", "l_out"}
+    assert all(2 <= sum(spec == one for _, spec in chosen) <= 4 for one in formats)
+    ranks = sorted(int(np.searchsorted(np.sort(sizes.ravel()), sizes[asked.cell(*cell)])) for cell in chosen)
+    assert all(8 * k - 1 <= rank <= 8 * k + 8 for k, rank in enumerate(ranks))
+    assert len(to_verify(asked, found, marks_of(asked, found), 500)) == 95
+    assert to_verify(asked, found, marks_of(asked, found), 0) == []
+
+
+@pytest.fixture
+def data():
+    asked = asked_of(8, ["bf16", "int8"], classes=[None] * 8)
+    sizes = np.array([[1e-4], [2e-4], [5e-5], [0.06], [1e-6], [np.nan], [3e-4], [2e-5]])
+    left = chunks_of(asked, blocks=sizes, by_element=sizes)
+    exact = {(f"l_out[{i}]", "bf16"): np.full(4, 1.1 * sizes[i, 0]) for i in (0, 1, 2, 3, 6)}
+    exact["l_out[7]", "int8"] = np.full(3, 1.0)  # a chunk is yet to come
+    return sensitivity_figures(ABOUT, asked, left, gains_of(asked), exact)
+
+
+def test_figures(data):
+    json.dumps(data, allow_nan=False)
+    assert [cell["site"] for cell in data["cells"][:3]] == ["l_out[0]", "l_out[1]", "l_out[2]"]
+    of_bf16 = {cell["layer"]: cell for cell in data["cells"] if cell["format"] == "bf16"}
+    assert [of_bf16[i]["rank"] for i in range(8)] == [4, 3, 5, 1, 7, None, 2, 6]
+    assert of_bf16[5]["mean_kld"] is None and of_bf16[5]["mark"] == "not finite"
+    assert of_bf16[0]["sqnr_db"] == pytest.approx(40)
+    assert (of_bf16[0]["kind"], of_bf16[0]["point"]) == ("l_out", None)
+    assert len(data["verified"]) == 5
+    assert [one["mark"] for one in data["verified"]] == [None, None, None, "large", None]
+    error = data["model_error"]
+    assert error == {"ln_ratio_mean": pytest.approx(math.log(1.1)), "ln_ratio_sd": pytest.approx(0), "n": 4}
+    low, high = of_bf16[0]["mean_kld_ci95"]
+    assert low == pytest.approx(1.1e-4) and high == pytest.approx(1.1e-4)
+
+
+def test_text(data):
+    text = sensitivity_text(data)
+    assert "8 sites in 2 formats, by 4 labels a token" in text
+    assert "4 of 16 cells are marked, not to be trusted:" in text
+    assert "l_out[3]=bf16" in text and "1.10" in text
+    assert "exact / estimate of one more, 95 %: 1.10 to 1.10" in text
+
+
+def test_figures_without_chunks():
+    data = sensitivity_figures(ABOUT, asked_of(2), [], gains_of(asked_of(2)), {})
+    assert data["cells"] == [] and data["partial"] and "there are no figures" in sensitivity_text(data)

@@ -1,0 +1,270 @@
+"""Estimates of what rounding costs: against what they are defined as, and against exact sweeps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+
+from fq import Executor, FqError, Model, NotFiniteError
+from fq.gguf.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
+from fq.measure.cells import Cell
+from fq.measure.estimates import Gains, estimated
+from fq.measure.labels import sampled_labels
+from fq.measure.sensitivity import COLUMNS, DEFAULT_FORMATS, NEIGHBOURS, Sensitivity, costs, gain_cells
+from fq.measure.sweep import Sweep
+from fq.run.backward import Backward
+from fq_kernels import get_format, rms_norm_f32, round_trip
+from fq_kernels.formats.gain import BY
+from fq_kernels.rules import FakeQuant
+
+N_CTX = 48
+DIGEST = "3e5dd779e150603e"
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny):
+    return tiny.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+
+
+def run_of(model, tokens, sites, formats, executor, **settings):
+    run = Sensitivity(
+        model, tokens, sites, formats, executor=executor, **({"n_ctx": N_CTX, "chunks": 2} | settings)
+    )
+    assert list(run) == list(range(run.text.n))
+    return run
+
+
+def column(run, position, site, spec):
+    at = [str(site) for site in run.sites].index(site), run.formats.index(spec)
+    return dict(zip(COLUMNS, run.finished[position][at], strict=True))
+
+
+def gradients(run, model, position, executor):
+    """(value, gradients) of places: each layer's norms' inputs and results, k, the residual; and labels of
+    its own."""
+    ids, _ = run.text[position]
+    back = Backward(model, N_CTX, executor)
+    logits = back.forward(ids[:-1], N_CTX // 2)
+    labels = sampled_labels(logits, run.samples, run.seed, run.text.indices[position], executor)
+    found = {}
+
+    def visit(at):
+        node = model.graph.nodes[at.number]
+        for value in node.values:
+            found[str(value.place)] = at.value, at.grad
+            if value.is_norm:
+                found[f"{value.place}.in"] = at.inputs[0], at.of_inputs[0]
+
+    back.backward_of(labels, visit)
+    return found
+
+
+def by_definition(x, grads, fmt, rows, first_row, ids):
+    """Of one format, in float64; x (rows, n), ids of its tokens."""
+    x64, g = x.astype(np.float64), grads.astype(np.float64)
+    e = round_trip(x, fmt, first_row=first_row).astype(np.float64) - x64
+    c = (e * x64).sum() / (x64 * x64).sum()
+    r = e - c * x64
+
+    def tokens(error):
+        return (g * error).sum(axis=-1).reshape(len(g), -1, rows).sum(axis=2)
+
+    def blocks(values, numbers):
+        sums = np.zeros((len(g), max(numbers) + 1))
+        for t, number in enumerate(numbers):
+            sums[:, number] += values[:, t]
+        return sums
+
+    def cost(squares):
+        return squares.sum() / 2 / len(g) / (N_CTX - 1 - N_CTX // 2)
+
+    squares = blocks(tokens(r), ids) ** 2
+    return {
+        "value_sq": (x64 * x64).sum(),
+        "error_sq": (e * e).sum(),
+        "along": c,
+        "blocks": cost(squares),
+        "cross": 2 * c * cost(blocks(tokens(r), ids) * blocks(tokens(x64), ids)),
+        "by_token": cost(tokens(r) ** 2),
+        "neighbours": cost(blocks(tokens(r), [t // NEIGHBOURS for t in range(len(ids))]) ** 2),
+        "by_element": cost((g * r) ** 2),
+        "whole_by_token": cost(tokens(e) ** 2),
+        "whole_by_element": cost((g * e) ** 2),
+        "largest": squares.max() / squares.sum(),
+    }
+
+
+def test_a_chunk_leaves_what_is_defined(tiny, tokens, executor):
+    """Before the weight, after it, at a norm's input, of heads, of the rows that are scored alone; in formats
+    with a bias, random numbers, scales by row and by tensor."""
+    formats = ["bf16:truncate", "fp8_e4m3fn:stochastic,seed=3", "mxfp4", "int8:tensor"]
+    sites = ["attn_norm[1].in", "ffn_norm[0].raw", "ffn_norm[1].weighted", "k[0]", "l_out[1]", "ffn_act[1]"]
+    run = run_of(tiny, tokens, sites, formats, executor, samples=3)
+    for position in range(2):
+        found = gradients(run, tiny, position, executor)
+        for site in map(str, run.sites):
+            x, grads = found[site.removesuffix(".raw").removesuffix(".weighted")]
+            rows = 2 if site.startswith("k[") else 1
+            x, grads = x.reshape(len(x) * rows, -1), grads.reshape(3, len(x) * rows, -1)
+            if site.endswith(".raw"):
+                read, _ = found[site.replace("raw", "in")]
+                weight = tiny.vectors["blk.0.ffn_norm.weight"]
+                x, grads = rms_norm_f32(read, eps=tiny.hparams.rms_eps), grads * weight
+            ids = run.text[position][0][:-1][-(len(x) // rows) :]
+            assert (len(ids) < N_CTX - 1) == (site in ("l_out[1]", "ffn_act[1]", "ffn_norm[1].weighted"))
+            for spec in run.formats:
+                (counter,) = FakeQuant(tiny.values, f"{site}={spec}").matched
+                wanted = by_definition(x, grads, counter.format, rows, position * len(x), ids)
+                got = column(run, position, site, spec)
+                # what is left of nearly equal numbers has their error
+                scale = {"along": math.sqrt(wanted["error_sq"] / wanted["value_sq"])}
+                scale["cross"] = wanted["whole_by_token"]
+                for name, value in wanted.items():
+                    close = pytest.approx(value, rel=2e-4, abs=2e-4 * scale.get(name, 0))
+                    assert got[name] == close, (site, spec, name)
+
+
+def test_as_the_exact_sweep_has_it(executor, tmp_path):
+    """Of sites of all kinds in a format without and one with a bias, within the noise of the labels."""
+    path = tmp_path / "tiny.gguf"
+    write_llama_gguf(path, tiny_shape(n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="F32")
+    model = Model(path)
+    tokens = model.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+    sites = [
+        "attn_norm[0].raw",
+        "ffn_norm[1].weighted",
+        "ffn_norm[0].in",
+        "q[1]",
+        "v[0]",
+        "ffn_up[0]",
+        "l_out[0]",
+    ]
+    formats = ["fp8_e5m2", "bf16:truncate"]
+    run = run_of(model, tokens, sites, formats, executor, samples=16, n_ctx=128, chunks=4)
+    gains = gain_cells(run.asked)
+    exact = [Cell(f"{s}={f}", "single", f, (f"{s}={f}",)) for s in map(str, run.sites) for f in formats]
+    cells = [*gains.values(), *exact]
+    sweep = Sweep(model, tokens, cells, executor=executor, n_ctx=128, chunks=4)
+    for _ in sweep:
+        pass
+    kld = [[sweep.finished[i, c].paired.kld.mean() for c in range(4)] for i in range(len(cells))]
+    of_class = dict(zip(gains, map(np.array, kld), strict=False))
+    found = estimated(run.asked, [run.finished[c] for c in range(4)], Gains(run.asked.classes, of_class))
+    measured = np.mean(kld[len(gains) :], axis=1).reshape(len(run.sites), 2)
+    ratios = measured / found.kld
+    assert (0.7 < ratios).all() and (ratios < 1.4).all(), ratios
+    assert abs(np.log(ratios).mean()) < 0.1
+    # where a format has a bias, the diagonal of Fisher's matrix does not see what errors have in common
+    by_element = measured / found.figures["whole_by_element"]
+    assert np.abs(np.log(by_element[:, 1])).mean() > 3 * np.abs(np.log(ratios[:, 1])).mean()
+
+
+def test_the_same_bits_on_any_set_and_with_any_threads(isa, tiny, tokens):
+    sites, formats = ["*.raw", "k", "ffn_out[1]"], ["bf16", "fp8_e4m3fn:truncate", "int4", "nvfp4"]
+    found = set()
+    for threads in (1, 3):
+        with Executor(threads) as executor:
+            run = run_of(tiny, tokens, sites, formats, executor)
+        found.add(hashlib.sha256(b"".join(run.finished[c].tobytes() for c in (0, 1))).hexdigest()[:16])
+    assert found == {DIGEST}
+
+
+def test_pieces_have_no_say(tiny, tokens, executor, monkeypatch):
+    sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8"]
+    whole = run_of(tiny, tokens, sites, formats, executor).finished[1]
+    monkeypatch.setattr("fq.measure.sensitivity.PIECE", 200)
+    assert (run_of(tiny, tokens, sites, formats, executor).finished[1] == whole).all()
+
+
+def test_a_run_goes_on(tiny, tokens, executor):
+    whole = run_of(tiny, tokens, ["l_out"], ["bf16"], executor)
+    again = Sensitivity(tiny, tokens, ["l_out"], ["bf16"], executor=executor, n_ctx=N_CTX, chunks=2)
+    again.finished[0] = whole.finished[0]
+    steps = []
+    again.on_step = lambda: steps.append(1)
+    planned = again.steps
+    assert list(again) == [1] and (again.finished[1] == whole.finished[1]).all()
+    assert len(steps) == planned
+
+
+def test_every_site_and_all_default_formats(tiny, tokens, executor):
+    run = run_of(tiny, tokens, [], DEFAULT_FORMATS, executor, chunks=1)
+    assert len(run.sites) == len([site for value in tiny.values for site in value.sites])
+    assert run.finished[0].shape == (len(run.sites), 45, len(COLUMNS))
+    # rows of a head and of the feed-forward layer are no multiple of 64, which had=64 rotates together
+    narrow = {"q", "k", "v", "k_proj", "v_proj", "ffn_gate", "ffn_up", "ffn_act"}
+    misfit = np.array([[s.place.kind in narrow and "had" in f for f in run.formats] for s in run.sites])
+    assert misfit.sum() == 2 * len(narrow) and (np.isnan(run.finished[0]).all(axis=2) == misfit).all()
+    assert np.isfinite(run.finished[0][~misfit]).all()
+    assert all(not get_format(spec).whole_tensor for spec in DEFAULT_FORMATS)
+
+
+def test_what_is_not_finite(tiny, tokens, executor):
+    """fp8_e5m2 without saturation makes infinities of large values: of those alone nothing is said."""
+    run = run_of(tiny, tokens, ["ffn_norm[0].raw"], ["bf16", "e2m1:no-saturate"], executor, chunks=1)
+    assert np.isfinite(run.finished[0][0, 0]).all() and np.isnan(run.finished[0][0, 1]).all()
+
+
+def test_costs_of_nothing():
+    """No error, and a value that is 0."""
+    own = np.zeros((8, 5), np.float32)
+    found = dict(zip(COLUMNS, costs(own, own[None], 1, np.arange(8))[0], strict=True))
+    assert set(found.values()) == {0.0}
+
+
+def test_gain_is_a_factor():
+    x = np.float32([[1, -2, 0, 3e38]])
+    y = round_trip(x, "gain")
+    assert (
+        y[0, 0] == 1 + BY
+        and y[0, 1] == -2 * (1 + BY)
+        and y[0, 2] == 0
+        and y[0, 3] == x[0, 3] * np.float32(1 + BY)
+    )
+
+
+def test_gain_cells_are_at_the_last_site_of_each_class(tiny, tokens, executor):
+    run = Sensitivity(
+        tiny, tokens, ["ffn_up[0]", "ffn_act[0]", "*[0].in"], ["bf16"], executor=executor, n_ctx=N_CTX
+    )
+    (cell,) = gain_cells(run.asked).values()
+    assert cell.rules == ("ffn_act[0]=gain",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sites": ["mlp[0]"]}, "matches no site"),
+        ({"formats": ["bf17"]}, "unknown format 'bf17'"),
+        ({"formats": ["bf16", "bf16:nearest-even"]}, "a format is asked for twice"),
+        ({"formats": []}, "no formats"),
+        ({"formats": ["bf16", "mxfp4:had=128"]}, "mxfp4:had=128: format mxfp4:had=128 rotates 128 values"),
+        ({"samples": 0}, "samples must be from 1 to 64, not 0"),
+        ({"samples": 65}, "samples must be from 1 to 64, not 65"),
+        ({"activations": "ggml"}, "exact activations"),
+        ({"n_ctx": 4096}, "the model allows at most 128"),
+    ],
+)
+def test_bad_requests(tiny, tokens, executor, change, words):
+    asked = {"sites": ["l_out"], "formats": ["bf16"], "n_ctx": N_CTX} | change
+    sites, formats = asked.pop("sites"), asked.pop("formats")
+    with pytest.raises(FqError, match=words):
+        Sensitivity(tiny, tokens, sites, formats, executor=executor, **asked)
+
+
+def test_a_model_that_is_not_finite(tmp_path, executor):
+    path = tmp_path / "nan.gguf"
+    write_llama_gguf(path, tiny_shape(n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="F32")
+    tensor = Model(path).file.tensors["output_norm.weight"]
+    data = np.memmap(path, np.float32, "r+", tensor.offset, tensor.shape)
+    data[3] = np.nan
+    data.flush()
+    model = Model(path)
+    tokens = model.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+    with pytest.raises(
+        NotFiniteError, match=r"^the model: the logits are not finite in chunk .* result_norm"
+    ):
+        run_of(model, tokens, ["l_out"], ["bf16"], executor)
