@@ -122,6 +122,7 @@ def unregister_format(name: str) -> None:
     del _table.families[name]
     family.registration.ended = True
     _parse.cache_clear()
+    _checked.cache_clear()
 
 
 def format_names() -> list[str]:
@@ -174,9 +175,8 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     string nor a Format.
     """
     if isinstance(spec, Format):
-        if not 0 <= spec.seed < 2**64:
-            raise ValueError(f"seed must be between 0 and 2**64 - 1, not {spec.seed}")
-        parsed = replace(_parse(str(spec)), scales=spec.scales)
+        # to hash the scales of a row takes longer than to look at all else
+        parsed = _check(spec) if spec.scales else _checked(spec)
         return spec if parsed == spec else parsed
     if not isinstance(spec, str):
         raise TypeError(f"a format is a string such as 'bf16', not {type(spec).__name__}")
@@ -184,6 +184,15 @@ def get_format(spec: str | Format, *, seed: int = 0) -> Format:
     if seed and found.seeded and "seed=" not in spec.lower():
         found = get_format(found.with_seed(seed))
     return found
+
+
+def _check(fmt: Format) -> Format:
+    if not 0 <= fmt.seed < 2**64:
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {fmt.seed}")
+    return replace(_parse(str(fmt)), scales=fmt.scales)
+
+
+_checked = lru_cache(maxsize=4096)(_check)  # a seed for each site makes many formats of one
 
 
 def _choices(family: Family) -> tuple[tuple[str, ...], ...]:
