@@ -219,3 +219,43 @@ def test_damaged_estimates(whole, tmp_path, figures):
         db.commit()
     _, err = fq("results", 1, "--store", path, status=2)
     assert "run 1 cannot be read: estimates" in err
+
+
+def test_the_page(whole, tmp_path):
+    store, data, _ = whole
+    page = tmp_path / "page.html"
+    fq("report", 1, "--store", store, "-o", page, "--png", tmp_path / "png")
+    html = page.read_text()
+    assert html.count("<svg") == 3 and "Sites × formats" in html and 'src="http' not in html
+    # of a kind with one site there is nothing to map
+    assert {path.name for path in (tmp_path / "png").iterdir()} == {
+        "kinds.png",
+        "sites-1.png",
+        "verified.png",
+    }
+    for one in data["verified"]:
+        assert f'<th scope="row">{one["site"]}={one["format"]}</th>' in html
+    most = max((c for c in data["cells"] if c["format"] == "int8"), key=lambda c: c["mean_kld"])
+    assert f"<td>{most['site']}</td>" in html
+    again = tmp_path / "again.html"
+    fq("report", 1, "--store", store, "-o", again)
+    assert again.read_bytes() == page.read_bytes()
+
+
+def test_a_page_without_intervals(command, tmp_path):
+    """Of chunks that are too few, without a cell that was measured, and of a format that is never finite."""
+    store, page = tmp_path / "s.sqlite", tmp_path / "page.html"
+    arguments = [*command, "--format", "e2m1:no-saturate", "--chunks", 1, "--store", store]
+    arguments[arguments.index("--verify") + 1] = 0
+    out, _ = fq(*arguments)
+    assert "there are intervals from 4 chunks and 4 verified cells on" in out
+    fq("report", "--store", store, "-o", page)
+    html = page.read_text()
+    assert "There are no intervals" in html and "of 20 cells “not finite”" in html
+
+
+def test_a_page_takes_no_other_run_beside(whole, tmp_path):
+    for numbers in ((1, 2), (2, 1)):
+        arguments = ["report", numbers[0], "--beside", numbers[1], "-o", tmp_path / "p.html"]
+        _, err = fq(*arguments, "--store", whole[0], status=2)
+        assert "--beside takes sweeps" in err

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from ..report import page, svg
+    from ..report import page, sensitivity, svg
     from ..report.elsewhere import Elsewhere
 
     with svg.style(svg.FOR_PNG):
@@ -51,14 +51,20 @@ def main(args: argparse.Namespace) -> int:
         beside = args.beside or []
         if number in beside or len(set(beside)) < len(beside):
             raise FqError(f"--beside takes other runs than {number}, each once")
+        if beside and any(store.get(each).asked for each in (number, *beside)):
+            raise FqError("--beside takes sweeps; an estimate is put beside one by fq results compare")
         elsewhere = Elsewhere(data, [stored_figures(store, other) for other in beside]) if beside else None
     if args.png:
         try:
             os.makedirs(args.png, exist_ok=True)
         except OSError as e:
             raise FqError(f"--png {args.png}: {e.strerror}") from None
-    html = page.report_html(data, elsewhere)
-    pngs = page.pngs(data, elsewhere) if args.png else {}
+    if "estimate" in data:
+        html = sensitivity.sensitivity_html(data)
+        pngs = sensitivity.pngs(data) if args.png else {}
+    else:
+        html = page.report_html(data, elsewhere)
+        pngs = page.pngs(data, elsewhere) if args.png else {}
     targets = {name: os.path.join(args.png, name) for name in pngs}
     # only now are the plots' names known; nothing has been written
     check_outputs({"-o": output} | {f"--png's {name}": target for name, target in targets.items()}, inputs)
