@@ -31,6 +31,7 @@ COMMANDS = {
     "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
     "sensitivity": "Estimate every site in every format from a few backward passes.",
+    "plan": "Choose a format for each site within a budget, from an estimate.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
     "pareto": "Show which norm units no other beats, in hardware's cost and in KL divergence.",
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",

@@ -53,6 +53,8 @@ def main(args: argparse.Namespace) -> int:
             raise FqError(f"{store.path}: there is no {which}")
         number = max(runs) if args.run is None else args.run
         data = stored_figures(store, number)
+    if "estimate" in data:
+        raise FqError(f"run {number} is an estimate (fq plan takes those): name a run of units by its number")
     if data.get("baseline"):
         raise FqError(
             f"run {number} is beside another baseline than the exact model: name a run of units by its number"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from fq_kernels import get_format
 from fq_kernels.rules import AnyRule, FakeQuant, Rule, Site, UnitRule, parse_rule
 
 from ..errors import FqError
 from ..run.model import Model
+
+MAX_RULES_BYTES = 1 << 20  # of a file of rules
 
 
 def add_fake_quant(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def add_rules(group: argparse._ArgumentGroup) -> None:
         metavar="RULE",
         help="SITES=FORMAT[:option,...], such as ffn_norm[5]=bf16, ffn_norm[0-10,15].weighted=bf16:truncate, "
         "*[*].raw=f16, l_out[*]=bf16, k=fp8_e4m3, norm[*]=bf16:first-call; fq sites lists what there is; "
-        "may be repeated, later rules win",
+        "or @FILE, a rule on each line; may be repeated, later rules win",
     )
     group.add_argument(
         "--profile",
@@ -90,7 +93,8 @@ def rules_of(args: argparse.Namespace, model: Model) -> list[AnyRule]:
             rules.append(Rule(get_format(spec, seed=args.seed), **shorthand))
         elif shorthand:
             raise FqError(f"--fake-quant-{next(iter(shorthand))} needs --fake-quant-ffn-norm TYPE")
-        rules += [parse_rule(text, seed=args.seed) for text in args.fake_quant or []]
+        texts = [text for given in args.fake_quant or [] for text in _written(given)]
+        rules += [parse_rule(text, seed=args.seed) for text in texts]
     except FqError:
         raise
     except ValueError as e:
@@ -99,6 +103,23 @@ def rules_of(args: argparse.Namespace, model: Model) -> list[AnyRule]:
         rules += [UnitRule.parse(text, seed=args.seed) for text in args.norm_unit or []]
     except ValueError as e:
         raise FqError(f"--norm-unit: {e}") from None
+    return rules
+
+
+def _written(given: str) -> list[str]:
+    """A rule, or those of a file, @FILE; a line that begins with # is none."""
+    if not given.startswith("@"):
+        return [given]
+    path = Path(given[1:])
+    if path.stat().st_size > MAX_RULES_BYTES:
+        raise FqError(f"--fake-quant {given}: larger than {MAX_RULES_BYTES >> 20} MiB")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise FqError(f"--fake-quant {given}: is no text in UTF-8") from None
+    rules = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not rules:
+        raise FqError(f"--fake-quant {given}: there is no rule in it")
     return rules
 
 

@@ -20,7 +20,8 @@ from ..measure.estimates import estimated, gains_in_need, marks_of, to_verify
 from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
 from ..measure.sweep import Sweep
 from ..provenance import sha256_of
-from ..results.runs import Results, Run, measured, stored_figures
+from ..results.estimated import measured
+from ..results.runs import Results, Run, stored_figures
 from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (

@@ -97,9 +97,13 @@ def _verified_text(data: Mapping[str, Any]) -> list[str]:
         return []
     rows = [["measured exactly", "estimate", "exact", "exact / estimate"]]
     for cell in sorted(data["verified"], key=lambda cell: -cell["exact"]):
-        ratio = f"{cell['ratio']:.2f}" if math.isfinite(cell["ratio"]) else ""
         rows.append(
-            [f"{cell['site']}={cell['format']}", f"{cell['mean_kld']:.3e}", f"{cell['exact']:.3e}", ratio]
+            [
+                f"{cell['site']}={cell['format']}",
+                f"{cell['mean_kld']:.3e}",
+                f"{cell['exact']:.3e}",
+                f"{cell['ratio']:.2f}",
+            ]
         )
     lines = ["", table(rows, {1, 2, 3})]
     if error := data["model_error"]:

@@ -192,6 +192,45 @@ def intervals(found: Estimates, gains: Gains, error: ModelError | None) -> np.nd
     return np.stack(ends, axis=-1)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Estimates, and what is known of how far they are to be trusted.
+
+    marks     texts (sites, formats): why one is not, or nothing
+    verified  of each cell that was measured: site, format, mean_kld, exact, their ratio, mark
+    error     what these say of all others; None: too few
+    """
+
+    found: Estimates
+    marks: np.ndarray
+    verified: list[dict[str, Any]]
+    error: ModelError | None
+
+
+@default_fpu()
+def judged(
+    asked: Asked,
+    left: Sequence[np.ndarray],
+    gains: Gains,
+    exact: Mapping[tuple[str, str], np.ndarray],
+) -> Judged:
+    """left: of each chunk that ended, at least one; exact: as of `sensitivity_figures`."""
+    found = estimated(asked, left, gains)
+    marks, logs, verified = marks_of(asked, found), [], []
+    for (site, spec), klds in exact.items():
+        place = asked.cell(site, spec)
+        if place is None or len(klds) < len(left):
+            continue
+        estimate, measured = float(found.kld[place]), float(np.mean(klds[: len(left)]))
+        ratio = measured / estimate if estimate > 0 else math.nan
+        if math.isfinite(ratio):
+            entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
+            verified.append(entry | {"mark": str(marks[place]) or None})
+            if not marks[place] and ratio > 0:
+                logs.append(log(ratio))
+    return Judged(found, marks, verified, ModelError.of(logs))
+
+
 @default_fpu()
 def sensitivity_figures(
     about: Mapping[str, Any],
@@ -220,20 +259,9 @@ def sensitivity_figures(
     result |= {"model_error": None, "gain_cv": None, "partial": len(left) < about["n_chunks_asked"]}
     if not left:
         return result
-    found = estimated(asked, left, gains)
-    marks = marks_of(asked, found)
-    logs = []
-    for (site, spec), klds in exact.items():
-        place = asked.cell(site, spec)
-        if place is None or len(klds) < len(left):
-            continue
-        estimate, measured = float(found.kld[place]), float(np.mean(klds[: len(left)]))
-        ratio = measured / estimate if estimate > 0 else math.nan
-        entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
-        result["verified"].append(entry | {"mark": str(marks[place]) or None})
-        if not marks[place] and math.isfinite(ratio) and ratio > 0:
-            logs.append(log(ratio))
-    error = ModelError.of(logs)
+    said = judged(asked, left, gains, exact)
+    found, marks, error = said.found, said.marks, said.error
+    result["verified"] = said.verified
     if error is not None:
         result["model_error"] = {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
     result["gain_cv"] = gains.cv

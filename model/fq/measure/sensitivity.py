@@ -112,7 +112,7 @@ class Sensitivity:
             raise FqError(f"samples must be from 1 to {MAX_GRADS}, not {samples}")
         self.model, self.samples, self.seed, self.executor = model, samples, seed, executor
         self.text = Chunks(model, tokens, self.settings)
-        self.sites = _sites(model, sites)
+        self.sites = sites_named(model, sites)
         if not formats:
             raise FqError("no formats to look at")
         self.formats = [_canonical(spec, seed) for spec in formats]
@@ -371,7 +371,7 @@ def _alike(values: np.ndarray, same: np.ndarray) -> np.ndarray:
     return total
 
 
-def _sites(model: Model, patterns: Sequence[str]) -> list[Site]:
+def sites_named(model: Model, patterns: Sequence[str]) -> list[Site]:
     """In graph order."""
     every = [site for value in model.values for site in value.sites]
     if not patterns:

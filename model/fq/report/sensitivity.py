@@ -247,7 +247,7 @@ def _tables(data: dict[str, Any]) -> list[dict[str, Any]]:
             plain(f"{one['site']}={one['format']}"),
             kl_text(one["mean_kld"]),
             kl_text(one["exact"]),
-            f"{one['ratio']:.2f}" if math.isfinite(one["ratio"]) else "",
+            f"{one['ratio']:.2f}",
             one["mark"] or "",
         ]
         for one in sorted(data["verified"], key=lambda one: -one["exact"])

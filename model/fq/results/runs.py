@@ -19,21 +19,19 @@ import re
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels.formats.gain import GAIN
-
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import SCORED, n_scored_per_chunk
-from ..measure.estimates import Asked, Gains, sensitivity_figures
+from ..measure.estimates import Asked, sensitivity_figures
 from ..measure.figures import figures
 from . import migrations, stored
+from .estimated import in_order, measured
 
 BUSY_SECONDS = 60.0
 
@@ -522,29 +520,5 @@ def stored_figures(store: Results, number: int) -> dict[str, Any]:
             return {"run": number} | figures(run.about, run.cells, left)
         about = {key: value for key, value in run.about.items() if key not in ("values", "sensitivity")}
         gains, exact = measured(asked, run.cells, left)
-        chunks = [estimates[c] for c in range(len(estimates)) if c in estimates]
+        chunks = in_order(estimates)
         return {"run": number} | sensitivity_figures(about, asked, chunks, gains, exact)
-
-
-def measured(
-    asked: Asked, cells: Sequence[Cell], left: Mapping[tuple[int, int], CellChunk]
-) -> tuple[Gains, dict[tuple[str, str], np.ndarray]]:
-    """Of an estimate's cells that were measured: what a change of scale costs, and the mean KL of each chunk
-    by site and format. Of each cell those chunks that ended without a gap."""
-    classes = dict(zip(asked.sites, asked.classes, strict=True))
-    of_class: dict[int, np.ndarray] = {}
-    exact: dict[tuple[str, str], np.ndarray] = {}
-    for i, cell in enumerate(cells):
-        klds = list(takewhile(lambda kld: kld is not None, (_mean_kld(left.get((i, c))) for c in count())))
-        if not klds or len(cell.rules) != 1:
-            continue
-        site, _, spec = cell.rules[0].partition("=")
-        if spec == GAIN and (key := classes.get(site)) is not None:
-            of_class[key] = np.array(klds)
-        elif spec != GAIN:
-            exact[site, spec] = np.array(klds)
-    return Gains(asked.classes, of_class), exact
-
-
-def _mean_kld(left: CellChunk | None) -> float | None:
-    return None if left is None else float(np.mean(left.paired.kld))

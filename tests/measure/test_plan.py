@@ -1,0 +1,202 @@
+"""Plans: the solver's choices against all that there are, the rules that they make, what they cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fq import FqError
+from fq.measure.estimates import Asked, Gains, Judged, ModelError, estimated
+from fq.measure.inference import t_quantile
+from fq.measure.plan import (
+    Choice,
+    Option,
+    choices_of,
+    elements_of,
+    front,
+    plan_of,
+    planned_sites,
+    read_costs,
+    solve,
+    uniform_plans,
+)
+from fq.measure.sensitivity import COLUMNS
+from fq_kernels.rules import Place, Site, Value
+
+FORMATS = ("bf16", "fp8_e4m3fn", "mxfp4")
+SITES = tuple(f"l_out[{i}]" for i in range(5))
+ELEMENTS = dict(zip(SITES, (64, 64, 64, 128, 32), strict=True))
+
+
+def judged_of(klds, n_chunks=8, error=None, marks=None, scatter=0.0):
+    """klds (sites, formats), the same in all chunks but for a scatter."""
+    klds = np.asarray(klds, np.float64)
+    asked = Asked(SITES[: len(klds)], FORMATS, (None,) * len(klds), 4, 0, COLUMNS)
+    left = np.zeros((n_chunks, *klds.shape, len(COLUMNS)))
+    way = np.where(np.arange(n_chunks) % 2, 1 + scatter, 1 - scatter)
+    left[..., COLUMNS.index("blocks")] = klds * way[:, None, None]
+    found = estimated(asked, list(left), Gains(asked.classes, {}))
+    marks = np.full(klds.shape, "", object) if marks is None else np.array(marks, object)
+    return asked, Judged(found, marks, [], error)
+
+
+@pytest.fixture
+def klds():
+    rng = np.random.default_rng(5)
+    return 10.0 ** rng.uniform([-7, -5, -3.5], [-6, -3.5, -2], (5, 3))
+
+
+def every(choices):
+    elements = sum(choice.elements for choice in choices)
+    for picked in itertools.product(*(choice.options for choice in choices)):
+        yield sum(o.cost for o in picked) / elements, math.fsum(o.kld for o in picked)
+
+
+@pytest.mark.parametrize("budget", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0])
+def test_the_cheapest_within_a_kl(klds, budget):
+    asked, said = judged_of(klds)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    plan = solve(choices, said, kld=budget)
+    assert plan.kld <= budget * (1 + 1e-6)
+    assert plan.cost == pytest.approx(min(cost for cost, kld in every(choices) if kld <= budget), rel=2e-4)
+
+
+@pytest.mark.parametrize("bits", [4.25, 5.0, 8.0, 12.5, 32.0])
+def test_the_least_kl_within_a_cost(klds, bits):
+    asked, said = judged_of(klds)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    plan = solve(choices, said, cost=bits)
+    assert plan.cost <= bits * (1 + 1e-6)
+    best = min(kld for cost, kld in every(choices) if cost <= bits * (1 + 1e-9))
+    assert plan.kld == pytest.approx(best, rel=2e-3, abs=1e-12)
+
+
+def test_budgets_that_none_keeps(klds):
+    asked, said = judged_of(klds)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    with pytest.raises(FqError, match="no choice of formats has a cost of at most 4"):
+        solve(choices, said, cost=4.0)
+    only = choices_of(asked, said, SITES, ELEMENTS, {"none": 1.0})
+    assert solve(only, said, kld=0.0).rules == []
+    bound = [Choice("l_out[0]", 0, 4, (Option("bf16", 16.0, 1e-3, 0),))]
+    with pytest.raises(FqError, match="no choice of formats has a mean KL of at most"):
+        solve(bound, said, kld=1e-4)
+
+
+def test_what_is_worse_in_both_is_no_option(klds):
+    klds[0, 1] = 2 * klds[0, 2]  # fp8 at l_out[0]: dearer than mxfp4, and worse
+    asked, said = judged_of(klds)
+    choice = choices_of(asked, said, SITES, ELEMENTS)[0]
+    assert [option.spec for option in choice.options] == ["mxfp4", "bf16", None]
+    assert [option.cost for option in choice.options] == [4.25 * 64, 16 * 64, 32 * 64]
+
+
+def test_a_marked_cell_is_no_option(klds):
+    marks = [["", "", "large"]] + [[""] * 3] * 4
+    asked, said = judged_of(klds, marks=marks)
+    assert [o.spec for o in choices_of(asked, said, SITES, ELEMENTS)[0].options] == [
+        "fp8_e4m3fn",
+        "bf16",
+        None,
+    ]
+
+
+def test_sites_that_are_not_asked_for_are_left_out(klds):
+    asked, said = judged_of(klds)
+    assert [c.site for c in choices_of(asked, said, ["l_out[3]", "k[0]"], ELEMENTS)] == ["l_out[3]"]
+    with pytest.raises(FqError, match="none of the sites"):
+        choices_of(asked, said, ["k[0]"], ELEMENTS)
+
+
+def test_rules_join_layers(klds):
+    asked, said = judged_of(klds)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    of = [{o.spec: o for o in choice.options} for choice in choices]
+    specs = ["mxfp4", "mxfp4", "bf16", None, "mxfp4"]
+    plan = plan_of(choices, [one[spec] for one, spec in zip(of, specs, strict=True)], said)
+    assert plan.rules == ["l_out[0-1,4]=mxfp4", "l_out[2]=bf16"]
+    norm = Choice("output_norm.weighted", 0, 64, (Option("bf16", 1.0, 0.1, 0),))
+    assert plan_of([norm], norm.options, said).rules == ["output_norm.weighted=bf16"]
+    layers = Choice("ffn_norm[3].raw", 0, 64, (Option("bf16", 1.0, 0.1, 0),))
+    assert plan_of([layers], layers.options, said).rules == ["ffn_norm[3].raw=bf16"]
+
+
+def test_a_plans_interval():
+    """Chunks scatter together; a cell's own error averages out, what is common to all does not."""
+    error = ModelError(0.05, 0.2, 16)
+    asked, said = judged_of(np.full((4, 3), 1e-4), error=error, scatter=0.1)
+    choices = choices_of(asked, said, SITES[:4], ELEMENTS)
+    plan = solve(choices, said, kld=1.0)
+    assert plan.kld == pytest.approx(4e-4)
+    low, high = np.log(np.array(plan.interval) / plan.kld)
+    of_chunks = t_quantile(0.05, 7) * 0.1 * math.sqrt(8 / 7) / math.sqrt(8)
+    of_model = t_quantile(0.05, 15) * 0.2 * math.sqrt(1 / 16 + 1 / 4)
+    assert (high - low) / 2 == pytest.approx(math.hypot(of_chunks, of_model))
+    assert (high + low) / 2 == pytest.approx(0.05)
+    for few in (judged_of(np.full((4, 3), 1e-4)), judged_of(np.full((4, 3), 1e-4), 3, error)):
+        assert solve(choices, few[1], kld=1.0).interval is None
+
+
+def test_uniform_formats_and_the_front(klds):
+    klds[2, 0] = np.nan  # bf16 does not fit there
+    asked, said = judged_of(klds)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    plans = uniform_plans(choices, said, asked, None)
+    assert [(one.picked[0].spec, one.cost) for one in plans] == [("mxfp4", 4.25), ("fp8_e4m3fn", 8.0)]
+    assert plans[0].kld == pytest.approx(klds[:, 2].sum())
+    found = front(choices, said)
+    assert found[0].cost <= 4.25 * (1 + 1e-6) and found[-1].kld == 0
+    assert all(a.cost < b.cost and a.kld > b.kld for a, b in itertools.pairwise(found))
+    # with a choice at each site no plan is worse than a uniform format of its cost
+    assert solve(choices, said, cost=8.0).kld <= plans[1].kld
+
+
+def test_planned_sites(tiny):
+    sites = planned_sites(tiny.values, "weighted")
+    assert Site(Place("ffn_norm", 0), "weighted") in sites and Site(Place("ffn_norm", 0), "raw") not in sites
+    assert Site(Place("v", 0)) in sites and Site(Place("v_proj", 0)) not in sites, "it is the same numbers"
+    assert len(planned_sites(tiny.values, "all")) == len(sites) + 2 * 5
+    with pytest.raises(FqError, match="the point must be in, raw, weighted or all, not 'out'"):
+        planned_sites(tiny.values, "out")
+    assert planned_sites([Value(Place("l_out", 0))], "raw") == [Site(Place("l_out", 0))]
+    elements = elements_of(tiny.graph)
+    assert (
+        elements["l_out[0]"] == 64 and elements["k[1]"] == tiny.hparams.n_head_kv * tiny.hparams.n_embd_head
+    )
+
+
+def test_costs(tmp_path, klds):
+    path = tmp_path / "costs.csv"
+    path.write_text("item,cost\nbf16,2\nfp8_e4m3,1\nl_out[1]=fp8_e4m3fn,0.5\nint8:group=32,3\nnone,9\n")
+    costs = read_costs(path)
+    assert costs == {"bf16": 2, "fp8_e4m3fn": 1, "l_out[1]=fp8_e4m3fn": 0.5, "int8:group=32": 3, "none": 9}
+    asked, said = judged_of(klds)
+    first, second, *_ = choices_of(asked, said, SITES, ELEMENTS, costs)
+    assert [(o.spec, o.cost) for o in first.options] == [("fp8_e4m3fn", 64), ("bf16", 128), (None, 576)]
+    assert second.options[0].cost == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the first line must be item,cost"),
+        ("format,cost\n", "the first line must be item,cost"),
+        ("item,cost\nbf17,1\n", "line 2: unknown format 'bf17'"),
+        ("item,cost\nbf16,one\n", "line 2: could not convert"),
+        ("item,cost\nbf16,-1\n", "line 2: a cost is a number from 0, not -1"),
+        ("item,cost\nbf16,nan\n", "line 2: a cost is a number from 0, not nan"),
+        ("item,cost\nbf16\n", "line 2: not enough values"),
+        ("item,cost\nbf16,1\nbf16:nearest-even,1\n", "line 3: bf16 is there twice"),
+    ],
+)
+def test_bad_costs(tmp_path, text, words):
+    path = tmp_path / "costs.csv"
+    path.write_text(text)
+    with pytest.raises(FqError, match=words):
+        read_costs(path)
+    path.write_bytes(b"item,cost\n\xff,1\n")
+    with pytest.raises(FqError, match="is no CSV file in UTF-8"):
+        read_costs(path)
