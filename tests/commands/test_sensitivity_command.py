@@ -115,6 +115,17 @@ def test_killed_and_resumed_is_whole(command, whole, tmp_path):
         assert len(store.list()) == 1
 
 
+@pytest.mark.parametrize(("asked", "chunks"), [(1, 1), (-1, 4), (9, 4)])
+def test_gains_on_as_many_chunks_as_are_asked_for(command, tmp_path, asked, chunks):
+    arguments = [*command, "--chunks", 4, "--gain-chunks", asked, "--store", tmp_path / "s.sqlite"]
+    arguments[arguments.index("--verify") + 1] = 0
+    fq(*arguments)
+    with Results(tmp_path / "s.sqlite") as store:
+        of_gain = [i for i, cell in enumerate(store.get(1).cells) if cell.kind == "gain"]
+        left = store.load(1)
+    assert of_gain and set(left) == {(i, c) for i in of_gain for c in range(chunks)}
+
+
 def test_beside_a_sweep(whole):
     store, _, _ = whole
     out, _ = fq("results", "compare", 2, 1, "--store", store)
@@ -158,6 +169,7 @@ def test_over_other_chunks_nothing_is_compared(whole):
     ("arguments", "words"),
     [
         (["--samples", 0], "samples must be from 1 to 64, not 0"),
+        (["--gain-chunks", 0], "--gain-chunks must be positive, or -1 for all, not 0"),
         (["--verify", -1], "--verify must be >= 0, not -1"),
         (["--activations", "ggml"], "gradients are those of exact activations"),
         (["--memory-limit", "1K"], "a memory limit of 0 MB is too little for one cell"),

@@ -8,7 +8,7 @@ in.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,9 @@ from .graph import (
 )
 
 Values = Sequence[np.ndarray]
+Activation = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 F32 = np.float32
+PIECE = 1 << 15  # elements that are computed with at a time
 
 
 class Differentiation(Protocol):
@@ -53,14 +55,25 @@ class Differentiation(Protocol):
 def rms_norm(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
     """With s the inverse root and u = grad * weight: s * u - x * s^3 * mean(u * x)."""
     assert node.weight is not None and isinstance(node.attributes, NormAttributes)
-    weight = run.vector(node.weight)
+    weight, eps = run.vector(node.weight), float(node.attributes.eps)
     n = len(weight)
-    x = inputs[0].reshape(-1, n)
-    u = grad.reshape(len(grad), -1, n) * weight
-    s = 1 / np.sqrt(_mean(x, x) + float(node.attributes.eps))
-    along = _mean(u, x) * (s * s * s)
-    back = u * s[..., None].astype(F32) - x * along[..., None].astype(F32)
+    x, grad = inputs[0].reshape(-1, n), grad.reshape(len(grad), -1, n)
+    back = np.empty_like(grad)
+
+    def some(rows: slice) -> None:
+        u = grad[:, rows] * weight
+        s = 1 / np.sqrt(_mean(x[rows], x[rows]) + eps)
+        along = _mean(u, x[rows]) * (s * s * s)
+        back[:, rows] = u * s[..., None].astype(F32) - x[rows] * along[..., None].astype(F32)
+
+    _by_rows(run, some, x)
     return (back.reshape(len(grad), *inputs[0].shape),)
+
+
+def _by_rows(run: Differentiation, some: Callable[[slice], None], x: np.ndarray) -> None:
+    """All rows of x, some at a time, which stay in the cache; each row has nothing to do with the others."""
+    step = max(PIECE // max(x.shape[-1], 1), 1)
+    run.executor.map(lambda k: some(slice(k * step, (k + 1) * step)), -(-len(x) // step))
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -154,21 +167,37 @@ def _tanh(x: np.ndarray) -> np.ndarray:
 
 
 def swiglu(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
-    gate, up = inputs
-    x = gate.astype(np.float64)
+    return _gated(run, inputs, grad, _silu)
+
+
+def _silu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share = 1 / (1 + exp(-np.clip(x, -700, 700)))
-    act, slope = x * share, share * (1 + x * (1 - share))
-    return grad * (slope * up).astype(F32), grad * act.astype(F32)
+    return x * share, share * (1 + x * (1 - share))
+
+
+def _gated(run: Differentiation, inputs: Values, grad: np.ndarray, function: Activation) -> Values:
+    """Of function(gate) * up; the function gives its values and slopes, in float64."""
+    gate, up = inputs
+    backs = np.empty_like(grad), np.empty_like(grad)
+
+    def some(rows: slice) -> None:
+        act, slope = function(gate[rows].astype(np.float64))
+        np.multiply(grad[:, rows], (slope * up[rows]).astype(F32), out=backs[0][:, rows])
+        np.multiply(grad[:, rows], act.astype(F32), out=backs[1][:, rows])
+
+    _by_rows(run, some, gate)
+    return backs
 
 
 def geglu(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
-    gate, up = inputs
-    x = gate.astype(np.float64)
+    return _gated(run, inputs, grad, _gelu)
+
+
+def _gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     c = math.sqrt(2 / math.pi)
     t = _tanh(c * (x + 0.044715 * x * x * x))
-    act = 0.5 * x * (1 + t)
     slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
-    return grad * (slope * up).astype(F32), grad * act.astype(F32)
+    return 0.5 * x * (1 + t), slope
 
 
 def scale(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:

@@ -82,6 +82,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "nothing is known of the estimate's own error, and there are no intervals (default %(default)s)",
     )
     parser.add_argument(
+        "--gain-chunks",
+        type=int,
+        metavar="N",
+        help="chunks on which is measured what a change of each site's scale costs, -1 for all (default: as "
+        "few as its part of the estimates needs)",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the last run in the store on the same model, text, sites, formats and settings, "
@@ -143,6 +150,8 @@ class _Work:
 
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
+    if args.gain_chunks is not None and (args.gain_chunks == 0 or args.gain_chunks < -1):
+        raise FqError(f"--gain-chunks must be positive, or -1 for all, not {args.gain_chunks}")
     if args.verify < 0:
         raise FqError(f"--verify must be >= 0, not {args.verify}")
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
@@ -187,7 +196,7 @@ def main(args: argparse.Namespace) -> int:
 
                 for chunk in progress(estimate, line, line):
                     store.save_estimates(number, chunk, estimate.finished[chunk])
-                _measure_gains(work, estimate)
+                _measure_gains(work, estimate, args.gain_chunks)
                 _verify(work, estimate, args.verify)
             data = stored_figures(store, number)
     outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
@@ -197,10 +206,13 @@ def main(args: argparse.Namespace) -> int:
     return outcome.status
 
 
-def _measure_gains(work: _Work, estimate: Sensitivity) -> None:
-    """Of each class on as many chunks as its part of an estimate needs."""
+def _measure_gains(work: _Work, estimate: Sensitivity, asked_for: int | None) -> None:
+    """Of each class on so many chunks, or as many as its part of an estimate needs."""
     asked, n = estimate.asked, estimate.text.n
     cells = gain_cells(asked)
+    if asked_for is not None:
+        work.measure(list(cells.values()), n if asked_for == -1 else min(asked_for, n), "scales")
+        return
     need, chunks = list(cells), 1
     while need and chunks <= n:
         work.measure([cells[key] for key in need], chunks, "scales")

@@ -32,7 +32,7 @@ CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above whic
 SHRUNK = 0.5  # how far blocks are taken, on the logarithm, to what elements say
 MIN_ALIKE = 8  # sites of a kind, below which nothing is taken anywhere
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
-GAIN_ERROR = 0.1  # of any estimate, above which a gain is measured on more chunks
+GAIN_ERROR = 0.15  # of any estimate, above which a gain is measured on more chunks
 USUAL_CV = 0.3  # of a gain over chunks, until any is known
 
 # What makes an estimate not to be trusted, in the order in which it is said.

@@ -258,31 +258,29 @@ class Sensitivity:
 
         def task(k: int) -> None:
             if k < len(whole):
-                _round(whole[k], slice(0, rows), _mean_square(grads))
-                return
-            begin = (k - len(whole)) * step
-            some = slice(begin, min(begin + step, rows))
-            worth = _mean_square(grads[:, some])
-            own[some] = error_products(x[some], self._scratch(x[some], zero=True), worth, grads[:, some])
-            for i in parts:
-                _round(i, some, worth)
-
-        def _round(i: int, some: slice, worth: np.ndarray) -> None:
-            y = self._scratch(x[some])
-            round_trip(x[some], formats[i], out=y, first_row=first + some.start)
-            found[i, some] = error_products(x[some], y, worth, grads[:, some])
+                some, of = slice(0, rows), whole[k : k + 1]
+            else:
+                begin = (k - len(whole)) * step
+                some, of = slice(begin, min(begin + step, rows)), parts
+            part, of_grads = x[some], grads[:, some]
+            worth, y = _mean_square(of_grads), self._scratch(part)
+            if of is parts:
+                y.fill(0)
+                own[some] = error_products(part, y, worth, of_grads)
+            for i in of:
+                round_trip(part, formats[i], out=y, first_row=first + some.start)
+                found[i, some] = error_products(part, y, worth, of_grads)
 
         self.executor.map(task, len(whole) + pieces)
         return own, found
 
-    def _scratch(self, like: np.ndarray, *, zero: bool = False) -> np.ndarray:
+    def _scratch(self, like: np.ndarray) -> np.ndarray:
         """This thread's, of a shape; what was in it before is gone."""
-        name = "zeros" if zero else "rounded"
-        kept = getattr(self._memory, name, None)
+        kept = getattr(self._memory, "rounded", None)
         if kept is None or kept.size < like.size:
-            kept = (np.zeros if zero else np.empty)(max(like.size, PIECE), np.float32)
-            setattr(self._memory, name, kept)
-        return kept[: like.size].reshape(like.shape)
+            kept = self._memory.rounded = np.empty(max(like.size, PIECE), np.float32)
+        scratch: np.ndarray = kept[: like.size].reshape(like.shape)
+        return scratch
 
 
 def gain_cells(asked: Asked) -> dict[int, Cell]:
