@@ -1,0 +1,131 @@
+"""fq plan as a user has it: from an estimate to rules, and how they do on another text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import fq
+
+
+@pytest.fixture(scope="module")
+def store(tiny_path, tmp_path_factory):
+    """An estimate, and a sweep after it."""
+    path = tmp_path_factory.mktemp("plan") / "store.sqlite"
+    formats = [
+        x for spec in ("bf16", "fp8_e4m3fn", "int8", "mxfp4", "int8:tensor") for x in ("--format", spec)
+    ]
+    fq("sensitivity", "-m", tiny_path, "-c", 64, "--chunks", 8, "--verify", 12, *formats, "--store", path)
+    fq("sweep", "-m", tiny_path, "-c", 64, "--chunks", 1, "--store", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    words = "norm scale token layer weight model sum root value bit".split()
+    path.write_text(" ".join(f"The {a} of a {b} is {c}." for a in words for b in words for c in words))
+    return path
+
+
+def test_a_plan_and_its_measurement(store, tiny_path, text, tmp_path):
+    rules, picture, file = tmp_path / "plan.rules", tmp_path / "front.svg", tmp_path / "plan.json"
+    out, _ = fq(
+        "plan", "-m", tiny_path, "--store", store, "--budget-kl", 0.002, "-o", rules, "--picture", picture,
+        "--json", file, "--validate", text, "--chunks", 8,
+    )  # fmt: skip
+    data = json.loads(file.read_text())
+    plan, (mine, uniform) = data["plan"], data["validated"]["cells"]
+    assert data["run"] == 1 and plan["mean_kld"] <= 0.002
+    low, high = plan["mean_kld_ci95"]
+    assert low < mine["mean_kld_ci95_chunks"][1] and high > mine["mean_kld_ci95_chunks"][0]
+    assert uniform["cost"] >= mine["cost"] == plan["cost"] and uniform["name"].startswith("uniform ")
+    assert data["validated"]["uniform_over_plan"]["ratio"] == pytest.approx(
+        uniform["mean_kld"] / mine["mean_kld"]
+    )
+    assert all(site["format"] != "int8:tensor" for site in plan["sites"]), "its scale is over a tensor"
+    points = {site["site"].partition(".")[2] for site in plan["sites"]}
+    assert points == {"", "weighted"}
+    assert (
+        "binds  the budget: " in out and "what any budget buys" in out and picture.read_text().count("<svg")
+    )
+    # what is written is what was measured
+    lines = rules.read_text().splitlines()
+    assert lines[0].startswith("# fq plan") and lines[2:] == plan["rules"]
+    arguments = ["-m", tiny_path, "-f", text, "-c", 64, "--chunks", 8, "--fake-quant", f"@{rules}"]
+    shown, _ = fq("perplexity", *arguments, "--json", "-")
+    assert json.loads(shown)["comparison"]["mean_kld"] == pytest.approx(mine["mean_kld"], rel=1e-12)
+
+
+def test_rules_on_stdout_and_a_budget_of_bits(store, tiny_path, tmp_path):
+    out, _ = fq("plan", 1, "-m", tiny_path, "--store", store, "--budget-bits", 8, "--point", "raw", "-o", "-")
+    lines = out.splitlines()
+    assert all(line.startswith("#") or "=" in line for line in lines) and "ffn_norm" in out
+    assert ".raw=" in out and ".weighted=" not in out
+    costs = tmp_path / "costs.csv"
+    costs.write_text("item,cost\nbf16,1\nnone,2\n")
+    arguments = ["--sites", "l_out", "--costs", costs, "--budget-bits", 1, "-o", "-"]
+    out, _ = fq("plan", "-m", tiny_path, "--store", store, *arguments)
+    assert out.splitlines()[2:] == ["l_out[0-1]=bf16"]
+
+
+def test_when_nothing_binds(store, tiny_path):
+    out, _ = fq("plan", "-m", tiny_path, "--store", store, "--budget-kl", 100)
+    assert "binds  nothing: every site has its cheapest format" in out
+    out, _ = fq("plan", "-m", tiny_path, "--store", store, "--budget-bits", 40)
+    assert "binds  nothing: no site is rounded" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "one of the arguments --budget-kl --budget-bits is required"),
+        (["--budget-kl", -1], "--budget-kl must be a number from 0"),
+        (["--budget-bits", "nan"], "--budget-bits must be a number from 0"),
+        (["--budget-kl", 1, "--picture", "p.gif"], "must end in .png or .svg"),
+        (["--budget-bits", 1], "no choice of formats has a cost of at most 1"),
+        (["--budget-kl", 1, "--sites", "mlp"], "matches no site"),
+        (["--budget-kl", 1, "--point", "out"], "the point must be in, raw, weighted or all"),
+        ([2, "--budget-kl", 1], "run 2 is a sweep, not an estimate"),
+        ([7, "--budget-kl", 1], "there is no run 7"),
+        (["--budget-bits", 40, "--validate", "TEXT"], "the plan rounds nothing"),
+    ],
+)
+def test_bad_requests(store, tiny_path, text, arguments, words):
+    arguments = [text if one == "TEXT" else one for one in arguments]
+    _, err = fq("plan", *arguments, "-m", tiny_path, "--store", store, status=2)
+    assert words in err
+
+
+def test_the_text_of_the_estimate_is_no_other(store, tiny_path, tmp_path):
+    from fq.gguf.synthetic import SAMPLE_TEXT
+
+    same = tmp_path / "same.txt"
+    same.write_bytes(SAMPLE_TEXT.read_bytes())
+    _, err = fq("plan", "-m", tiny_path, "--store", store, "--budget-kl", 1, "--validate", same, status=2)
+    assert "the estimate was made on this text" in err
+
+
+def test_a_store_without_an_estimate_of_the_model(store, tiny_path, tmp_path):
+    other = tmp_path / "s.sqlite"
+    fq("sweep", "-m", tiny_path, "-c", 64, "--chunks", 1, "--store", other)
+    _, err = fq("plan", "-m", tiny_path, "--store", other, "--budget-kl", 1, status=2)
+    assert "there is no estimate of" in err and "run fq sensitivity first" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"# nothing\n\n", "there is no rule in it"),
+        (b"ffn_norm=bf16\nnonsense\n", "'nonsense'"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"#" * ((1 << 20) + 1), "larger than 1 MiB"),
+        (None, "No such file"),
+    ],
+)
+def test_files_of_rules_that_are_none(tiny_path, tmp_path, content, words):
+    path = tmp_path / "rules"
+    if content is not None:
+        path.write_bytes(content)
+    _, err = fq("perplexity", "-m", tiny_path, "-c", 64, "--chunks", 1, "--fake-quant", f"@{path}", status=2)
+    assert words in err
