@@ -85,18 +85,21 @@ def test_what_was_verified_is_what_a_sweep_measures(whole):
         assert one["exact"] == pytest.approx(swept[f"{one['site']}={one['format']}"], rel=1e-12)
 
 
-def test_resumed_is_whole(command, whole, tmp_path):
+def test_resumed_is_whole(command, tmp_path):
     """After chunks without a cell verified, on to more chunks and cells."""
-    _, data, _ = whole
     store, file = tmp_path / "store.sqlite", tmp_path / "figures.json"
-    begin = [*command, "--store", store]
-    begin[begin.index("--verify") + 1] = 0
-    fq(*begin, "--chunks", 2)
-    _, err = fq(*command, "--store", store, "--chunks", 4, "--resume", "--json", file)
+    # gains on all chunks: on as few as are needed is on more, where fewer were known before
+    begin = [*command, "--store", store, "--gain-chunks", -1]
+    fq(*begin, "--chunks", 4, "--store", tmp_path / "whole.sqlite", "--json", file)
+    data = json.loads(file.read_text())
+    first = list(begin)
+    first[begin.index("--verify") + 1] = 0
+    fq(*first, "--chunks", 2)
+    _, err = fq(*begin, "--chunks", 4, "--resume", "--json", file)
     assert "going on with run 1: 2 of 4 chunks are there" in err
     again = json.loads(file.read_text())
     assert again["cells"] == data["cells"] and again["verified"] == data["verified"]
-    _, err = fq(*command, "--store", store, "--resume", "--json", file)
+    _, err = fq(*begin, "--resume", "--json", file)
     assert "4 of 4 chunks are there" in err and json.loads(file.read_text())["cells"] == data["cells"]
 
 

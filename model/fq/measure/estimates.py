@@ -1,10 +1,9 @@
-"""What a sensitivity run says of each site and format, from what its chunks left. Needs neither model nor
-text.
+"""What a sensitivity run says of each site and format, from what its chunks left: neither model nor text.
 
 The estimate of a cell is along + cross + blocks (see `sensitivity`), a mean over chunks. What labels leave of
-noise in the blocks comes of a few tokens that have much of the cost; the sum element by element has far less
-of it, and is off by much the same factor at all sites of a kind. So the blocks of each site are taken half
-way, on the logarithm, to what that sum says under the kind's factor.
+noise in the blocks comes of a few tokens that have much of the cost; the sums token by token and element by
+element have less of it, and are off by much the same factor at all sites of a kind. So of each site the
+geometric mean of the three is taken, the other two under the kind's factors.
 
 An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
 which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
@@ -27,10 +26,10 @@ from .chunks import SCORED, n_scored_per_chunk
 from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
 
 LARGEST = 0.05  # nats above which the second order does not hold
-ONE_BLOCK = 0.5  # share of one block of tokens, above which a cell hangs on it
+ONE_PART = 0.5  # share of one part, or of one block of tokens, above which a cell hangs on it
 CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above which errors of tokens go together
-SHRUNK = 0.5  # how far blocks are taken, on the logarithm, to what elements say
-MIN_ALIKE = 8  # sites of a kind, below which nothing is taken anywhere
+FAR = 2 * BY  # of a value's scale, whose cost is measured at a change by BY
+MIN_ALIKE = 8  # sites of a kind, below which the blocks alone are taken
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
 GAIN_ERROR = 0.15  # of any estimate, above which a gain is measured on more chunks
 USUAL_CV = 0.3  # of a gain over chunks, until any is known
@@ -39,8 +38,9 @@ USUAL_CV = 0.3  # of a gain over chunks, until any is known
 MARKS = {
     "not finite": "the format leaves an infinity or NaN there, or its blocks do not fit the rows",
     "large": f"more than {LARGEST} nats: the second order does not hold",
+    "far": f"most of it comes of a scale changed by more than {FAR:.4g}, where its cost is no square",
     "tensor": "its scale is over all rows of a chunk, whose errors go together",
-    "one block": f"one block of tokens has more than {ONE_BLOCK:.0%} of it",
+    "one block": f"one block of tokens has more than {ONE_PART:.0%} of it",
     "correlated": f"errors of neighbouring tokens go together: in blocks more than {CORRELATED} x as large",
 }
 
@@ -132,29 +132,31 @@ def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimat
     means = {name: values.mean(axis=0) for name, values in column.items()}
     c = column["along"]
     along = c * c * gains.of_site[:, None]
-    factor = _shrinking(asked, means)
+    factor = _smoothing(asked, means)
     # a cross term may be negative, but no cost is
     by_chunk = np.maximum(along + column["cross"] + column["blocks"] * factor, 0.0)
     kld, mean_along = by_chunk.mean(axis=0), along.mean(axis=0)
-    share = np.divide(mean_along, kld, out=np.zeros_like(kld), where=kld > 0)
-    return Estimates(by_chunk, kld, mean_along, means["cross"], means["blocks"] * factor, share, means)
+    parts = mean_along, means["cross"], means["blocks"] * factor
+    share = np.divide(mean_along, kld, out=np.sign(mean_along), where=kld > 0)
+    return Estimates(by_chunk, kld, *parts, share, means)
 
 
-def _shrinking(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What blocks are multiplied by, (sites, formats)."""
+def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What blocks are multiplied by, (sites, formats): a kind's mean of it is 1, on the logarithm."""
     kinds: dict[tuple[str, str | None], list[int]] = {}
     for i, site in enumerate(asked.sites):
         kind, _, point = site_parts(site)
         kinds.setdefault((kind, point), []).append(i)
-    blocks, by_element = means["blocks"], means["by_element"]
-    known = (blocks > 0) & (by_element > 0)  # not where a format leaves nothing, or NaN
-    ratio = np.zeros_like(blocks)
-    ratio[known] = log(blocks[known] / by_element[known])
+    blocks, by_token, by_element = (means[name] for name in ("blocks", "by_token", "by_element"))
+    # not where a format leaves nothing, or NaN
+    known = (blocks > 0) & (by_token > 0) & (by_element > 0)
+    over = np.zeros_like(blocks)
+    over[known] = log(by_token[known] / blocks[known]) + log(by_element[known] / blocks[known])
     factor = np.ones_like(blocks)
     for some in kinds.values():
         n = known[some].sum(axis=0)
-        off = ratio[some] - ratio[some].sum(axis=0) / np.maximum(n, 1)
-        factor[some] = np.where(known[some] & (n >= MIN_ALIKE), exp(-SHRUNK * off), 1.0)
+        off = over[some] - over[some].sum(axis=0) / np.maximum(n, 1)
+        factor[some] = np.where(known[some] & (n >= MIN_ALIKE), exp(off / 3), 1.0)
     return factor
 
 
@@ -165,12 +167,13 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     single = found.figures["by_token"]
     together = np.divide(found.figures["neighbours"], single, out=np.ones_like(single), where=single > 0)
     # of what the blocks do not serve, it does not matter
-    matters = 1 - found.share_along > ONE_BLOCK
+    matters = 1 - found.share_along > ONE_PART
     holds = {
         "not finite": ~np.isfinite(found.kld),
         "large": found.kld > LARGEST,
+        "far": (np.abs(found.figures["along"]) > FAR) & (found.share_along > ONE_PART),
         "tensor": np.broadcast_to(tensor, found.kld.shape),
-        "one block": (found.figures["largest"] > ONE_BLOCK) & matters,
+        "one block": (found.figures["largest"] > ONE_PART) & matters,
         "correlated": (together > CORRELATED) & matters,
     }
     for name in reversed(MARKS):
