@@ -156,14 +156,15 @@ def test_marks(columns, spec, mark):
 
 
 def test_gains_are_measured_until_their_part_is_small():
-    asked = asked_of(3, classes=(0, 1, None))
-    left = chunks_of(asked, along=np.array([[0.1], [1e-4], [0.1]]))
+    asked = asked_of(4, classes=(0, 1, 2, None))
+    along, blocks = np.array([[0.01], [1e-4], [0.1], [0.1]]), np.array([[1e-6], [1e-6], [1e-6], [1e-6]])
+    left = chunks_of(asked, along=along, blocks=blocks)
     klds = [1.0, 2.0, 1.2, 1.8, 1.4, 1.6, 1.5, 1.5]
     for n in range(1, 9):
-        gains = gains_of(asked, c0=klds[:n], c1=klds[:n])
+        gains = gains_of(asked, c0=klds[:n], c1=klds[:n], c2=klds[:n])
         cv = np.std(klds[:n], ddof=1) / np.mean(klds[:n]) if n > 1 else USUAL_CV
         wanting = gains_in_need(asked, estimated(asked, left, gains), gains)
-        # not the one along which there is nothing
+        # not the one along which there is nothing, nor the one that is marked, as far
         assert wanting == ([0] if cv / math.sqrt(n) > GAIN_ERROR else [])
         assert wanting or n > 3
 

@@ -315,9 +315,10 @@ def _entry(
 
 
 def gains_in_need(asked: Asked, found: Estimates, gains: Gains) -> list[int]:
-    """Classes whose gain is not known well enough for some site and format."""
+    """Classes whose gain is not known well enough for some site and format that is not marked."""
     most: dict[int, float] = {}
-    for key, shares in zip(asked.classes, np.nan_to_num(found.share_along), strict=True):
+    sound = np.where(marks_of(asked, found) == "", found.share_along, 0.0)
+    for key, shares in zip(asked.classes, sound, strict=True):
         if key is not None:
             most[key] = max(most.get(key, 0.0), float(shares.max()))
     return [
