@@ -135,6 +135,12 @@ BLOCKS = (
         minutes=8,
         last=True,
     ),
+    Block(
+        "whole table",
+        "docs/sensitivity.md",
+        ("python -m bench.sensitivity -m smollm2 -f wiki.test.raw",),
+        minutes=6,
+    ),
     Block("crosscheck", "docs/formats.md", ("python -m bench.crosscheck",), minutes=1, judges=True),
     Block(
         "static scales",

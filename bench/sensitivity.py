@@ -14,16 +14,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+
+import numpy as np
 
 from fq import Executor, Model, find
 from fq.commands.files import read_text
 from fq.machine import processor
 from fq.measure.cells import Cell
+from fq.measure.labels import sampled_labels
 from fq.measure.sensitivity import DEFAULT_FORMATS
 from fq.measure.sweep import Sweep
+from fq.run.backward import Backward
+from fq.run.context import Context
 from fq_kernels import isa
 
 EXACT_CELLS, EXACT_CHUNKS = 60, 1
+N_CTX, SAMPLES, TURNS = 512, 4, 7
 
 
 def seconds_of_a_cell(model: Model, tokens: Sequence[int], threads: int) -> tuple[float, int]:
@@ -39,6 +46,24 @@ def seconds_of_a_cell(model: Model, tokens: Sequence[int], threads: int) -> tupl
     return (time.perf_counter() - start) / len(cells) / EXACT_CHUNKS, len(rules)
 
 
+def backward_over_forward(model: Model, tokens: Sequence[int], threads: int) -> float:
+    """Of one sample of SAMPLES, what is computed again included; in turns, the median."""
+    ids, first = np.array(tokens[: N_CTX - 1]), N_CTX // 2
+    ratios = []
+    with Executor(threads) as executor:
+        context, backward = Context(model, N_CTX, executor), Backward(model, N_CTX, executor)
+        for _ in range(TURNS):
+            context.clear()
+            start = time.perf_counter()
+            context.eval(ids, slice(first, len(ids)))
+            forward = time.perf_counter() - start
+            labels = sampled_labels(backward.forward(ids, first), SAMPLES, 0, 0, executor)
+            start = time.perf_counter()
+            backward.backward_of(labels, lambda at: None)
+            ratios.append((time.perf_counter() - start) / SAMPLES / forward)
+    return median(ratios)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sensitivity", description=__doc__)
     parser.add_argument("-m", "--model", default="smollm2", metavar="MODEL")
@@ -48,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     model = Model(find(args.model))
     tokens = model.tokenizer.encode(read_text(args.file)[0])
+    ratio = backward_over_forward(model, tokens, args.threads)
     before, n_cells = seconds_of_a_cell(model, tokens, args.threads)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "fq", "sensitivity", "-m", args.model, "-f", args.file]
@@ -67,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"| the whole table, a process | {whole:.0f} s |")
     print(f"| its largest memory | {most / 1000:.2f} GB |")
     print(f"| a cell measured exactly, a chunk of it (before, after) | {before:.3f} s, {after:.3f} s |")
+    print(f"| a backward pass over a forward pass, {SAMPLES} samples together | {ratio:.2f} |")
     print(f"| all cells so, beside the table | {exact * n_cells * args.chunks / whole:.0f} x |")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -72,6 +73,22 @@ def test_the_least_kl_within_a_cost(klds, bits):
     assert plan.cost <= bits * (1 + 1e-6)
     best = min(kld for cost, kld in every(choices) if cost <= bits * (1 + 1e-9))
     assert plan.kld == pytest.approx(best, rel=2e-3, abs=1e-12)
+
+
+def test_what_the_solver_prints_is_not_seen(klds, capfd, monkeypatch):
+    import scipy.optimize
+
+    solver = scipy.optimize.milp
+
+    def loud(*args, **options):
+        os.write(1, b"lines of its own")
+        return solver(*args, **options)
+
+    monkeypatch.setattr("scipy.optimize.milp", loud)
+    asked, said = judged_of(klds)
+    solve(choices_of(asked, said, SITES, ELEMENTS), said, kld=1e-4)
+    print("ours", flush=True)
+    assert capfd.readouterr().out == "ours\n"
 
 
 def test_budgets_that_none_keeps(klds):

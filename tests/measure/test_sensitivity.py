@@ -16,7 +16,8 @@ from fq.measure.labels import sampled_labels
 from fq.measure.sensitivity import COLUMNS, DEFAULT_FORMATS, NEIGHBOURS, Sensitivity, costs, gain_cells
 from fq.measure.sweep import Sweep
 from fq.run.backward import Backward
-from fq_kernels import get_format, rms_norm_f32, round_trip
+from fq_kernels import get_format, register_format, rms_norm_f32, round_trip
+from fq_kernels.formats import unregister_format
 from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
@@ -200,6 +201,16 @@ def test_every_site_and_all_default_formats(tiny, tokens, executor):
     assert misfit.sum() == 2 * len(narrow) and (np.isnan(run.finished[0]).all(axis=2) == misfit).all()
     assert np.isfinite(run.finished[0][~misfit]).all()
     assert all(not get_format(spec).whole_tensor for spec in DEFAULT_FORMATS)
+
+
+def test_a_format_of_ones_own(tiny, tokens, executor):
+    """A Python function is asked for its errors, as any other format."""
+    register_format("mine", lambda x: round_trip(x, "bf16"), bits_per_value=16)
+    try:
+        run = run_of(tiny, tokens, ["ffn_norm[0].raw", "k"], ["mine", "bf16"], executor, chunks=1)
+    finally:
+        unregister_format("mine")
+    assert (run.finished[0][:, 0] == run.finished[0][:, 1]).all() and (run.finished[0][..., 1] > 0).all()
 
 
 def test_what_is_not_finite(tiny, tokens, executor):

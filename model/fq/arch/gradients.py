@@ -121,11 +121,12 @@ def attention(
     n, d = len(value), inputs[0].shape[-1]
     q, k, v = (x.reshape(n, -1, d) for x in inputs)
     grad = grad.reshape(len(grad), n, a.n_head, d)
-    backs = tuple(np.zeros((len(grad), *x.shape), F32) for x in (q, k, v))
+    backs = tuple(np.empty((len(grad), *x.shape), F32) for x in (q, k, v))
     past = np.arange(n)[:, None] - np.arange(n)
     hidden = (past < 0) | ((past >= a.window) if a.window else False)
     shared = a.n_head // a.n_head_kv
-    of_heads = [np.empty((a.n_head, len(grad), n, d), F32) for _ in range(3)]
+    # of the keys and the values, which heads share
+    of_heads = [np.empty((a.n_head, len(grad), n, d), F32) for _ in range(2)]
 
     def of_head(h: int) -> None:
         mine = [np.ascontiguousarray(x[:, i]) for x, i in ((q, h), (k, h // shared), (v, h // shared))]
@@ -133,17 +134,22 @@ def attention(
         p_t, k_t, q_t = (np.ascontiguousarray(x.T) for x in (p, mine[1], mine[0]))
         for s in range(len(grad)):
             g = np.ascontiguousarray(grad[s, :, h])
-            of_heads[2][h, s] = run.times(p_t, np.ascontiguousarray(g.T))
+            of_heads[1][h, s] = run.times(p_t, np.ascontiguousarray(g.T))
             of_p = run.times(g, mine[2])
             of_scores = p * (of_p - (_mean(p, of_p) * n)[:, None].astype(F32)) * slope
-            of_heads[0][h, s] = run.times(of_scores, k_t)
-            of_heads[1][h, s] = run.times(np.ascontiguousarray(of_scores.T), q_t)
+            backs[0][s, :, h] = run.times(of_scores, k_t)
+            of_heads[0][h, s] = run.times(np.ascontiguousarray(of_scores.T), q_t)
+
+    def of_shared(i: int) -> None:
+        """In one order, whichever thread was first with a head."""
+        for back, heads in zip(backs[1:], of_heads, strict=True):
+            total = heads[i * shared]
+            for h in range(i * shared + 1, (i + 1) * shared):
+                total += heads[h]
+            back[:, :, i] = total
 
     run.executor.map(of_head, a.n_head)
-    for h in range(a.n_head):  # in one order, whichever thread was first
-        backs[0][:, :, h] = of_heads[0][h]
-        backs[1][:, :, h // shared] += of_heads[1][h]
-        backs[2][:, :, h // shared] += of_heads[2][h]
+    run.executor.map(of_shared, a.n_head_kv)
     return tuple(back.reshape(len(grad), *x.shape) for back, x in zip(backs, inputs, strict=True))
 
 

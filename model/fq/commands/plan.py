@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import FqError
 from ..measure.cells import Cell
 from ..measure.chunks import Settings
-from ..measure.estimates import site_parts
+from ..measure.estimates import LARGEST, site_parts
 from ..measure.inference import positive_interval, ratio_test
 from ..measure.plan import (
     Plan,
@@ -292,6 +292,8 @@ def _text(data: Mapping[str, Any]) -> str:
         lines.append("there is no interval: the estimate has too few chunks or verified cells")
     elif ends[1] / ends[0] > ((1 + WIDE) / (1 - WIDE)):
         lines.append(f"the interval is wider than {WIDE:.0%} either way: more chunks make it narrower")
+    if plan["mean_kld"] > LARGEST:
+        lines.append(f"above {LARGEST} nats the second order does not hold: --validate says what it costs")
     lines += ["", _kinds_table(plan["sites"]), "", "rules"]
     lines += [f"  {rule}" for rule in plan["rules"][:MOST_RULES]]
     if len(plan["rules"]) > MOST_RULES:

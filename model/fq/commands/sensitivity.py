@@ -103,10 +103,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class _Work:
-    """A run under way: what its cells have left, by number and chunk, and how more is measured.
-
-    cells  of the run; they become more
-    """
+    """A run under way: how cells of it are measured, and what they have left, by number and chunk."""
 
     args: argparse.Namespace
     model: Model

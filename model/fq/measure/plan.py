@@ -8,9 +8,12 @@ scipy).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,7 @@ FLOAT_BITS = 32.0  # of a value that no rule takes
 MAX_BYTES = 1 << 20  # of a file of costs
 FRONT = 16  # plans on it
 GAP = 1e-4  # of a plan's cost to the best, at which the solver ends
+SECONDS = 60.0  # after which it has to
 
 
 @dataclass(frozen=True)
@@ -221,18 +225,33 @@ def solve(
     matrix = vstack([one_each, csr_matrix(limited[None] / (limit or 1.0))])
     upper = np.append(np.ones(len(choices)), 1.0 if limit else 0.0)
     lower = np.append(np.ones(len(choices)), -np.inf)
-    found = milp(
-        aim / (aim.max() or 1.0),
-        constraints=LinearConstraint(matrix, lower, upper),
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": GAP, "time_limit": 60.0},
-    )
+    with _no_stdout():
+        found = milp(
+            aim / (aim.max() or 1.0),
+            constraints=LinearConstraint(matrix, lower, upper),
+            integrality=np.ones(len(options)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        )
     if found.x is None:
         raise FqError(f"the solver found no plan: {found.message}")
     taken = np.flatnonzero(found.x > 0.5)
     assert len(taken) == len(choices)
     return plan_of(choices, [options[k] for k in taken], said)
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    """HiGHS prints lines of its own there, whatever it is asked for."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def plan_of(choices: Sequence[Choice], picked: Sequence[Option], said: Judged) -> Plan:
