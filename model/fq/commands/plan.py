@@ -29,8 +29,7 @@ from ..measure.plan import (
 from ..measure.sensitivity import sites_named
 from ..measure.sweep import Sweep
 from ..provenance import sha256_of
-from ..results.estimated import judgement
-from ..results.runs import Results
+from ..results.runs import Results, judgement
 from ..run.model import Model
 from ..words import table
 from .files import check_outputs, read_text, text_sha256, write, write_json

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fq_kernels.formats.gain import GAIN
 
-from ..errors import FqError
 from ..measure.cells import Cell, CellChunk
-from ..measure.estimates import Asked, Gains, Judged, judged
-
-if TYPE_CHECKING:
-    from .runs import Results
+from ..measure.estimates import Asked, Gains
 
 
 def in_order(chunks: Mapping[int, np.ndarray]) -> list[np.ndarray]:
     """Of those that ended without a gap: a run goes from the first to the last."""
     return [chunks[c] for c in takewhile(lambda c: c in chunks, count())]
-
-
-def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
-    """Of a kept run. Raises FqError for one that is no estimate, or has no chunk yet."""
-    run = store.get(number)
-    asked = run.asked
-    if asked is None:
-        raise FqError(f"{store.path}: run {number} is a sweep, not an estimate (fq sensitivity)")
-    chunks = in_order(store.load_estimates(number))
-    if not chunks:
-        raise FqError(f"{store.path}: no chunk of run {number} has ended")
-    gains, exact = measured(asked, run.cells, store.load(number))
-    with store.reading(number):
-        return asked, judged(asked, chunks, gains, exact)
 
 
 def measured(

@@ -28,7 +28,7 @@ import numpy as np
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import SCORED, n_scored_per_chunk
-from ..measure.estimates import Asked, sensitivity_figures
+from ..measure.estimates import Asked, Judged, judged, sensitivity_figures
 from ..measure.figures import figures
 from . import migrations, stored
 from .estimated import in_order, measured
@@ -522,3 +522,17 @@ def stored_figures(store: Results, number: int) -> dict[str, Any]:
         gains, exact = measured(asked, run.cells, left)
         chunks = in_order(estimates)
         return {"run": number} | sensitivity_figures(about, asked, chunks, gains, exact)
+
+
+def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
+    """Of a kept run. Raises FqError for one that is no estimate, or has no chunk yet."""
+    run = store.get(number)
+    asked = run.asked
+    if asked is None:
+        raise FqError(f"{store.path}: run {number} is a sweep, not an estimate (fq sensitivity)")
+    chunks = in_order(store.load_estimates(number))
+    if not chunks:
+        raise FqError(f"{store.path}: no chunk of run {number} has ended")
+    gains, exact = measured(asked, run.cells, store.load(number))
+    with store.reading(number):
+        return asked, judged(asked, chunks, gains, exact)
