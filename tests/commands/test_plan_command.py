@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 
 import pytest
 from command_line import fq
@@ -89,6 +91,9 @@ def test_when_nothing_binds(store, tiny_path):
         (["--budget-kl", 1, "--point", "out"], "the point must be in, raw, weighted or all"),
         ([2, "--budget-kl", 1], "run 2 is a sweep, not an estimate"),
         ([7, "--budget-kl", 1], "there is no run 7"),
+        (["9" * 20, "--budget-kl", 1], "RUN must be the number of a run"),
+        (["--budget-kl", 1, "--memory-limit", "foo"], "--memory-limit must be a size"),
+        (["--budget-kl", 1, "--validate", "TEXT", "--chunks", 0], "chunks must be positive"),
         (["--budget-bits", 40, "--validate", "TEXT"], "the plan rounds nothing"),
     ],
 )
@@ -96,6 +101,45 @@ def test_bad_requests(store, tiny_path, text, arguments, words):
     arguments = [text if one == "TEXT" else one for one in arguments]
     _, err = fq("plan", *arguments, "-m", tiny_path, "--store", store, status=2)
     assert words in err
+
+
+def test_what_is_scored_is_what_was_estimated(tiny_path, text, tmp_path):
+    store, found = tmp_path / "s.sqlite", {}
+    for scored in ("all", "second-half"):
+        arguments = ["-m", tiny_path, "-c", 64, "--chunks", 4, "--verify", 0, "--scored", scored]
+        fq("sensitivity", *arguments, "--format", "int8", "--format", "bf16", "--store", store)
+        planned = ["plan", "-m", tiny_path, "--store", store, "--budget-bits", 12]
+        out, _ = fq(*planned, "--validate", text, "--chunks", 2, "--json", "-")
+        found[scored] = json.loads(out)["validated"]["cells"][0]["mean_kld"]
+    assert found["all"] != found["second-half"]
+
+
+def test_an_estimate_that_is_not_ended(tiny_path, tmp_path):
+    store = tmp_path / "s.sqlite"
+    arguments = [
+        "-m",
+        tiny_path,
+        "-c",
+        64,
+        "--chunks",
+        4,
+        "--verify",
+        0,
+        "--format",
+        "bf16",
+        "--store",
+        store,
+    ]
+    fq("sensitivity", *arguments)
+    with contextlib.closing(sqlite3.connect(store)) as db:  # as where it was killed before any was measured
+        db.execute("DELETE FROM chunks")
+        db.commit()
+    out, _ = fq("results", 1, "--store", store)
+    assert "what a change of its scale costs is not measured yet: fq sensitivity --resume" in out
+    _, err = fq("plan", "-m", tiny_path, "--store", store, "--budget-kl", 1, status=2)
+    assert "has yet to measure what a change of scale costs: fq sensitivity --resume" in err
+    fq("sensitivity", *arguments, "--resume")
+    fq("plan", "-m", tiny_path, "--store", store, "--budget-kl", 1)
 
 
 def test_the_text_of_the_estimate_is_no_other(store, tiny_path, tmp_path):

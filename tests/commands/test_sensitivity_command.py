@@ -207,6 +207,7 @@ def settings_with(path, **changes):
         ({"sites": ["k[0];"] + [f"k[{i}]" for i in range(4)]}, "k[0]; is no site"),
         ({"sites": [f"k[{i}]" for i in range(5)], "classes": [0] * 4}, "classes are not those of its sites"),
         ({"formats": ["bf16", "bf17", "int8"]}, "unknown format 'bf17'"),
+        ({"formats": ["bf16", "b f", "int8"]}, "sensitivity's formats are none"),
         ({"formats": ["bf16", "f16"]}, "estimates are not of 5 sites and 2 formats"),
         ({"columns": ["blocks"]}, "sensitivity's columns lack one of"),
         ({"samples": 0}, "sensitivity's samples or seed are none"),
@@ -221,6 +222,31 @@ def test_a_damaged_store(whole, tmp_path, changes, words):
     settings_with(path, **changes)
     _, err = fq("results", 1, "--store", path, status=2)
     assert "run 1 cannot be read" in err and words in err
+
+
+def test_a_format_that_is_no_more_hides_no_other_run(whole, tmp_path):
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(whole[0].read_bytes())
+    settings_with(path, formats=["bf16", "gone", "int8"])
+    out, _ = fq("results", "--store", path)
+    assert out.count("tiny.gguf") == 2
+    fq("results", 2, "--store", path)
+
+
+def test_other_static_scales_are_another_run(command, tmp_path):
+    cal, store = tmp_path / "cal.json", tmp_path / "s.sqlite"
+    model, sites = tiny_path_of(command), ["--sites", "k"]
+    fq("calibrate", "-m", model, "-c", 64, "--chunks", 2, *sites, "-o", cal)
+    arguments = ["sensitivity", "-m", model, "-c", 64, "--verify", 0, *sites, "--store", store]
+    arguments += ["--format", f"int8:scale=@{cal}"]
+    fq(*arguments, "--chunks", 1)
+    _, err = fq(*arguments, "--chunks", 2, "--resume")
+    assert "going on with run 1" in err
+    found = json.loads(cal.read_text())
+    found["sites"] = {site: 8 * scale for site, scale in found["sites"].items()}
+    cal.write_text(json.dumps(found))
+    _, err = fq(*arguments, "--chunks", 2, "--resume")
+    assert "no such run to go on with" in err
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,14 @@ def test_gains_are_measured_until_their_part_is_small():
         assert wanting or n > 3
 
 
-def test_a_class_without_a_gain_is_not_finite():
+def test_a_class_without_a_gain_is_yet_to_be_measured():
     asked = asked_of(2)
     found = estimated(asked, chunks_of(asked, along=0.01), gains_of(asked, c0=[1.0]))
-    assert marks_of(asked, found).tolist() == [[""], ["not finite"]]
+    assert marks_of(asked, found).tolist() == [[""], ["unmeasured"]]
+    data = sensitivity_figures(ABOUT, asked, chunks_of(asked), gains_of(asked, c0=[1.0]), {})
+    assert data["partial"]
+    data = sensitivity_figures(ABOUT, asked, chunks_of(asked), gains_of(asked, c0=[1.0], c1=[1.0]), {})
+    assert not data["partial"]
 
 
 def test_cells_to_verify_are_of_all_sizes_kinds_and_formats():
@@ -203,7 +207,7 @@ def data():
     sizes = np.array([[1e-4], [2e-4], [5e-5], [0.06], [1e-6], [np.nan], [3e-4], [2e-5]])
     left = chunks_of(asked, blocks=sizes, by_token=sizes, by_element=sizes, neighbours=sizes)
     exact = {(f"l_out[{i}]", "bf16"): np.full(4, 1.1 * sizes[i, 0]) for i in (0, 1, 2, 3, 6)}
-    exact["l_out[7]", "int8"] = np.full(3, 1.0)  # a chunk is yet to come
+    exact["l_out[7]", "int8"] = np.full(3, 1.0)  # too few are there yet
     return sensitivity_figures(ABOUT, asked, left, gains_of(asked), exact)
 
 
@@ -221,6 +225,16 @@ def test_figures(data):
     assert error == {"ln_ratio_mean": pytest.approx(math.log(1.1)), "ln_ratio_sd": pytest.approx(0), "n": 4}
     low, high = of_bf16[0]["mean_kld_ci95"]
     assert low == pytest.approx(1.1e-4) and high == pytest.approx(1.1e-4)
+
+
+def test_cells_measured_in_part_are_compared_over_what_is_there():
+    """A run that ended while they were measured."""
+    asked = asked_of(1, classes=[None])
+    about = ABOUT | {"n_chunks_asked": 6, "chunk_indices": list(range(6))}
+    blocks = np.array([1.0, 1.0, 1.0, 1.0, 9.0, 9.0])[:, None, None] * 1e-4
+    left, exact = chunks_of(asked, n=6, blocks=blocks), {("l_out[0]", "bf16"): np.full(4, 2e-4)}
+    data = sensitivity_figures(about, asked, left, gains_of(asked), exact)
+    assert data["verified"][0]["ratio"] == pytest.approx(2.0) and data["partial"]
 
 
 def test_text(data):

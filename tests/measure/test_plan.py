@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fq.measure.inference import t_quantile
 from fq.measure.plan import (
     Choice,
     Option,
+    check_costs,
     choices_of,
     elements_of,
     front,
@@ -73,6 +75,36 @@ def test_the_least_kl_within_a_cost(klds, bits):
     assert plan.cost <= bits * (1 + 1e-6)
     best = min(kld for cost, kld in every(choices) if cost <= bits * (1 + 1e-9))
     assert plan.kld == pytest.approx(best, rel=2e-3, abs=1e-12)
+
+
+def test_a_budget_that_is_just_enough(klds):
+    """Of costs whose sum is rounded; and one of no KL at all, which a solver's tolerance would not keep."""
+    asked, said = judged_of(klds)
+    for cost in (0.1, 0.2, 0.4, 1.6, 2.7, 3.7, 5.4):
+        choices = choices_of(asked, said, SITES, ELEMENTS, {"none": cost})
+        assert solve(choices, said, cost=cost).cost == pytest.approx(cost)
+    asked, said = judged_of(klds * 1e-6)
+    assert solve(choices_of(asked, said, SITES, ELEMENTS), said, kld=0.0).kld == 0
+
+
+def test_what_is_left_where_all_is_marked(klds):
+    asked, said = judged_of(klds, marks=[["large"] * 3] + [[""] * 3] * 4)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    with pytest.raises(FqError, match=r"the least is .*; 1 sites have one choice, such as l_out\[0\]"):
+        solve(choices, said, cost=5.0)
+
+
+def test_costs_of_what_there_is_not(klds):
+    asked, _ = judged_of(klds)
+    check_costs({"bf16": 1.0, "l_out[1]=mxfp4": 2.0, "none": 3.0, "l_out[0]=none": 1.0}, ELEMENTS, asked)
+    for item, words in (
+        ("l_out=bf16", "there is no site l_out;"),
+        ("nosuch[7]=bf16", "there is no site nosuch"),
+        ("int8:group=32", "the estimate has no int8:group=32; it has bf16"),
+        ("l_out[1]=int8", "the estimate has no int8"),
+    ):
+        with pytest.raises(FqError, match=f"--costs: .*: {re.escape(words)}"):
+            check_costs({item: 1.0}, ELEMENTS, asked)
 
 
 def test_what_the_solver_prints_is_not_seen(klds, capfd, monkeypatch):

@@ -213,6 +213,20 @@ def test_a_format_of_ones_own(tiny, tokens, executor):
     assert (run.finished[0][:, 0] == run.finished[0][:, 1]).all() and (run.finished[0][..., 1] > 0).all()
 
 
+def test_a_format_of_ones_own_that_fails(tiny, tokens, executor):
+    register_format("mine", lambda x: 1 / 0)
+    try:
+        with pytest.raises(FqError, match=r"^format mine at k\[1\]: division by zero$"):
+            run_of(tiny, tokens, ["k[1]"], ["mine"], executor, chunks=1)
+    finally:
+        unregister_format("mine")
+
+
+def test_default_formats_that_fit_nowhere_are_left_out(tiny, tokens, executor):
+    run = Sensitivity(tiny, tokens, ["k"], None, executor=executor, n_ctx=N_CTX)
+    assert len(run.formats) == 44 and "int8:had=64" not in run.formats
+
+
 def test_what_is_not_finite(tiny, tokens, executor):
     """fp8_e5m2 without saturation makes infinities of large values: of those alone nothing is said."""
     run = run_of(tiny, tokens, ["ffn_norm[0].raw"], ["bf16", "e2m1:no-saturate"], executor, chunks=1)

@@ -183,7 +183,8 @@ def add_memory_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-limit",
         metavar="SIZE",
-        help="such as 500M or 2G: cells are taken in groups that fit (default: half of what is free)",
+        help="such as 500M or 2G: cells that are measured are taken in groups that fit (default: half of "
+        "what is free)",
     )
 
 

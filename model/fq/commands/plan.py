@@ -18,6 +18,7 @@ from ..measure.estimates import LARGEST, site_parts
 from ..measure.inference import positive_interval, ratio_test
 from ..measure.plan import (
     Plan,
+    check_costs,
     choices_of,
     elements_of,
     front,
@@ -43,6 +44,7 @@ from .options import (
     store_files,
 )
 from .progress import progress
+from .results import run_number
 
 PICTURES = (".png", ".svg")
 WIDE = 0.25  # half-width of an interval, as a part, above which more chunks are called for
@@ -53,7 +55,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN",
-        type=int,
         nargs="?",
         help="number of a run of fq sensitivity (default: the newest on the model)",
     )
@@ -123,6 +124,8 @@ def main(args: argparse.Namespace) -> int:
     inputs |= {"the text": args.validate}
     outputs = {"-o": args.output, "--picture": args.picture, "--json": args.json}
     check_outputs(outputs, {what: path for what, path in inputs.items() if path})
+    memory_limit_of(args.memory_limit)
+    Settings(chunks=args.chunks)
     costs = None if args.costs is None else read_costs(Path(args.costs))
     text = None if args.validate is None else read_text(args.validate)
     model = Model(find_model(args.model, args.offline))
@@ -132,20 +135,24 @@ def main(args: argparse.Namespace) -> int:
         asked, said = judgement(store, number)
     if run.model_sha256 != sha256_of(*model.file.paths):
         raise FqError(f"run {number} is of another model than {model.path}")
+    if text is not None and text_sha256(text[0]) == run.text_sha256:
+        raise FqError(f"--validate {args.validate}: the estimate was made on this text; take another")
+    elements = elements_of(model.graph)
+    if costs is not None:
+        check_costs(costs, elements, asked)
     sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, args.point)
-    choices = choices_of(asked, said, map(str, sites), elements_of(model.graph), costs)
+    choices = choices_of(asked, said, map(str, sites), elements, costs)
     plan = solve(choices, said, kld=args.budget_kl, cost=args.budget_bits)
     uniform = uniform_plans(choices, said, asked, costs)
     plans = front(choices, said)
     data = _figures(number, plan, plans, uniform, args)
-    if text is not None:
-        if text_sha256(text[0]) == run.text_sha256:
-            raise FqError(f"--validate {args.validate}: the estimate was made on this text; take another")
-        settings = Settings(n_ctx=run.settings["n_ctx"], chunks=args.chunks)
-        dearer = [one for one in uniform if one.cost >= plan.cost]
-        data["validated"] = _validate(args, model, text[0], settings, plan, dearer[:1])
     if args.output and args.output != "-":
         write(_rules_text(data), args.output)
+    if text is not None:
+        scored = run.settings["scored"]
+        settings = Settings(n_ctx=run.settings["n_ctx"], chunks=args.chunks, scored=scored)
+        dearer = [one for one in uniform if one.cost >= plan.cost]
+        data["validated"] = _validate(args, model, text[0], settings, plan, dearer[:1])
     if args.picture:
         from ..report.plan import picture
 
@@ -161,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _number(args: argparse.Namespace, store: Results, model: Model) -> int:
     if args.run is not None:
-        return int(args.run)
+        return run_number(args.run)
     digest = sha256_of(*model.file.paths)
     for run in sorted((run["run"] for run in store.list()), reverse=True):
         there = store.get(run)
@@ -271,7 +278,8 @@ def _validate(
 def _rules_text(data: Mapping[str, Any]) -> str:
     plan = data["plan"]
     predicted = f"{plan['mean_kld']:.3e}{_around(plan['mean_kld_ci95'])}"
-    head = [f"# {data['command']}", f"# predicted mean KL {predicted}, {plan['cost']:.4g} for a value"]
+    command = " ".join(data["command"].split())
+    head = [f"# {command}", f"# predicted mean KL {predicted}, {plan['cost']:.4g} for a value"]
     return "\n".join([*head, *plan["rules"]]) + "\n"
 
 
@@ -287,9 +295,9 @@ def _text(data: Mapping[str, Any]) -> str:
         f"binds  {data['binds']}",
     ]
     ends = plan["mean_kld_ci95"]
-    if ends is None:
+    if ends is None and plan["rules"]:
         lines.append("there is no interval: the estimate has too few chunks or verified cells")
-    elif ends[1] / ends[0] > ((1 + WIDE) / (1 - WIDE)):
+    elif ends is not None and ends[1] / ends[0] > ((1 + WIDE) / (1 - WIDE)):
         lines.append(f"the interval is wider than {WIDE:.0%} either way: more chunks make it narrower")
     if plan["mean_kld"] > LARGEST:
         lines.append(f"above {LARGEST} nats the second order does not hold: --validate says what it costs")

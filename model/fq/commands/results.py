@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    number = _number(args.run[0]) if args.run and args.run[0] not in (COMPARE, RANK) else None
+    number = run_number(args.run[0]) if args.run and args.run[0] not in (COMPARE, RANK) else None
     if number is not None and len(args.run) > 1:
         raise FqError(f"one run at a time, or fq results compare {' '.join(args.run)}")
     for option in ("cell", "csv", "parquet"):
@@ -109,7 +109,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         need_pyarrow()
 
 
-def _number(text: str) -> int:
+def run_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,15}", text):
         raise FqError(f"RUN must be the number of a run, not {text!r}; fq results lists them")
     return int(text)
@@ -133,7 +133,7 @@ def _cell_name(wanted: str, labels: Mapping[str, str], run: int) -> str:
 
 
 def _rank(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
-    numbers = [_number(text) for text in wanted]
+    numbers = [run_number(text) for text in wanted]
     if len(numbers) < 2 or len(set(numbers)) < len(numbers):
         raise FqError("rank needs two different runs or more: fq results rank 1 2")
     if any(store.get(number).asked for number in numbers):
@@ -148,7 +148,7 @@ def _compare(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str
     if len(wanted) < 2:
         raise FqError("compare needs two runs or more: fq results compare 1 2, or 1:CELL 1:CELL")
     numbers, colons, cells = zip(*(text.partition(":") for text in wanted), strict=True)
-    runs = [_number(number) for number in numbers]
+    runs = [run_number(number) for number in numbers]
     if any(store.get(number).asked for number in runs):
         return _compare_estimate(store, runs, colons)
     sides = {number: Side(number, store.get(number), store.load(number)) for number in dict.fromkeys(runs)}

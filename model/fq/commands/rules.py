@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from fq_kernels import get_format
 from fq_kernels.rules import AnyRule, FakeQuant, Rule, Site, UnitRule, parse_rule
@@ -110,11 +109,12 @@ def _written(given: str) -> list[str]:
     """A rule, or those of a file, @FILE; a line that begins with # is none."""
     if not given.startswith("@"):
         return [given]
-    path = Path(given[1:])
-    if path.stat().st_size > MAX_RULES_BYTES:
+    with open(given[1:], "rb") as file:
+        content = file.read(MAX_RULES_BYTES + 1)
+    if len(content) > MAX_RULES_BYTES:
         raise FqError(f"--fake-quant {given}: larger than {MAX_RULES_BYTES >> 20} MiB")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError:
         raise FqError(f"--fake-quant {given}: is no text in UTF-8") from None
     rules = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

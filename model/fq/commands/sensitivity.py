@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fq_kernels.rules import calibrations_of, parse_rule
+
 from .. import machine
 from ..errors import FqError
 from ..measure.cells import Cell, CellChunk
@@ -151,6 +153,7 @@ def main(args: argparse.Namespace) -> int:
         raise FqError(f"--gain-chunks must be positive, or -1 for all, not {args.gain_chunks}")
     if args.verify < 0:
         raise FqError(f"--verify must be >= 0, not {args.verify}")
+    memory_limit_of(args.memory_limit)
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
     text, text_name = read_text(args.file)
     model = Model(find_model(args.model, args.offline))
@@ -163,7 +166,7 @@ def main(args: argparse.Namespace) -> int:
                 model,
                 tokens,
                 args.sites or [],
-                args.format or DEFAULT_FORMATS,
+                args.format,
                 executor=executor,
                 samples=args.samples,
                 seed=args.seed,
@@ -222,7 +225,7 @@ def _measure_gains(work: _Work, estimate: Sensitivity, asked_for: int | None) ->
 
 def _verify(work: _Work, estimate: Sensitivity, wanted: int) -> None:
     asked, n = estimate.asked, estimate.text.n
-    there = [cell for cell in work.run.cells if cell.kind == "single"]
+    there = [cell for cell in work.run.cells if cell.kind == "single"][:wanted]
     if len(there) < wanted:
         gains, _ = measured(asked, work.run.cells, work.left)
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
@@ -230,7 +233,7 @@ def _verify(work: _Work, estimate: Sensitivity, wanted: int) -> None:
         rules = [f"{site}={spec}" for site, spec in chosen]
         cells = [Cell(rule, "single", rule, (rule,)) for rule in rules]
         work.extend([cell for cell in cells if cell not in there][: wanted - len(there)])
-        there = [cell for cell in work.run.cells if cell.kind == "single"]
+        there = [cell for cell in work.run.cells if cell.kind == "single"][:wanted]
     work.measure(there, n, "exact")
 
 
@@ -238,12 +241,15 @@ def _about(
     args: argparse.Namespace, estimate: Sensitivity, text_name: str, digest: str, executor: Any
 ) -> Run:
     asked = estimate.asked
+    # each is of its file, whatever the site
+    found = calibrations_of([parse_rule(f"{asked.sites[0]}={spec}") for spec in asked.formats], digest)
     return Run(
         sha256_of(*estimate.model.file.paths),
         digest,
         tuple(gain_cells(asked).values()),
         estimate.text.about_run()
-        | {"text": text_name, "command": args.command_line, "sensitivity": asdict(asked)},
+        | {"text": text_name, "command": args.command_line, "sensitivity": asdict(asked)}
+        | ({"calibrations": found} if found else {}),
         numerics(executor, args.activations),
         {
             "fq": machine.package_version("fq") or "not installed",

@@ -36,6 +36,7 @@ USUAL_CV = 0.3  # of a gain over chunks, until any is known
 
 # What makes an estimate not to be trusted, in the order in which it is said.
 MARKS = {
+    "unmeasured": "what a change of its scale costs is not measured yet: fq sensitivity --resume",
     "not finite": "the format leaves an infinity or NaN there, or its blocks do not fit the rows",
     "large": f"more than {LARGEST} nats: the second order does not hold",
     "far": f"most of it comes of a scale changed by more than {FAR:.4g}, where its cost is no square",
@@ -123,6 +124,7 @@ class Estimates:
     blocks: np.ndarray
     share_along: np.ndarray
     figures: Mapping[str, np.ndarray]  # means of a chunk's columns
+    scaled: np.ndarray  # (sites,): whether it is known what a change of scale costs
 
 
 def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimates:
@@ -138,7 +140,7 @@ def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimat
     kld, mean_along = by_chunk.mean(axis=0), along.mean(axis=0)
     parts = mean_along, means["cross"], means["blocks"] * factor
     share = np.divide(mean_along, kld, out=np.sign(mean_along), where=kld > 0)
-    return Estimates(by_chunk, kld, *parts, share, means)
+    return Estimates(by_chunk, kld, *parts, share, means, np.isfinite(gains.of_site))
 
 
 def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -169,6 +171,7 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     # of what the blocks do not serve, it does not matter
     matters = 1 - found.share_along > ONE_PART
     holds = {
+        "unmeasured": np.broadcast_to(~found.scaled[:, None], found.kld.shape),
         "not finite": ~np.isfinite(found.kld),
         "large": found.kld > LARGEST,
         "far": (np.abs(found.figures["along"]) > FAR) & (found.share_along > ONE_PART),
@@ -221,10 +224,12 @@ def judged(
     found = estimated(asked, left, gains)
     marks, logs, verified = marks_of(asked, found), [], []
     for (site, spec), klds in exact.items():
-        place = asked.cell(site, spec)
-        if place is None or len(klds) < len(left):
+        place, n = asked.cell(site, spec), min(len(klds), len(left))
+        if place is None or n < min(MIN_CHUNKS, len(left)):
             continue
-        estimate, measured = float(found.kld[place]), float(np.mean(klds[: len(left)]))
+        # over the chunks that both have
+        i, j = place
+        estimate, measured = float(found.by_chunk[:n, i, j].mean()), float(np.mean(klds[:n]))
         ratio = measured / estimate if estimate > 0 else math.nan
         if math.isfinite(ratio):
             entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
@@ -265,6 +270,8 @@ def sensitivity_figures(
     said = judged(asked, left, gains, exact)
     found, marks, error = said.found, said.marks, said.error
     result["verified"] = said.verified
+    behind = any(len(klds) < len(left) for klds in exact.values())
+    result["partial"] = bool(result["partial"] or behind or not found.scaled.all())
     if error is not None:
         result["model_error"] = {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
     result["gain_cv"] = gains.cv

@@ -13,6 +13,7 @@ import csv
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
 FLOAT_BITS = 32.0  # of a value that no rule takes
 MAX_BYTES = 1 << 20  # of a file of costs
 FRONT = 16  # plans on it
+ROOM = 1e-9  # of a budget, for sums that are rounded
 GAP = 1e-4  # of a plan's cost to the best, at which the solver ends
 SECONDS = 60.0  # after which it has to
 
@@ -194,6 +196,18 @@ def read_costs(path: Path) -> dict[str, float]:
     return costs
 
 
+def check_costs(costs: Mapping[str, float], elements: Mapping[str, int], asked: Asked) -> None:
+    """Raises FqError for an item of a site that there is not, or a format that was not estimated."""
+    for item in costs:
+        site, equals, spec = item.partition("=")
+        if not equals or ":" in site:
+            site, spec = "", item
+        if site and site not in elements:
+            raise FqError(f"--costs: {item}: there is no site {site}; they are written as fq sites has them")
+        if spec != "none" and spec not in asked.formats:
+            raise FqError(f"--costs: {item}: the estimate has no {spec}; it has {', '.join(asked.formats)}")
+
+
 def solve(
     choices: Sequence[Choice], said: Judged, *, kld: float | None = None, cost: float | None = None
 ) -> Plan:
@@ -218,23 +232,30 @@ def solve(
     else:
         assert cost is not None
         aim, limited, limit = klds, costs, cost
-    if math.fsum(limited[owner == n].min() for n in range(len(choices))) > limit:
+    least = math.fsum(limited[owner == n].min() for n in range(len(choices)))
+    if least > limit * (1 + ROOM):
         what = "mean KL" if kld is not None else "cost"
-        raise FqError(f"no choice of formats has a {what} of at most {limit:g}")
+        alone = [choice.site for choice in choices if len(choice.options) == 1]
+        why = f"; {len(alone)} sites have one choice, such as {alone[0]}" if alone else ""
+        raise FqError(f"no choice of formats has a {what} of at most {limit:g}: the least is {least:g}{why}")
+    # what alone is more than all of it is out, which a solver's tolerance might let in
+    within = limited <= limit * (1 + ROOM)
     # numbers near 1, as the solver's tolerances are absolute
     matrix = vstack([one_each, csr_matrix(limited[None] / (limit or 1.0))])
-    upper = np.append(np.ones(len(choices)), 1.0 if limit else 0.0)
+    upper = np.append(np.ones(len(choices)), 1 + ROOM if limit else 0.0)
     lower = np.append(np.ones(len(choices)), -np.inf)
     with _no_stdout():
         found = milp(
             aim / (aim.max() or 1.0),
             constraints=LinearConstraint(matrix, lower, upper),
             integrality=np.ones(len(options)),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0, within.astype(np.float64)),
             options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )
     if found.x is None:
         raise FqError(f"the solver found no plan: {found.message}")
+    if found.status:
+        warnings.warn(f"the solver's {SECONDS:g} s were over: there may be a better plan", stacklevel=2)
     taken = np.flatnonzero(found.x > 0.5)
     assert len(taken) == len(choices)
     return plan_of(choices, [options[k] for k in taken], said)

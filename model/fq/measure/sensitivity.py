@@ -80,7 +80,7 @@ class Sensitivity:
 
     model, tokens  the whole text, tokenised once
     sites          as rules name them; none: all that the model has
-    formats        as a rule's right side
+    formats        as a rule's right side; None: DEFAULT_FORMATS, but for those whose blocks fit no row
     samples        labels for each scored token: backward passes of a chunk, which go together
     seed           of the labels, and of stochastic rounding where a format names none
     settings       on which chunks; they may be given by name too
@@ -97,7 +97,7 @@ class Sensitivity:
         model: Model,
         tokens: Sequence[int] | np.ndarray,
         sites: Sequence[str],
-        formats: Sequence[str],
+        formats: Sequence[str] | None,
         *,
         executor: Executor,
         samples: int = 4,
@@ -113,9 +113,9 @@ class Sensitivity:
         self.model, self.samples, self.seed, self.executor = model, samples, seed, executor
         self.text = Chunks(model, tokens, self.settings)
         self.sites = sites_named(model, sites)
-        if not formats:
+        if formats is not None and not formats:
             raise FqError("no formats to look at")
-        self.formats = [_canonical(spec, seed) for spec in formats]
+        self.formats = [_canonical(spec, seed) for spec in formats or self._default_formats()]
         if len(set(self.formats)) < len(self.formats):
             raise FqError(f"a format is asked for twice: {', '.join(self.formats)}")
         self._classes = scaling_classes(model.graph)
@@ -142,25 +142,29 @@ class Sensitivity:
             f"{self.text.n} chunks ended>"
         )
 
-    def _that_do_not_fit(self) -> set[tuple[Site, int]]:
-        """Sites and formats whose blocks rows of the site cannot be cut into. Raises FqError where one fits
-        none."""
-        widths = {
+    def _default_formats(self) -> list[str]:
+        widths = {self._widths[site] for site in self.sites}
+        return [spec for spec in DEFAULT_FORMATS if any(_misfit(get_format(spec), n) is None for n in widths)]
+
+    @property
+    def _widths(self) -> dict[Site, int]:
+        """Of a row, by site."""
+        return {
             site: node.width // value.rows
             for node in self.model.graph.nodes
             for value in node.values
             for site in value.sites
         }
-        errors: dict[tuple[int, int], ValueError] = {}
+
+    def _that_do_not_fit(self) -> set[tuple[Site, int]]:
+        """Sites and formats whose blocks rows of the site cannot be cut into. Raises FqError where one fits
+        none."""
+        widths, errors = self._widths, dict[tuple[int, int], ValueError]()
         for i, _ in enumerate(self.formats):
             for width in {widths[site] for site in self.sites}:
                 fmt = next(self._formats[site][i] for site in self.sites if widths[site] == width)
-                if fmt.family.registered:  # what its function says is its user's business
-                    continue
-                try:
-                    round_trip(np.ones((1, width), np.float32), fmt)
-                except ValueError as e:
-                    errors[i, width] = e
+                if (error := _misfit(fmt, width)) is not None:
+                    errors[i, width] = error
         for i, spec in enumerate(self.formats):
             if all((i, widths[site]) in errors for site in self.sites):
                 raise FqError(f"{spec}: {errors[i, widths[self.sites[0]]]}")
@@ -268,7 +272,10 @@ class Sensitivity:
                 y.fill(0)
                 own[some] = error_products(part, y, worth, of_grads)
             for i in of:
-                round_trip(part, formats[i], out=y, first_row=first + some.start)
+                try:
+                    round_trip(part, formats[i], out=y, first_row=first + some.start)
+                except Exception as e:  # a user's own function may raise anything
+                    raise FqError(f"format {formats[i]} at {site}: {e}") from e
                 found[i, some] = error_products(part, y, worth, of_grads)
 
         self.executor.map(task, len(whole) + pieces)
@@ -367,6 +374,17 @@ def _alike(values: np.ndarray, same: np.ndarray) -> np.ndarray:
     first = np.flatnonzero(np.diff(same[order], prepend=-1))
     total: np.ndarray = np.add.reduceat(values[..., order], first, axis=-1)
     return total
+
+
+def _misfit(fmt: Format, width: int) -> ValueError | None:
+    """Why a format's blocks do not fit rows of a width; None where they do."""
+    if fmt.family.registered:  # what its function says is its user's business
+        return None
+    try:
+        round_trip(np.ones((1, width), np.float32), fmt)
+    except ValueError as e:
+        return e
+    return None
 
 
 def sites_named(model: Model, patterns: Sequence[str]) -> list[Site]:

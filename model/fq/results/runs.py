@@ -535,4 +535,8 @@ def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
         raise FqError(f"{store.path}: no chunk of run {number} has ended")
     gains, exact = measured(asked, run.cells, store.load(number))
     with store.reading(number):
-        return asked, judged(asked, chunks, gains, exact)
+        said = judged(asked, chunks, gains, exact)
+    if not said.found.scaled.all():
+        what = "has yet to measure what a change of scale costs: fq sensitivity --resume"
+        raise FqError(f"{store.path}: run {number} {what}")
+    return asked, said

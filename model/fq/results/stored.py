@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fq_kernels import MAX_GRADS, get_format
+from fq_kernels import MAX_GRADS
 
 from ..measure.cells import CELL_KINDS, CONTROL, COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import ORDERS, SCORED
@@ -27,6 +27,7 @@ ESTIMATE_COLUMNS = {
     *("value_sq", "error_sq", "along", "blocks", "cross", "by_token", "neighbours", "by_element"),
     *("whole_by_token", "whole_by_element", "largest"),
 }
+_FORMAT = re.compile(r"[a-z][a-z0-9_]{0,63}(:\S{1,4096})?")  # there may be no such one any more
 _SITE = re.compile(r"[a-z][a-z0-9_]{0,63}(\[[0-9]{1,9}\])?(\.(in|raw|weighted))?")
 
 # what settings must hold, and of what types
@@ -151,8 +152,8 @@ def asked_of(found: object) -> Asked:
     for site in found["sites"]:
         if not _SITE.fullmatch(site):
             raise ValueError(f"{_shown(site)} is no site")
-    for spec in found["formats"]:
-        get_format(spec)
+    if not all(_FORMAT.fullmatch(spec) for spec in found["formats"]):
+        raise ValueError("sensitivity's formats are none")
     classes = found["classes"]
     if len(classes) != len(found["sites"]) or not all(
         x is None or _is_integer(x, -(1 << 31), 1 << 31) for x in classes
