@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,11 +12,11 @@ from fq_kernels.formats.kernels import NARROW
 from fq_kernels.rules import UnitRule, parse_rule
 
 from ..errors import FqError
+from .prices import read_prices_of
 
 FLOAT_BITS, FLOAT_SIGNIFICAND, DOUBLE_BITS = 32, 24, 64
 BF16_SIGNIFICAND = 8
 TORCH_LANES = 32 * 4  # src/norm/unit.h
-MAX_BYTES = 1 << 20
 _WHOLE = ("unit", "together")  # kinds of cells that are a unit as it was asked for
 # What there is a price of, and what it counts.
 QUANTITIES = {
@@ -77,34 +76,13 @@ def read_prices(path: Path) -> dict[str, float]:
 
     Raises FqError naming the file, the line and what is wrong with it.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise FqError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-    try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise FqError(f"{path}: is no CSV file in UTF-8: {e}") from None
-    lines = [[field.strip() for field in line] for line in lines]
-    if not lines or lines[0] != ["item", "price"]:
-        raise FqError(f"{path}: the first line must be item,price")
-    prices: dict[str, float] = {}
-    for number, line in enumerate(lines[1:], 2):
-        if not any(line):
-            continue
-        where = f"{path}, line {number}"
-        if len(line) != 2 or line[0] not in QUANTITIES:
-            raise FqError(f"{where}: must be an item and its price; items are {', '.join(QUANTITIES)}")
-        if line[0] in prices:
-            raise FqError(f"{where}: {line[0]} is there twice")
-        try:
-            price = float(line[1])
-        except ValueError:
-            price = math.nan
-        if not 0 <= price < math.inf:
-            raise FqError(f"{where}: a price is a number from 0, not {line[1]!r}")
-        prices[line[0]] = price
-    if not prices:
-        raise FqError(f"{path}: there is no price in it")
-    return prices
+
+    def quantity(item: str) -> str:
+        if item not in QUANTITIES:
+            raise ValueError(f"must be an item and its price; items are {', '.join(QUANTITIES)}")
+        return item
+
+    return read_prices_of(path, "price", quantity)
 
 
 class Priced(NamedTuple):

@@ -9,7 +9,6 @@ scipy).
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import sys
@@ -28,9 +27,9 @@ from ..arch.graph import Graph
 from ..errors import FqError
 from .estimates import Asked, Judged, ModelError, site_parts
 from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
+from .prices import read_prices_of
 
 FLOAT_BITS = 32.0  # of a value that no rule takes
-MAX_BYTES = 1 << 20  # of a file of costs
 FRONT = 16  # plans on it
 ROOM = 1e-9  # of a budget, for sums that are rounded
 GAP = 1e-4  # of a plan's cost to the best, at which the solver ends
@@ -165,35 +164,15 @@ def read_costs(path: Path) -> dict[str, float]:
 
     Raises FqError naming the file, the line and what is wrong with it.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise FqError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-    try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise FqError(f"{path}: is no CSV file in UTF-8: {e}") from None
-    if not lines or [cell.strip() for cell in lines[0]] != ["item", "cost"]:
-        raise FqError(f"{path}: the first line must be item,cost")
-    costs: dict[str, float] = {}
-    for number, line in enumerate(lines[1:], 2):
-        if not line:
-            continue
-        try:
-            item, text = (cell.strip() for cell in line)
-            # a format's options have an equals sign, too, but behind a colon
-            site, equals, spec = item.partition("=")
-            if not equals or ":" in site:
-                site, equals, spec = "", "", item
-            name = spec if spec == "none" else str(get_format(spec))
-            cost = float(text)
-        except ValueError as e:
-            raise FqError(f"{path}, line {number}: {e}") from None
-        if not 0 <= cost < math.inf:
-            raise FqError(f"{path}, line {number}: a cost is a number from 0, not {text}")
-        key = f"{site}{equals}{name}"
-        if key in costs:
-            raise FqError(f"{path}, line {number}: {key} is there twice")
-        costs[key] = cost
-    return costs
+
+    def name(item: str) -> str:
+        # a format's options have an equals sign, too, but behind a colon
+        site, equals, spec = item.partition("=")
+        if not equals or ":" in site:
+            site, equals, spec = "", "", item
+        return f"{site}{equals}{spec if spec == 'none' else get_format(spec)}"
+
+    return read_prices_of(path, "cost", name)
 
 
 def check_costs(costs: Mapping[str, float], elements: Mapping[str, int], asked: Asked) -> None:
