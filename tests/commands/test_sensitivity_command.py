@@ -50,11 +50,11 @@ def test_figures(whole):
     cells = {(cell["site"], cell["format"]): cell for cell in data["cells"]}
     assert len(cells) == 5 * 3
     assert all(cell["mean_kld"] > 0 and cell["mean_kld_ci95"] for cell in data["cells"])
-    assert len(data["verified"]) == VERIFY and data["model_error"]["n"] <= VERIFY
+    assert len(data["verified"]) == VERIFY and data["model_error"]["others"]["n"] <= VERIFY
     # a norm undoes a change of what it reads
     assert cells["attn_norm[1].in", "fp8_e4m3fn:truncate"]["along"] == 0
     assert cells["k[0]", "fp8_e4m3fn:truncate"]["along"] > 0
-    assert "5 sites in 3 formats" in out and "exact / estimate of one more, 95 %:" in out
+    assert "5 sites in 3 formats" in out and "exact / estimate of " in out
     assert "dearest in int8" in out
 
 

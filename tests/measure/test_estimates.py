@@ -17,6 +17,7 @@ from fq.measure.estimates import (
     Asked,
     Gains,
     ModelError,
+    ModelErrors,
     estimated,
     gains_in_need,
     intervals,
@@ -106,7 +107,8 @@ def test_intervals_have_three_parts():
     error = ModelError(0.1, 0.2, 9)
     gains = gains_of(asked, c0=[1.0, 2.0])
     found = estimated(asked, chunks_of(asked, blocks=blocks, along=0.01), gains)
-    low, high = np.log(intervals(found, gains, error)[:, 0]).T
+    errors = ModelErrors(ModelError(9.0, 9.0, 9), error)  # of scores: none of these is
+    low, high = np.log(intervals(asked, found, gains, errors)[:, 0]).T
     model = t_quantile(0.05, 8) * 0.2 * math.sqrt(1 + 1 / 9)
     scatter = math.sqrt(2 / 3) * 1e-4 / math.sqrt(4) * t_quantile(0.05, 3)
     cv = math.sqrt(0.5) / 1.5
@@ -117,9 +119,9 @@ def test_intervals_have_three_parts():
     )
     assert (high - low) / 2 == pytest.approx(halves)
     assert (high + low) / 2 == pytest.approx(np.log(found.kld[:, 0]) + 0.1)
-    assert intervals(found, gains, None) is None
+    assert intervals(asked, found, gains, None) is None
     few = estimated(asked, chunks_of(asked, n=3), gains)
-    assert intervals(few, gains, error) is None
+    assert intervals(asked, few, gains, errors) is None
 
 
 def test_the_model_error_is_a_prediction_interval():
@@ -128,6 +130,19 @@ def test_the_model_error_is_a_prediction_interval():
     assert (error.mean, error.n) == (pytest.approx(0.05), 4)
     assert error.half == pytest.approx(t_quantile(0.05, 3) * np.std(logs, ddof=1) * math.sqrt(1.25))
     assert ModelError.of(logs[:3]) is None
+
+
+def test_scores_have_an_error_of_their_own():
+    logs = [("k[0]", 2.0), ("q_norm[1].raw", -2.0), ("k_proj[3]", 1.0), ("q[7]", 0.5)]
+    others = [("kqv_out[0]", 0.1), ("ffn_norm[0].raw", -0.1), ("v[3]", 0.0), ("l_out[1]", 0.1)]
+    errors = ModelErrors.of(logs + others)
+    assert errors.scores == ModelError.of([2.0, -2.0, 1.0, 0.5])
+    assert errors.others == ModelError.of([0.1, -0.1, 0.0, 0.1])
+    assert errors.at("k_norm[4].in") is errors.scores and errors.at("v_proj[4]") is errors.others
+    # where either has too few, that of all
+    few = ModelErrors.of(logs[:3] + others)
+    assert few.scores == ModelError.of([2.0, -2.0, 1.0, 0.1, -0.1, 0.0, 0.1]) and few.others == errors.others
+    assert ModelErrors.of(logs[:2] + others[:1]) is None
 
 
 @pytest.mark.parametrize(
@@ -221,7 +236,8 @@ def test_figures(data):
     assert (of_bf16[0]["kind"], of_bf16[0]["point"]) == ("l_out", None)
     assert len(data["verified"]) == 5
     assert [one["mark"] for one in data["verified"]] == [None, None, None, "large", None]
-    error = data["model_error"]
+    error = data["model_error"]["others"]
+    assert data["model_error"]["scores"] == error
     assert error == {"ln_ratio_mean": pytest.approx(math.log(1.1)), "ln_ratio_sd": pytest.approx(0), "n": 4}
     low, high = of_bf16[0]["mean_kld_ci95"]
     assert low == pytest.approx(1.1e-4) and high == pytest.approx(1.1e-4)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fq import FqError
-from fq.measure.estimates import Asked, Gains, Judged, ModelError, estimated
+from fq.measure.estimates import Asked, Gains, Judged, ModelError, ModelErrors, estimated
 from fq.measure.inference import t_quantile
 from fq.measure.plan import (
     Choice,
@@ -34,16 +34,16 @@ SITES = tuple(f"l_out[{i}]" for i in range(5))
 ELEMENTS = dict(zip(SITES, (64, 64, 64, 128, 32), strict=True))
 
 
-def judged_of(klds, n_chunks=8, error=None, marks=None, scatter=0.0):
+def judged_of(klds, n_chunks=8, error=None, marks=None, scatter=0.0, sites=SITES):
     """klds (sites, formats), the same in all chunks but for a scatter."""
     klds = np.asarray(klds, np.float64)
-    asked = Asked(SITES[: len(klds)], FORMATS, (None,) * len(klds), 4, 0, COLUMNS)
+    asked = Asked(sites[: len(klds)], FORMATS, (None,) * len(klds), 4, 0, COLUMNS)
     left = np.zeros((n_chunks, *klds.shape, len(COLUMNS)))
     way = np.where(np.arange(n_chunks) % 2, 1 + scatter, 1 - scatter)
     left[..., COLUMNS.index("blocks")] = klds * way[:, None, None]
     found = estimated(asked, list(left), Gains(asked.classes, {}))
     marks = np.full(klds.shape, "", object) if marks is None else np.array(marks, object)
-    return asked, Judged(found, marks, [], error)
+    return asked, Judged(found, marks, [], error if error is None else ModelErrors(*error))
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_rules_join_layers(klds):
 
 def test_a_plans_interval():
     """Chunks scatter together; a cell's own error averages out, what is common to all does not."""
-    error = ModelError(0.05, 0.2, 16)
+    error = ModelError(9.0, 9.0, 9), ModelError(0.05, 0.2, 16)  # of scores: none of these is
     asked, said = judged_of(np.full((4, 3), 1e-4), error=error, scatter=0.1)
     choices = choices_of(asked, said, SITES[:4], ELEMENTS)
     plan = solve(choices, said, kld=1.0)
@@ -187,6 +187,18 @@ def test_a_plans_interval():
     assert (high + low) / 2 == pytest.approx(0.05)
     for few in (judged_of(np.full((4, 3), 1e-4)), judged_of(np.full((4, 3), 1e-4), 3, error)):
         assert solve(choices, few[1], kld=1.0).interval is None
+
+
+def test_a_plans_interval_of_two_groups():
+    """Half of it of sites that scores are made of, each group with a mean of its own."""
+    sites = "k[0]", "k[1]", "l_out[0]", "l_out[1]"
+    error = ModelError(-0.5, 0.6, 5), ModelError(0.1, 0.1, 16)
+    asked, said = judged_of(np.full((4, 3), 1e-4), error=error, sites=sites)
+    plan = solve(choices_of(asked, said, sites, dict.fromkeys(sites, 8)), said, kld=1.0)
+    low, high = np.log(np.array(plan.interval) / plan.kld)
+    halves = [t_quantile(0.05, e.n - 1) * e.sd * math.sqrt(0.25 / e.n + 2 / 16) for e in error]
+    assert (high - low) / 2 == pytest.approx(math.hypot(*halves))
+    assert (high + low) / 2 == pytest.approx(0.5 * -0.5 + 0.5 * 0.1)
 
 
 def test_uniform_formats_and_the_front(klds):

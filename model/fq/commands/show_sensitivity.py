@@ -106,11 +106,13 @@ def _verified_text(data: Mapping[str, Any]) -> list[str]:
             ]
         )
     lines = ["", table(rows, {1, 2, 3})]
-    if error := data["model_error"]:
+    errors = data["model_error"] or {}
+    words = {"scores": "of sites that attention's scores are made of", "others": "of all others"}
+    for name, error in errors.items():
         centre, half = error["ln_ratio_mean"], t_quantile(LEVEL, error["n"] - 1) * error["ln_ratio_sd"]
         half *= math.sqrt(1 + 1 / error["n"])
         low, high = exp(centre - half), exp(centre + half)
-        lines.append(
-            f"exact / estimate of one more, 95 %: {low:.2f} to {high:.2f}, which every interval has in it"
-        )
+        of = "of one more" if errors["scores"] == errors["others"] else words[name]
+        line = f"exact / estimate {of}, 95 %: {low:.2f} to {high:.2f}, which every interval has in it"
+        lines += [line] * (line not in lines)
     return lines

@@ -7,7 +7,8 @@ geometric mean of the three is taken, the other two under the kind's factors.
 
 An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
 which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
-cells measured exactly say: a t prediction interval of ln(exact / estimate).
+cells measured exactly say: a t prediction interval of ln(exact / estimate). Sites that attention's scores are
+made of have one of their own: a softmax is further from its second order than all else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above whic
 FAR = 2 * BY  # of a value's scale, whose cost is measured at a change by BY
 MIN_ALIKE = 8  # sites of a kind, below which the blocks alone are taken
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
+SCORES = {"q_proj", "k_proj", "q_norm", "k_norm", "q", "k"}  # kinds that attention's scores are made of
 GAIN_ERROR = 0.15  # of any estimate, above which a gain is measured on more chunks
 USUAL_CV = 0.3  # of a gain over chunks, until any is known
 
@@ -90,6 +92,31 @@ class ModelError:
             return None
         values = np.array(logs)
         return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(logs))
+
+
+@dataclass(frozen=True)
+class ModelErrors:
+    """Of the sites that attention's scores are made of, and of all others."""
+
+    scores: ModelError
+    others: ModelError
+
+    def at(self, site: str) -> ModelError:
+        return self.scores if _of_scores(site) else self.others
+
+    @classmethod
+    def of(cls, logs: Sequence[tuple[str, float]]) -> ModelErrors | None:
+        """From ln(exact / estimate) at sites: where either has too few, that of all; None where these are."""
+        every = ModelError.of([value for _, value in logs])
+        of_scores, of_others = (
+            ModelError.of([value for site, value in logs if _of_scores(site) == which])
+            for which in (True, False)
+        )
+        return None if every is None else cls(of_scores or every, of_others or every)
+
+
+def _of_scores(site: str) -> bool:
+    return site_parts(site)[0] in SCORES
 
 
 class Gains:
@@ -184,17 +211,21 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     return marks
 
 
-def intervals(found: Estimates, gains: Gains, error: ModelError | None) -> np.ndarray | None:
+def intervals(asked: Asked, found: Estimates, gains: Gains, errors: ModelErrors | None) -> np.ndarray | None:
     """Both ends, (sites, formats, 2); None where there is nothing to make them of."""
     n = len(found.by_chunk)
-    if error is None or n < MIN_CHUNKS:
+    if errors is None or n < MIN_CHUNKS:
         return None
+    half_of, mean = (
+        np.array([getattr(errors.at(site), name) for site in asked.sites])[:, None]
+        for name in ("half", "mean")
+    )
     with np.errstate(all="ignore"):
         scatter = found.by_chunk.std(axis=0, ddof=1) / math.sqrt(n) / found.kld
         of_chunks = t_quantile(LEVEL, n - 1) * scatter
         of_gain = 2 * np.where(found.share_along > 0, found.share_along * gains.se[:, None], 0.0)
-        half = np.sqrt(of_chunks * of_chunks + of_gain * of_gain + error.half * error.half)
-        ends = [found.kld * exp(error.mean + sign * half) for sign in (-1, 1)]
+        half = np.sqrt(of_chunks * of_chunks + of_gain * of_gain + half_of * half_of)
+        ends = [found.kld * exp(mean + sign * half) for sign in (-1, 1)]
     return np.stack(ends, axis=-1)
 
 
@@ -204,13 +235,13 @@ class Judged:
 
     marks     texts (sites, formats): why one is not, or nothing
     verified  of each cell that was measured: site, format, mean_kld, exact, their ratio, mark
-    error     what these say of all others; None: too few
+    errors    what these say of all others; None: too few
     """
 
     found: Estimates
     marks: np.ndarray
     verified: list[dict[str, Any]]
-    error: ModelError | None
+    errors: ModelErrors | None
 
 
 @default_fpu()
@@ -235,8 +266,8 @@ def judged(
             entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
             verified.append(entry | {"mark": str(marks[place]) or None})
             if not marks[place] and ratio > 0:
-                logs.append(log(ratio))
-    return Judged(found, marks, verified, ModelError.of(logs))
+                logs.append((site, log(ratio)))
+    return Judged(found, marks, verified, ModelErrors.of(logs))
 
 
 @default_fpu()
@@ -253,7 +284,8 @@ def sensitivity_figures(
     exact  by site and format: the mean KL of each chunk, of those that were measured
 
     ``cells`` are by format, and in each by site. ``rank`` is the place among the format's, 1 the largest.
-    ``verified`` has those that were measured, and ``model_error`` what they say of all others.
+    ``verified`` has those that were measured, and ``model_error`` what they say of all others: of sites that
+    attention's scores are made of, and of the rest.
     """
     result: dict[str, Any] = {"estimate": "sensitivity", **about}
     n_scored = n_scored_per_chunk(about["n_ctx"], about.get("scored", SCORED[0]))
@@ -268,14 +300,17 @@ def sensitivity_figures(
     if not left:
         return result
     said = judged(asked, left, gains, exact)
-    found, marks, error = said.found, said.marks, said.error
+    found, marks, errors = said.found, said.marks, said.errors
     result["verified"] = said.verified
     behind = any(len(klds) < len(left) for klds in exact.values())
     result["partial"] = bool(result["partial"] or behind or not found.scaled.all())
-    if error is not None:
-        result["model_error"] = {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
+    if errors is not None:
+        result["model_error"] = {
+            name: {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
+            for name, error in vars(errors).items()
+        }
     result["gain_cv"] = gains.cv
-    ends = intervals(found, gains, error)
+    ends = intervals(asked, found, gains, errors)
     order = np.argsort(-found.kld, axis=0, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(1, len(asked.sites) + 1)[:, None], axis=0)

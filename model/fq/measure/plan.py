@@ -25,7 +25,7 @@ from fq_kernels.rules.sites import POINTS, Site, Value
 
 from ..arch.graph import Graph
 from ..errors import FqError
-from .estimates import Asked, Judged, ModelError, site_parts
+from .estimates import Asked, Judged, ModelErrors, site_parts
 from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
 from .prices import read_prices_of
 
@@ -257,29 +257,35 @@ def _no_stdout() -> Iterator[None]:
 def plan_of(choices: Sequence[Choice], picked: Sequence[Option], said: Judged) -> Plan:
     elements = sum(choice.elements for choice in choices)
     cost = math.fsum(option.cost for option in picked) / elements
-    rounded = [(c.i, o.j) for c, o in zip(choices, picked, strict=True) if o.spec is not None]
-    each = np.array([said.found.by_chunk[:, i, j] for i, j in rounded]).reshape(
+    rounded = [(c, o) for c, o in zip(choices, picked, strict=True) if o.spec is not None]
+    each = np.array([said.found.by_chunk[:, c.i, o.j] for c, o in rounded]).reshape(
         len(rounded), len(said.found.by_chunk)
     )
     total = float(each.mean(axis=1).sum()) if rounded else 0.0
-    return Plan(tuple(choices), tuple(picked), cost, total, _interval(each, said.error))
+    interval = _interval(each, [c.site for c, _ in rounded], said.errors)
+    return Plan(tuple(choices), tuple(picked), cost, total, interval)
 
 
-def _interval(each: np.ndarray, error: ModelError | None) -> Interval | None:
+def _interval(each: np.ndarray, sites: Sequence[str], errors: ModelErrors | None) -> Interval | None:
     """Of a sum of estimates, (cells, chunks): how the chunks scatter, and the estimates' own error, of which
-    every cell has a mean in common, known from so many, and the rest for itself."""
+    cells of a group have a mean in common, known from so many, and the rest each for itself."""
     n = each.shape[1] if each.size else 0
-    if error is None or n < MIN_CHUNKS:
+    if errors is None or n < MIN_CHUNKS:
         return None
     by_chunk, means = each.sum(axis=0), each.mean(axis=1)
     total = float(means.sum())
     if not total > 0:
         return None
-    scatter = float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
-    shares = means / total
-    spread = error.sd * math.sqrt(1 / error.n + float(np.sum(shares * shares)))
-    half = math.hypot(t_quantile(LEVEL, n - 1) * scatter, t_quantile(LEVEL, error.n - 1) * spread)
-    return total * exp(error.mean - half), total * exp(error.mean + half)
+    scatter = t_quantile(LEVEL, n - 1) * float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
+    halves, centre = [scatter], 0.0
+    for error in dict.fromkeys((errors.scores, errors.others)):
+        shares = means[[errors.at(site) == error for site in sites]] / total
+        share = float(np.sum(shares))
+        spread = error.sd * math.sqrt(share * share / error.n + float(np.sum(shares * shares)))
+        halves.append(t_quantile(LEVEL, error.n - 1) * spread)
+        centre += share * error.mean
+    half = math.hypot(*halves)
+    return total * exp(centre - half), total * exp(centre + half)
 
 
 def uniform(
