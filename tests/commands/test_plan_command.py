@@ -103,15 +103,19 @@ def test_bad_requests(store, tiny_path, text, arguments, words):
     assert words in err
 
 
-def test_what_is_scored_is_what_was_estimated(tiny_path, text, tmp_path):
-    store, found = tmp_path / "s.sqlite", {}
-    for scored in ("all", "second-half"):
-        arguments = ["-m", tiny_path, "-c", 64, "--chunks", 4, "--verify", 0, "--scored", scored]
-        fq("sensitivity", *arguments, "--format", "int8", "--format", "bf16", "--store", store)
-        planned = ["plan", "-m", tiny_path, "--store", store, "--budget-bits", 12]
-        out, _ = fq(*planned, "--validate", text, "--chunks", 2, "--json", "-")
-        found[scored] = json.loads(out)["validated"]["cells"][0]["mean_kld"]
-    assert found["all"] != found["second-half"]
+@pytest.mark.parametrize("scored", ["all", "second-half"])
+def test_a_plan_is_measured_as_the_estimate_was_scored(tiny_path, text, tmp_path, scored):
+    store, rules = tmp_path / "s.sqlite", tmp_path / "plan.rules"
+    common = ["-m", tiny_path, "-c", 64, "--scored", scored]
+    formats = ["--format", "int8", "--format", "bf16"]
+    fq("sensitivity", *common, "--chunks", 4, "--verify", 0, *formats, "--store", store)
+    planned = ["plan", "-m", tiny_path, "--store", store, "--budget-bits", 12, "-o", rules]
+    out, _ = fq(*planned, "--validate", text, "--chunks", 2, "--json", "-")
+    measured = json.loads(out)["validated"]["cells"][0]["mean_kld"]
+    shown, _ = fq(
+        "perplexity", *common, "-f", text, "--chunks", 2, "--fake-quant", f"@{rules}", "--json", "-"
+    )
+    assert measured == pytest.approx(json.loads(shown)["comparison"]["mean_kld"], rel=1e-12)
 
 
 def test_an_estimate_that_is_not_ended(tiny_path, tmp_path):

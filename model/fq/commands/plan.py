@@ -129,11 +129,12 @@ def main(args: argparse.Namespace) -> int:
     costs = None if args.costs is None else read_costs(Path(args.costs))
     text = None if args.validate is None else read_text(args.validate)
     model = Model(find_model(args.model, args.offline))
+    digest = sha256_of(*model.file.paths)
     with Results(args.store, must_exist=True) as store:
-        number = _number(args, store, model)
+        number = _number(args, store, model, digest)
         run = store.get(number)
         asked, said = judgement(store, number)
-    if run.model_sha256 != sha256_of(*model.file.paths):
+    if run.model_sha256 != digest:
         raise FqError(f"run {number} is of another model than {model.path}")
     if text is not None and text_sha256(text[0]) == run.text_sha256:
         raise FqError(f"--validate {args.validate}: the estimate was made on this text; take another")
@@ -166,10 +167,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _number(args: argparse.Namespace, store: Results, model: Model) -> int:
+def _number(args: argparse.Namespace, store: Results, model: Model, digest: str) -> int:
     if args.run is not None:
         return run_number(args.run)
-    digest = sha256_of(*model.file.paths)
     for run in sorted((run["run"] for run in store.list()), reverse=True):
         there = store.get(run)
         if there.asked is not None and there.model_sha256 == digest:
