@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 import fq_kernels
 
 
@@ -76,6 +78,15 @@ def processor() -> str:
         if (known, number) == (maker, int(family)) and first <= int(model) <= last:
             return f"{name} (family {family} model {model}: {kind})"
     return f"{name} (family {family} model {model})"
+
+
+def versions() -> dict[str, str]:
+    """Of what has a say in a run's figures."""
+    return {
+        "fq": package_version("fq") or "not installed",
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def describe(*libraries: str) -> dict[str, str]:

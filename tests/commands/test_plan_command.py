@@ -118,6 +118,56 @@ def test_a_plan_is_measured_as_the_estimate_was_scored(tiny_path, text, tmp_path
     assert measured == pytest.approx(json.loads(shown)["comparison"]["mean_kld"], rel=1e-12)
 
 
+@pytest.fixture
+def loose(tiny_path, tmp_path):
+    """A store with an estimate that few exact cells say little of."""
+    path = tmp_path / "loose.sqlite"
+    formats = [x for spec in ("bf16", "fp8_e4m3fn", "int8", "mxfp4") for x in ("--format", spec)]
+    arguments = ["sensitivity", "-m", tiny_path, "-c", 64, "--chunks", 4, *formats, "--store", path]
+    fq(*arguments, "--verify", 4)
+    return path, arguments
+
+
+def test_a_plan_measures_what_it_hangs_on(loose, tiny_path):
+    from fq.gguf.synthetic import SAMPLE_TEXT
+
+    store, estimate = loose
+    arguments = ["plan", "-m", tiny_path, "--store", store, "--budget-bits", 8, "--json", "-"]
+    before = json.loads(fq(*arguments)[0])["plan"]
+    fq(*arguments, "-f", SAMPLE_TEXT, "--verify", 0)
+    assert len(json.loads(fq("results", 1, "--store", store, "--json", "-")[0])["verified"]) == 4
+    after = json.loads(fq(*arguments, "-f", SAMPLE_TEXT, "--verify", 20)[0])["plan"]
+    shown = json.loads(fq("results", 1, "--store", store, "--json", "-")[0])
+    found = {(one["site"], one["format"]): one["exact"] for one in shown["verified"]}
+    assert 4 < len(found) <= 24 and not shown["partial"]
+    in_plan = {(one["site"], one["format"]): one["mean_kld"] for one in after["sites"]}
+    both = found.keys() & in_plan.keys()
+    assert both and all(in_plan[cell] == pytest.approx(found[cell], rel=1e-12) for cell in both)
+    wide, narrow = (ends[1] / ends[0] for ends in (before["mean_kld_ci95"], after["mean_kld_ci95"]))
+    assert narrow < wide and (narrow <= 1.25 / 0.75 or len(found) == 24)
+    # a plan takes what is there, and the estimate goes on with it
+    assert json.loads(fq(*arguments)[0])["plan"] == after
+    fq(*estimate, "--verify", 4, "--chunks", 5, "--resume")
+    shown = json.loads(fq("results", 1, "--store", store, "--json", "-")[0])
+    assert len(shown["verified"]) == len(found) and shown["n_chunks"] == 5 and not shown["partial"]
+
+
+def test_cells_are_measured_on_the_text_and_by_the_versions_of_the_estimate(loose, tiny_path, text):
+    from fq.gguf.synthetic import SAMPLE_TEXT
+
+    store, _ = loose
+    arguments = ["plan", "-m", tiny_path, "--store", store, "--budget-bits", 8, "-f"]
+    _, err = fq(*arguments, text, status=2)
+    assert "the estimate was made on another text" in err
+    _, err = fq(*arguments, SAMPLE_TEXT, "--verify", -1, status=2)
+    assert "--verify must be >= 0" in err
+    with contextlib.closing(sqlite3.connect(store)) as db:
+        db.execute("""UPDATE runs SET versions = '{"fq": "0.0.1"}'""")
+        db.commit()
+    _, err = fq(*arguments, SAMPLE_TEXT, status=2)
+    assert "run 1 was measured with other versions than these: run fq sensitivity again" in err
+
+
 def test_an_estimate_that_is_not_ended(tiny_path, tmp_path):
     store = tmp_path / "s.sqlite"
     arguments = [

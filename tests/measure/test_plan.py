@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from fq.measure.plan import (
     choices_of,
     elements_of,
     front,
+    least_sure,
     plan_of,
     planned_sites,
     read_costs,
@@ -171,6 +173,50 @@ def test_rules_join_layers(klds):
     assert plan_of([norm], norm.options, said).rules == ["output_norm.weighted=bf16"]
     layers = Choice("ffn_norm[3].raw", 0, 64, (Option("bf16", 1.0, 0.1, 0),))
     assert plan_of([layers], layers.options, said).rules == ["ffn_norm[3].raw=bf16"]
+
+
+def test_cells_that_were_measured_are_what_they_are(klds):
+    """Whatever the estimate says, and whether it is marked."""
+    marks = np.full((5, 3), "", object)
+    marks[3, 2] = "large"
+    asked, said = judged_of(klds, error=[ModelError(0.0, 0.5, 9)] * 2, marks=marks)
+    exact = {(i, 2): np.linspace(1e-6, 3e-6, 8) for i in (1, 3)}
+    said = dataclasses.replace(said, exact=exact)
+    choices = choices_of(asked, said, SITES, ELEMENTS)
+    plan = solve(choices, said, kld=1e-5 + float(klds[:, 0].sum()))
+    picked = {choice.site: option for choice, option in zip(plan.choices, plan.picked, strict=True)}
+    for i in (1, 3):
+        assert picked[SITES[i]].spec == "mxfp4" and picked[SITES[i]].kld == pytest.approx(2e-6)
+    assert sum(option.kld for option in plan.picked) == pytest.approx(plan.kld)
+    (mxfp4,) = (p for p in uniform_plans(choices, said, asked, None) if p.picked[0].spec == "mxfp4")
+    assert mxfp4.kld == pytest.approx(klds[[0, 2, 4], 2].sum() + 4e-6)
+
+
+def test_cells_that_were_measured_have_no_error_of_the_estimate():
+    error = [ModelError(0.1, 0.2, 16)] * 2
+    asked, said = judged_of(np.full((4, 3), 1e-4), error=error)
+    way = 1e-4 * np.tile([0.9, 1.1], 4)
+    half = dataclasses.replace(said, exact={(i, 2): way for i in (0, 1)})
+    every = dataclasses.replace(said, exact={(i, 2): way for i in range(4)}, errors=None)
+    choices = choices_of(asked, half, SITES[:4], ELEMENTS)
+    low, high = np.log(np.array(solve(choices, half, kld=1.0).interval) / 4e-4)
+    of_chunks = t_quantile(0.05, 7) * 0.05 * math.sqrt(8 / 7) / math.sqrt(8)
+    of_model = t_quantile(0.05, 15) * 0.2 * math.sqrt(0.25 / 16 + 2 / 16)
+    assert (high - low) / 2 == pytest.approx(math.hypot(of_chunks, of_model))
+    assert (high + low) / 2 == pytest.approx(0.5 * 0.1)
+    low, high = np.log(np.array(solve(choices, every, kld=1.0).interval) / 4e-4)
+    assert (high, low) == (pytest.approx(2 * of_chunks), pytest.approx(-2 * of_chunks))
+
+
+def test_what_a_plan_hangs_on_most():
+    """By what it adds to the interval, not by what it costs alone."""
+    sites = "k[0]", "k[1]", "l_out[0]", "l_out[1]"
+    klds = np.repeat([[1e-4], [2e-4], [5e-4], [9e-4]], 3, axis=1)
+    asked, said = judged_of(klds, error=(ModelError(0.0, 1.0, 5), ModelError(0.0, 0.1, 16)), sites=sites)
+    plan = solve(choices_of(asked, said, sites, dict.fromkeys(sites, 8)), said, kld=1.0)
+    assert [site for site, _ in least_sure(plan, said, 9)] == ["k[1]", "k[0]", "l_out[1]", "l_out[0]"]
+    said = dataclasses.replace(said, exact={(1, 2): np.full(8, 2e-4)})
+    assert least_sure(plan, said, 2) == [("k[0]", "mxfp4"), ("l_out[1]", "mxfp4")]
 
 
 def test_a_plans_interval():

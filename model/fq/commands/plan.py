@@ -6,22 +6,29 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fq_kernels import Executor
+
+from .. import machine
 from ..errors import FqError
 from ..measure.cells import Cell
 from ..measure.chunks import Settings
-from ..measure.estimates import LARGEST, site_parts
+from ..measure.estimates import LARGEST, Judged, site_parts
 from ..measure.inference import positive_interval, ratio_test
 from ..measure.plan import (
+    Choice,
     Plan,
     check_costs,
     choices_of,
     elements_of,
     front,
+    least_sure,
     planned_sites,
     read_costs,
     solve,
@@ -33,6 +40,7 @@ from ..provenance import sha256_of
 from ..results.runs import Results, judgement
 from ..run.model import Model
 from ..words import table
+from .exact import Exact, single
 from .files import check_outputs, read_text, text_sha256, write, write_json
 from .options import (
     add_memory_limit,
@@ -41,13 +49,15 @@ from .options import (
     executor_of,
     find_model,
     memory_limit_of,
+    numerics,
     store_files,
 )
 from .progress import progress
 from .results import run_number
 
 PICTURES = (".png", ".svg")
-WIDE = 0.25  # half-width of an interval, as a part, above which more chunks are called for
+WIDE = 0.25  # half-width of an interval, as a part, above which more chunks or cells are called for
+VERIFY, AT_ONCE = 64, 8  # cells that are measured exactly, and before it is planned again
 MOST_RULES = 12  # that are printed
 
 
@@ -98,6 +108,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--picture", metavar="FILE", help="write what any budget would buy as a picture, .png or .svg"
     )
     parser.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="the text of the estimate: cells that the plan's interval hangs on are measured exactly on it, "
+        "and it is planned again, until the interval is narrow or --verify of them are measured",
+    )
+    parser.add_argument(
+        "--verify",
+        type=int,
+        default=VERIFY,
+        metavar="N",
+        help="with -f, how many cells at most (default %(default)s)",
+    )
+    parser.add_argument(
         "--validate",
         metavar="FILE",
         help="measure the plan exactly on this text, which the estimate has not seen, beside the cheapest "
@@ -120,30 +144,48 @@ def main(args: argparse.Namespace) -> int:
             raise FqError(f"--{name.replace('_', '-')} must be a number from 0, not {value:g}")
     if args.picture and os.path.splitext(args.picture)[1].lower() not in PICTURES:
         raise FqError(f"--picture {args.picture}: must end in {' or '.join(PICTURES)}")
+    if args.verify < 0:
+        raise FqError(f"--verify must be >= 0, not {args.verify}")
     inputs: dict[str, Any] = store_files("the store", args.store) | {"the costs": args.costs}
-    inputs |= {"the text": args.validate}
+    inputs |= {"the text": args.validate, "the estimate's text": args.file}
     outputs = {"-o": args.output, "--picture": args.picture, "--json": args.json}
     check_outputs(outputs, {what: path for what, path in inputs.items() if path})
     memory_limit_of(args.memory_limit)
     Settings(chunks=args.chunks)
     costs = None if args.costs is None else read_costs(Path(args.costs))
     text = None if args.validate is None else read_text(args.validate)
+    own = None if args.file is None else read_text(args.file)
     model = Model(find_model(args.model, args.offline))
     digest = sha256_of(*model.file.paths)
+    elements = elements_of(model.graph)
+    sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, args.point)
     with Results(args.store, must_exist=True) as store:
         number = _number(args, store, model, digest)
         run = store.get(number)
         asked, said = judgement(store, number)
-    if run.model_sha256 != digest:
-        raise FqError(f"run {number} is of another model than {model.path}")
-    if text is not None and text_sha256(text[0]) == run.text_sha256:
-        raise FqError(f"--validate {args.validate}: the estimate was made on this text; take another")
-    elements = elements_of(model.graph)
-    if costs is not None:
-        check_costs(costs, elements, asked)
-    sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, args.point)
-    choices = choices_of(asked, said, map(str, sites), elements, costs)
-    plan = solve(choices, said, kld=args.budget_kl, cost=args.budget_bits)
+        if run.model_sha256 != digest:
+            raise FqError(f"run {number} is of another model than {model.path}")
+        if text is not None and text_sha256(text[0]) == run.text_sha256:
+            raise FqError(f"--validate {args.validate}: the estimate was made on this text; take another")
+        if costs is not None:
+            check_costs(costs, elements, asked)
+
+        def planned(said: Judged) -> tuple[list[Choice], Plan]:
+            choices = choices_of(asked, said, map(str, sites), elements, costs)
+            return choices, solve(choices, said, kld=args.budget_kl, cost=args.budget_bits)
+
+        choices, plan = planned(said)
+        if own is not None:
+            with executor_of(args.threads) as executor:
+                exact, left = _exact(args, model, own[0], store, number, executor), args.verify
+                while left and not _narrow(plan.interval):
+                    cells = list(starmap(single, least_sure(plan, said, min(left, AT_ONCE))))
+                    if not cells:
+                        break
+                    exact.measure_more(cells, len(said.found.by_chunk), "exact")
+                    left -= len(cells)
+                    _, said = judgement(store, number)
+                    choices, plan = planned(said)
     uniform = uniform_plans(choices, said, asked, costs)
     plans = front(choices, said)
     data = _figures(number, plan, plans, uniform, args)
@@ -165,6 +207,25 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write_json(data, args.json)
     return 0
+
+
+def _exact(
+    args: argparse.Namespace, model: Model, text: str, store: Results, number: int, executor: Executor
+) -> Exact:
+    """To measure more cells of the run with."""
+    run = store.get(number)
+    if text_sha256(text) != run.text_sha256:
+        raise FqError(f"-f {args.file}: the estimate was made on another text")
+    now = replace(run, versions=machine.versions(), numerics=numerics(executor))
+    if now.identity != run.identity:
+        raise FqError(f"run {number} was measured with other versions than these: run fq sensitivity again")
+    tokens, settings = model.tokenizer.encode(text), Settings.of_run(run.settings)
+    limit, left = memory_limit_of(args.memory_limit), store.load(number)
+    return Exact(model, tokens, settings, executor, limit, store, number, run, left)
+
+
+def _narrow(ends: Sequence[float] | None) -> bool:
+    return ends is not None and ends[1] <= ends[0] * (1 + WIDE) / (1 - WIDE)
 
 
 def _number(args: argparse.Namespace, store: Results, model: Model, digest: str) -> int:
@@ -297,8 +358,11 @@ def _text(data: Mapping[str, Any]) -> str:
     ends = plan["mean_kld_ci95"]
     if ends is None and plan["rules"]:
         lines.append("there is no interval: the estimate has too few chunks or verified cells")
-    elif ends is not None and ends[1] / ends[0] > ((1 + WIDE) / (1 - WIDE)):
-        lines.append(f"the interval is wider than {WIDE:.0%} either way: more chunks make it narrower")
+    elif ends is not None and not _narrow(ends):
+        lines.append(
+            f"the interval is wider than {WIDE:.0%} either way: more chunks, or cells measured exactly "
+            "(-f FILE, --verify), make it narrower"
+        )
     if plan["mean_kld"] > LARGEST:
         lines.append(f"above {LARGEST} nats the second order does not hold: --validate says what it costs")
     lines += ["", _kinds_table(plan["sites"]), "", "rules"]

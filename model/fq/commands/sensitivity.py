@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import starmap
 from typing import Any
-
-import numpy as np
 
 from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
-from ..measure.cells import Cell, CellChunk
-from ..measure.chunks import Settings
 from ..measure.estimates import estimated, gains_in_need, marks_of, to_verify
 from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
-from ..measure.sweep import Sweep
 from ..provenance import sha256_of
 from ..results.estimated import measured
 from ..results.runs import Results, Run, stored_figures
 from ..run.model import Model
+from .exact import Exact, single
 from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_evaluation,
@@ -103,50 +98,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_evaluation(parser, N_CTX, "tokens per chunk")
 
 
-@dataclass
-class _Work:
-    """A run under way: how cells of it are measured, and what they have left, by number and chunk."""
-
-    args: argparse.Namespace
-    model: Model
-    tokens: Sequence[int]
-    settings: Settings
-    executor: Any
-    store: Results
-    number: int
-    run: Run
-    left: dict[tuple[int, int], CellChunk]
-
-    def measure(self, cells: Sequence[Cell], n_chunks: int, what: str) -> None:
-        """Exactly, on the first chunks, but for what is there."""
-        numbers = [self.run.cells.index(cell) for cell in cells]
-        if not cells or all((i, c) in self.left for i in numbers for c in range(n_chunks)):
-            return
-        sweep = Sweep(
-            self.model,
-            self.tokens,
-            cells,
-            executor=self.executor,
-            memory_limit=memory_limit_of(self.args.memory_limit),
-            settings=replace(self.settings, chunks=n_chunks),
-        )
-        for k, i in enumerate(numbers):
-            sweep.finished |= {(k, c): self.left[i, c] for c in range(n_chunks) if (i, c) in self.left}
-
-        def where(at: tuple[int, int]) -> str:
-            return f"{what}: chunk {at[1] + 1}/{n_chunks}, cell {at[0] + 1}/{len(cells)}"
-
-        def line(at: tuple[int, int]) -> str | None:
-            return f"{what}: chunk {at[1] + 1}/{n_chunks}" if at[0] == len(cells) - 1 else None
-
-        for k, chunk in progress(sweep, where, line):
-            left = self.left[numbers[k], chunk] = sweep.finished[k, chunk]
-            self.store.save(self.number, numbers[k], chunk, left)
-
-    def extend(self, cells: Sequence[Cell]) -> None:
-        self.run = self.store.extend(self.number, cells)
-
-
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
     if args.gain_chunks is not None and (args.gain_chunks == 0 or args.gain_chunks < -1):
@@ -185,9 +136,8 @@ def main(args: argparse.Namespace) -> int:
                 estimate.finished.update(store.load_estimates(number))
             if args.resume:
                 print(_going_on(store, number, estimate, was), file=sys.stderr)
-            work = _Work(
-                args, model, tokens, estimate.settings, executor, store, number, run, store.load(number)
-            )
+            limit, left = memory_limit_of(args.memory_limit), store.load(number)
+            exact = Exact(model, tokens, estimate.settings, executor, limit, store, number, run, left)
             with outcome.watched():
                 n = estimate.text.n
 
@@ -196,8 +146,8 @@ def main(args: argparse.Namespace) -> int:
 
                 for chunk in progress(estimate, line, line):
                     store.save_estimates(number, chunk, estimate.finished[chunk])
-                _measure_gains(work, estimate, args.gain_chunks)
-                _verify(work, estimate, args.verify)
+                _measure_gains(exact, estimate, args.gain_chunks)
+                _verify(exact, estimate, args.verify)
             data = stored_figures(store, number)
     outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start
@@ -206,35 +156,34 @@ def main(args: argparse.Namespace) -> int:
     return outcome.status
 
 
-def _measure_gains(work: _Work, estimate: Sensitivity, asked_for: int | None) -> None:
+def _measure_gains(exact: Exact, estimate: Sensitivity, asked_for: int | None) -> None:
     """Of each class on so many chunks, or as many as its part of an estimate needs."""
     asked, n = estimate.asked, estimate.text.n
     cells = gain_cells(asked)
     if asked_for is not None:
-        work.measure(list(cells.values()), n if asked_for == -1 else min(asked_for, n), "scales")
+        exact.measure(list(cells.values()), n if asked_for == -1 else min(asked_for, n), "scales")
         return
     need, chunks = list(cells), 1
     while need and chunks <= n:
-        work.measure([cells[key] for key in need], chunks, "scales")
-        gains, _ = measured(asked, work.run.cells, work.left)
+        exact.measure([cells[key] for key in need], chunks, "scales")
+        gains, _ = measured(asked, exact.run.cells, exact.left)
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
         wanting = gains_in_need(asked, found, gains)
         need = [key for key in wanting if gains.chunks.get(key, 0) < n]
         chunks += 1
 
 
-def _verify(work: _Work, estimate: Sensitivity, wanted: int) -> None:
+def _verify(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
+    """So many, or those that are there, of which fq plan may have measured some."""
     asked, n = estimate.asked, estimate.text.n
-    there = [cell for cell in work.run.cells if cell.kind == "single"][:wanted]
-    if len(there) < wanted:
-        gains, _ = measured(asked, work.run.cells, work.left)
+    there = [cell for cell in exact.run.cells if cell.kind == "single"]
+    if wanted > len(there):
+        gains, _ = measured(asked, exact.run.cells, exact.left)
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
         chosen = to_verify(asked, found, marks_of(asked, found), wanted)
-        rules = [f"{site}={spec}" for site, spec in chosen]
-        cells = [Cell(rule, "single", rule, (rule,)) for rule in rules]
-        work.extend([cell for cell in cells if cell not in there][: wanted - len(there)])
-        there = [cell for cell in work.run.cells if cell.kind == "single"][:wanted]
-    work.measure(there, n, "exact")
+        cells = [cell for cell in starmap(single, chosen) if cell not in there]
+        there += cells[: wanted - len(there)]
+    exact.measure_more(there, n, "exact")
 
 
 def _about(
@@ -251,11 +200,7 @@ def _about(
         | {"text": text_name, "command": args.command_line, "sensitivity": asdict(asked)}
         | ({"calibrations": found} if found else {}),
         numerics(executor, args.activations),
-        {
-            "fq": machine.package_version("fq") or "not installed",
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        machine.versions(),
         machine.describe(),
     )
 

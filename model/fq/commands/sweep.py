@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from fq_kernels.rules import calibrations_of, parse_rule
 
@@ -219,11 +216,7 @@ def _sweep(
             run.cells,
             run.about() | {"text": text_name, "command": args.command_line} | named | calibrated,
             numerics(executor, args.activations),
-            {
-                "fq": machine.package_version("fq") or "not installed",
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            machine.versions(),
             machine.describe(),
         )
         outcome = Outcome()

@@ -67,6 +67,19 @@ class Settings:
         elif self.chunk_seed is not None:
             raise FqError(f"a seed of the chunks' order is for random order, not for {self.chunk_order}")
 
+    @classmethod
+    def of_run(cls, about: Mapping[str, Any]) -> Settings:
+        """Of what a store keeps: `Chunks.about_run`."""
+        return cls(
+            n_ctx=about["n_ctx"],
+            chunks=about["n_chunks_asked"],
+            chunk_order=about["chunk_order"],
+            chunk_seed=about["chunk_seed"],
+            batch=about["batch"],
+            activations=about["activations"],
+            scored=about.get("scored", SCORED[0]),
+        )
+
     @property
     def seed(self) -> int:
         """Of the random order."""

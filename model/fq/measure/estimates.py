@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -236,12 +236,22 @@ class Judged:
     marks     texts (sites, formats): why one is not, or nothing
     verified  of each cell that was measured: site, format, mean_kld, exact, their ratio, mark
     errors    what these say of all others; None: too few
+    exact     by place of a cell that was measured on all chunks: the mean KL of each
     """
 
     found: Estimates
     marks: np.ndarray
     verified: list[dict[str, Any]]
     errors: ModelErrors | None
+    exact: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+    def by_chunk(self, i: int, j: int) -> np.ndarray:
+        """Of a cell the mean KL of each chunk: as it was measured, else as it is estimated."""
+        found = self.exact.get((i, j))
+        return self.found.by_chunk[:, i, j] if found is None else found
+
+    def trusted(self, i: int, j: int) -> bool:
+        return (i, j) in self.exact or not self.marks[i, j]
 
 
 @default_fpu()
@@ -253,11 +263,13 @@ def judged(
 ) -> Judged:
     """left: of each chunk that ended, at least one; exact: as of `sensitivity_figures`."""
     found = estimated(asked, left, gains)
-    marks, logs, verified = marks_of(asked, found), [], []
+    marks, logs, verified, whole = marks_of(asked, found), [], [], {}
     for (site, spec), klds in exact.items():
         place, n = asked.cell(site, spec), min(len(klds), len(left))
         if place is None or n < min(MIN_CHUNKS, len(left)):
             continue
+        if n == len(left) and np.isfinite(klds).all():
+            whole[place] = klds[:n]
         # over the chunks that both have
         i, j = place
         estimate, measured = float(found.by_chunk[:n, i, j].mean()), float(np.mean(klds[:n]))
@@ -267,7 +279,7 @@ def judged(
             verified.append(entry | {"mark": str(marks[place]) or None})
             if not marks[place] and ratio > 0:
                 logs.append((site, log(ratio)))
-    return Judged(found, marks, verified, ModelErrors.of(logs))
+    return Judged(found, marks, verified, ModelErrors.of(logs), whole)
 
 
 @default_fpu()

@@ -117,7 +117,8 @@ def choices_of(
     elements: Mapping[str, int],
     costs: Mapping[str, float] | None = None,
 ) -> list[Choice]:
-    """Of the sites that were estimated; a cell that is marked is no option.
+    """Of the sites that were estimated. A cell that was measured has the KL that it has; one that is marked,
+    and was not, is no option.
 
     costs  by format, of an element, or by SITE=FORMAT; formats that are not there are no options. None: their
            bits
@@ -131,8 +132,8 @@ def choices_of(
         options = [Option(None, _unrounded(costs, site) * elements[site], 0.0)]
         for j, spec in enumerate(asked.formats):
             price = _price(costs, site, spec)
-            if price is not None and not said.marks[i, j]:
-                options.append(Option(spec, price * elements[site], float(said.found.kld[i, j]), j))
+            if price is not None and said.trusted(i, j):
+                options.append(Option(spec, price * elements[site], float(said.by_chunk(i, j).mean()), j))
         found.append(Choice(site, i, elements[site], _undominated(options)))
     if not found:
         raise FqError("the estimate has none of the sites that are to be planned")
@@ -258,19 +259,21 @@ def plan_of(choices: Sequence[Choice], picked: Sequence[Option], said: Judged) -
     elements = sum(choice.elements for choice in choices)
     cost = math.fsum(option.cost for option in picked) / elements
     rounded = [(c, o) for c, o in zip(choices, picked, strict=True) if o.spec is not None]
-    each = np.array([said.found.by_chunk[:, c.i, o.j] for c, o in rounded]).reshape(
+    each = np.array([said.by_chunk(c.i, o.j) for c, o in rounded]).reshape(
         len(rounded), len(said.found.by_chunk)
     )
     total = float(each.mean(axis=1).sum()) if rounded else 0.0
-    interval = _interval(each, [c.site for c, _ in rounded], said.errors)
-    return Plan(tuple(choices), tuple(picked), cost, total, interval)
+    sites = [None if (c.i, o.j) in said.exact else c.site for c, o in rounded]
+    return Plan(tuple(choices), tuple(picked), cost, total, _interval(each, sites, said.errors))
 
 
-def _interval(each: np.ndarray, sites: Sequence[str], errors: ModelErrors | None) -> Interval | None:
-    """Of a sum of estimates, (cells, chunks): how the chunks scatter, and the estimates' own error, of which
-    cells of a group have a mean in common, known from so many, and the rest each for itself."""
+def _interval(each: np.ndarray, sites: Sequence[str | None], errors: ModelErrors | None) -> Interval | None:
+    """Of a sum of costs, (cells, chunks): how the chunks scatter, and of those that are estimates, which
+    have a site, the estimates' own error: of it cells of a group have a mean in common, known from so many,
+    and the rest each for itself."""
     n = each.shape[1] if each.size else 0
-    if errors is None or n < MIN_CHUNKS:
+    estimates = any(site is not None for site in sites)
+    if n < MIN_CHUNKS or (estimates and errors is None):
         return None
     by_chunk, means = each.sum(axis=0), each.mean(axis=1)
     total = float(means.sum())
@@ -278,14 +281,25 @@ def _interval(each: np.ndarray, sites: Sequence[str], errors: ModelErrors | None
         return None
     scatter = t_quantile(LEVEL, n - 1) * float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
     halves, centre = [scatter], 0.0
-    for error in dict.fromkeys((errors.scores, errors.others)):
-        shares = means[[errors.at(site) == error for site in sites]] / total
+    for error in dict.fromkeys((errors.scores, errors.others) if errors is not None and estimates else ()):
+        mine = [site is not None and errors is not None and errors.at(site) == error for site in sites]
+        shares = means[mine] / total
         share = float(np.sum(shares))
         spread = error.sd * math.sqrt(share * share / error.n + float(np.sum(shares * shares)))
         halves.append(t_quantile(LEVEL, error.n - 1) * spread)
         centre += share * error.mean
     half = math.hypot(*halves)
     return total * exp(centre - half), total * exp(centre + half)
+
+
+def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
+    """Sites and formats of a plan that were not measured: the n that its interval hangs on most."""
+    unsure = []
+    for choice, option in zip(plan.choices, plan.picked, strict=True):
+        if option.spec is not None and (choice.i, option.j) not in said.exact:
+            sd = 1.0 if said.errors is None else said.errors.at(choice.site).sd
+            unsure.append((-option.kld * sd, choice.site, option.spec))
+    return [(site, spec) for _, site, spec in sorted(unsure)[:n]]
 
 
 def uniform(
@@ -296,7 +310,7 @@ def uniform(
     picked = []
     for choice in choices:
         price = _price(costs, choice.site, spec)
-        kld = float(said.found.kld[choice.i, j])
+        kld = float(said.by_chunk(choice.i, j).mean())
         picked.append(Option(spec, math.inf if price is None else price * choice.elements, kld, j))
     return plan_of(choices, picked, said)
 
