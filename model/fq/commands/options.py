@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,21 @@ def settings_of(args: argparse.Namespace) -> Settings:
         activations=args.activations,
         scored=getattr(args, "scored", "second-half"),
     )
+
+
+def command_of_all(args: argparse.Namespace) -> str:
+    """The command line of what a shard is a part of: the same in each, whatever its store."""
+    if not args.shard:
+        return str(args.command_line)
+    words, kept = iter(shlex.split(args.command_line)), []
+    for word in words:
+        option, equals, _ = word.partition("=")
+        # they may be shortened
+        if not any(len(option) > 3 and name.startswith(option) for name in ("--shard", "--store")):
+            kept.append(word)
+        elif not equals:
+            next(words)
+    return shlex.join(kept)
 
 
 def say_if_short(args: argparse.Namespace, n_chunks: int) -> None:

@@ -53,7 +53,7 @@ from .options import (
     store_files,
 )
 from .progress import progress
-from .results import run_number
+from .stores import run_number
 
 PICTURES = (".png", ".svg")
 WIDE = 0.25  # half-width of an interval, as a part, above which more chunks or cells are called for

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,24 +18,30 @@ from ..results.export import csv_text, need_pyarrow, parquet_bytes
 from ..results.runs import Results, stored_figures
 from ..run.finite import not_finite_text
 from ..words import ascii_safe, table
+from . import stores
 from .files import check_outputs, write, write_json
 from .options import add_store, store_files
 from .show import comparison_text
 from .show_sensitivity import estimate_cells_text, sensitivity_text
 from .show_sweep import sweep_text
+from .stores import run_number
 
 COMPARE, RANK = "compare", "rank"
 MOST_NAMED = 20  # cells, in an error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    usages = "[RUN]", "compare RUN[:CELL] RUN[:CELL] ...", "rank RUN RUN ..."
+    usages = (
+        *("[RUN]", "compare RUN[:CELL] RUN[:CELL] ...", "rank RUN RUN ..."),
+        *("merge OUT STORE[:RUN] ...", "check [RUN ...]", "delete RUN ..."),
+    )
     parser.usage = "\n       ".join(f"%(prog)s [option ...] {usage}" for usage in usages)
     parser.add_argument(
         "run",
         metavar="RUN",
         nargs="*",
-        help="number of a run (default: list all); or compare, or rank, and several",
+        help="number of a run (default: list all); compare, or rank, and several; merge and files of shards, "
+        "of which OUT gets all; check, or delete, and runs",
     )
     parser.add_argument(
         "--cell",
@@ -54,6 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.run and args.run[0] in stores.ACTIONS:
+        for option in ("cell", "csv", "parquet"):
+            if getattr(args, option):
+                raise FqError(f"--{option} needs the number of a run")
+        return stores.main(args)
     number = run_number(args.run[0]) if args.run and args.run[0] not in (COMPARE, RANK) else None
     if number is not None and len(args.run) > 1:
         raise FqError(f"one run at a time, or fq results compare {' '.join(args.run)}")
@@ -107,12 +117,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise FqError("--parquet -: takes a file")
     if args.parquet:
         need_pyarrow()
-
-
-def run_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise FqError(f"RUN must be the number of a run, not {text!r}; fq results lists them")
-    return int(text)
 
 
 def _cell_name(wanted: str, labels: Mapping[str, str], run: int) -> str:

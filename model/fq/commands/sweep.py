@@ -20,7 +20,8 @@ from ..measure.cells import CONTROL, DEFAULT_SITES, EACH_NORM, Cell, cells_of, p
 from ..measure.chunks import Chunks
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
-from ..measure.sweep import Sweep
+from ..measure.share import Share
+from ..measure.sweep import ALL, Sweep
 from ..provenance import sha256_of
 from ..results.runs import Results, Run, stored_figures
 from ..run.finite import not_finite_text
@@ -37,6 +38,7 @@ from .options import (
     add_text,
     check_realisations,
     check_seed,
+    command_of_all,
     executor_of,
     find_model,
     inputs_of,
@@ -113,6 +115,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="go on with the last run in the store on the same model, text and settings, however it ended: "
         "with its cells and those of --sites and --format, over its chunks or as many as --chunks",
     )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="run the I-th of N equal parts alone, whole chunks first, into a store of its own; fq results "
+        "merge joins them (docs/scale-out.md)",
+    )
     add_memory_limit(parser)
     add_store(parser)
     add_model(parser)
@@ -126,16 +134,19 @@ def _where(run: Sweep, at: tuple[int, int]) -> str:
 
 
 def _line(run: Sweep, at: tuple[int, int]) -> str | None:
-    """Of a chunk that has ended in every cell."""
+    """Of a chunk that has ended in every cell that is run of it."""
     _, chunk = at
-    ended = all((i, chunk) in run.finished for i in range(len(run.cells)))
-    return f"[{chunk + 1}/{run.text.n}] {len(run.cells)} cells" if ended else None
+    mine = run.share.cells(chunk, len(run.cells), run.text.n)
+    ended = all((i, chunk) in run.finished for i in mine)
+    return f"[{chunk + 1}/{run.text.n}] {len(mine)} cells" if ended else None
 
 
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
     check_realisations(args)
     each = _each(args)
+    if args.shard and len(each) > 1:
+        raise FqError("a shard is of one run: one -f, one -c")
     inputs: dict[str, Any] = {}
     for one in each:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
@@ -151,7 +162,7 @@ def main(args: argparse.Namespace) -> int:
         Chunks(model, tokens[one.file], settings_of(one))
     if len(each) == 1:
         outcome, data = sweep(each[0])
-        print_figures(sweep_text(data), data, args.json)
+        print_figures(_shard_text(data) if args.shard else sweep_text(data), data, args.json)
         return outcome.status
     runs, worst = [], 0
     for one in each:
@@ -185,6 +196,7 @@ def _sweep(
 ) -> tuple[Outcome, dict[str, Any]]:
     """One run: how it ended, and its figures."""
     limit = memory_limit_of(args.memory_limit)
+    share = ALL if args.shard is None else Share.parse(args.shard)
     start = time.perf_counter()
     asked = _cells(args, model)
     engine = None if args.baseline is None else profile_cells(model, [args.baseline])[0]
@@ -200,6 +212,7 @@ def _sweep(
                 baseline=baseline,
                 executor=executor,
                 memory_limit=limit,
+                share=share,
                 settings=settings,
             )
 
@@ -214,7 +227,7 @@ def _sweep(
             sha256_of(*model.file.paths),
             digest,
             run.cells,
-            run.about() | {"text": text_name, "command": args.command_line} | named | calibrated,
+            run.about() | {"text": text_name, "command": command_of_all(args)} | named | calibrated,
             numerics(executor, args.activations),
             machine.versions(),
             machine.describe(),
@@ -237,10 +250,24 @@ def _sweep(
                     if cell in run.not_finite and cell not in told:
                         note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
                         told.append(cell)
-            data = add_nodes(stored_figures(store, number), run.not_finite)
-    outcome.say(f"{data['n_chunks']} of {run.text.n} chunks", "; --resume goes on")
+            if args.shard:
+                ended = sum(at in run.finished for at in run.to_do)
+                data: dict[str, Any] = {
+                    "run": number,
+                    "shard": str(share),
+                    "ended": ended,
+                    "of": len(run.to_do),
+                }
+                done = f"{ended} of {len(run.to_do)} chunks of cells"
+            else:
+                data = add_nodes(stored_figures(store, number), run.not_finite)
+                done = f"{data['n_chunks']} of {run.text.n} chunks"
+    outcome.say(done, "; --resume goes on")
     seconds = time.perf_counter() - start
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
+    if args.shard:
+        outcome.lost = bool(run.not_finite)
+        return outcome, data
     # those of a run that was gone on with, too
     outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
     return outcome, data
@@ -281,6 +308,13 @@ def _more(args: argparse.Namespace, about: Run) -> Run:
         raise FqError("--resume --realisations: name the --sites or the --format that are to fall anew")
     named = args.sites or args.format or args.noise or args.cumulative or args.norm_unit or args.profile
     return replace(about, cells=about.cells if named else (), settings=settings)
+
+
+def _shard_text(data: dict[str, Any]) -> str:
+    return (
+        f"shard {data['shard']}: {data['ended']} of {data['of']} chunks of cells have ended; "
+        "fq results merge OUT STORE ... joins it with the others"
+    )
 
 
 def _going_on(store: Results, number: int, run: Sweep, was: Run | None) -> str:

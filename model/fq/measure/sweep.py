@@ -21,7 +21,10 @@ from ..run.weights import PANEL_ELEMENTS
 from .cells import COUNT_COLUMNS, Cell, CellChunk
 from .chunks import Chunks, Settings, batch_of, compared
 from .figures import add_nodes, figures
+from .share import Share
 from .statistics import Reference
+
+ALL = Share()
 
 
 class Sweep:
@@ -34,6 +37,7 @@ class Sweep:
     settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     baseline       the baseline's rules; none: the model without rules. Cells' rules do not come on top
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
+    share          what of it is run here, by default all
     on_step        called as a variant has passed a layer, `steps` times in all
 
     ``finished`` holds what each (cell, chunk) left, by indices; what is in it already is not
@@ -55,6 +59,7 @@ class Sweep:
         executor: Executor,
         baseline: Sequence[str] = (),
         memory_limit: int | None = None,
+        share: Share = ALL,
         on_step: Callable[[], None] = lambda: None,
         settings: Settings | None = None,
         **changes: Any,
@@ -65,6 +70,7 @@ class Sweep:
         self.model, self.cells = model, tuple(cells)
         self.text = Chunks(model, tokens, self.settings)
         self.executor = executor
+        self.share = share
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
         self.not_finite: dict[int, dict[str, Any]] = {}
@@ -128,13 +134,21 @@ class Sweep:
             )
         return (limit - fixed) // cell
 
+    def _mine(self, chunk: int) -> range:
+        return self.share.cells(chunk, len(self.cells), self.text.n)
+
+    @property
+    def to_do(self) -> list[tuple[int, int]]:
+        """Cells and chunks of its share, whether they have ended or not."""
+        return [(i, chunk) for chunk in range(self.text.n) for i in self._mine(chunk)]
+
     def _groups(self, chunk: int) -> list[list[int]]:
         """The cells of a chunk that are yet to be run, as many at a time as fit."""
         done = {cell.rules for i, cell in enumerate(self.cells) if (i, chunk) in self.finished}
         first: dict[tuple[str, ...], int] = {}
-        for i, cell in enumerate(self.cells):
-            if cell.rules not in done:
-                first.setdefault(cell.rules, i)
+        for i in self._mine(chunk):
+            if self.cells[i].rules not in done:
+                first.setdefault(self.cells[i].rules, i)
         left = list(first.values())
         return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
 
@@ -159,11 +173,11 @@ class Sweep:
             for i, cell in enumerate(self.cells)
             if (i, chunk) in self.finished
         }
-        for i, cell in enumerate(self.cells):
+        for i in self._mine(chunk):
             if (i, chunk) not in self.finished:
-                self.finished[i, chunk] = done[cell.rules]
+                self.finished[i, chunk] = done[self.cells[i].rules]
                 for j, where in list(self.not_finite.items()):
-                    if self.cells[j].rules == cell.rules:
+                    if self.cells[j].rules == self.cells[i].rules:
                         self.not_finite.setdefault(i, where)
                 yield i, chunk
 

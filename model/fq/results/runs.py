@@ -131,6 +131,10 @@ class Run:
         return self.settings | provenance
 
 
+class OtherBitsError(Exception):
+    """What is there already is not the same; the message names it."""
+
+
 class Begun(NamedTuple):
     """A run that is to be measured: its number, what it is now, and what it was before, if it was there."""
 
@@ -273,6 +277,13 @@ class Results:
                 os.unlink(part)
 
     @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """All of what is written in the block is committed, or nothing of it."""
+        self._upgrade()
+        with self._transaction():
+            yield
+
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """All of what is done in the block, or nothing."""
         with self._errors():
@@ -287,9 +298,8 @@ class Results:
 
     def add(self, run: Run) -> int:
         """A new run's number."""
-        self._upgrade()
-        with self._transaction():
-            return self._insert(run)
+        with self.writing():
+            return self.insert(run)
 
     def begin(self, run: Run, more: Run | None = None) -> Begun:
         """A new run, or with ``more`` one that it extends: `Run.extended`.
@@ -298,11 +308,10 @@ class Results:
         a new run, which is ``run``, if there is none. At one moment for all processes: of
         several that begin the same run at once, one makes it.
         """
-        self._upgrade()
-        with self._transaction():
+        with self.writing():
             was = None if more is None else self._newest_like(more)
             if was is None or more is None:
-                return Begun(self._insert(run), run, None)
+                return Begun(self.insert(run), run, None)
             number, before = was
             now = before.extended(more)
             if now is not before:
@@ -314,8 +323,7 @@ class Results:
 
     def extend(self, number: int, cells: Sequence[Cell]) -> Run:
         """The run with these cells after its own, but for those that it has."""
-        self._upgrade()
-        with self._transaction():
+        with self.writing():
             run = self.get(number)
             run = replace(run, cells=run.cells + tuple(cell for cell in cells if cell not in run.cells))
             self._db.execute("UPDATE runs SET cells = ? WHERE id = ?", (_cells_text(run.cells), number))
@@ -331,7 +339,8 @@ class Results:
             newest = newest or there
         return newest
 
-    def _insert(self, run: Run) -> int:
+    def insert(self, run: Run) -> int:
+        """Within `writing`: a new run's number."""
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         row = (
             started,
@@ -378,36 +387,44 @@ class Results:
 
         Raises FqError if the chunk's baseline is not the one that its other cells were compared with.
         """
+        with self.writing():
+            try:
+                self.put(number, cell, chunk, left)
+            except OtherBitsError as e:
+                what = f"{e} is not the same as before in run {number}; start a new run"
+                raise FqError(f"{self.path}: {what}") from None
+
+    def put(self, number: int, cell: int, chunk: int, left: CellChunk) -> bool:
+        """Within `writing`: what a cell left of a chunk, and whether it was not there; else it stays.
+
+        Raises OtherBitsError if the chunk's baseline is another.
+        """
         paired = left.paired
-        values = (_bytes(x) for x in (paired.nll, paired.kld, paired.dp))
         nll_base = _bytes(paired.nll_base)
-        self._upgrade()
-        with self._transaction():
-            columns = self._count_columns()
-            self._db.execute(
-                "INSERT INTO baselines (run, chunk, nll, p_top) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (run, chunk) DO UPDATE SET p_top = coalesce(p_top, excluded.p_top)",
-                (number, chunk, nll_base, _bytes(paired.p_top_base)),
-            )
-            found = self._db.execute(
-                "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
-            ).fetchone()
-            if found[0] != nll_base:
-                raise FqError(
-                    f"{self.path}: the baseline of chunk {chunk + 1} is not the same as before in run "
-                    f"{number}; start a new run"
-                )
-            self._db.execute(
-                "INSERT OR IGNORE INTO chunks "
-                "(run, cell, chunk, nll, kld, dp, same_top, counts, count_columns) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (number, cell, chunk, *values, paired.same_top.tobytes(), _bytes(left.counts), columns),
-            )
+        # of a store that did not keep it there is none
+        p_top = None if np.isnan(paired.p_top_base).all() else _bytes(paired.p_top_base)
+        self._db.execute(
+            "INSERT INTO baselines (run, chunk, nll, p_top) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (run, chunk) DO UPDATE SET p_top = coalesce(p_top, excluded.p_top)",
+            (number, chunk, nll_base, p_top),
+        )
+        found = self._db.execute(
+            "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
+        ).fetchone()
+        if found[0] != nll_base:
+            raise OtherBitsError(f"the baseline of chunk {chunk + 1}")
+        values = *map(_bytes, (paired.nll, paired.kld, paired.dp)), paired.same_top.tobytes()
+        done = self._db.execute(
+            "INSERT OR IGNORE INTO chunks "
+            "(run, cell, chunk, nll, kld, dp, same_top, counts, count_columns) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, cell, chunk, *values, _bytes(left.counts), self._count_columns()),
+        )
+        return done.rowcount == 1
 
     def save_estimates(self, number: int, chunk: int, figures: np.ndarray) -> None:
         """Commit what a chunk left of every site and format; what is there already stays as it is."""
-        self._upgrade()
-        with self._transaction():
+        with self.writing():
             self._db.execute(
                 "INSERT OR IGNORE INTO estimates (run, chunk, figures) VALUES (?, ?, ?)",
                 (number, chunk, _bytes(figures)),
@@ -441,30 +458,78 @@ class Results:
 
     def load(self, number: int) -> dict[tuple[int, int], CellChunk]:
         """What the cells of a run have left, by (cell, chunk)."""
+        return {(cell, chunk): left for cell, chunk, left in self.rows(number)}
+
+    def rows(self, number: int, at: tuple[int, int] | None = None) -> Iterator[tuple[int, int, CellChunk]]:
+        """The same one by one, as (cell, chunk, left); with ``at`` only that cell and chunk."""
+        run = self.get(number)
+        n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
         with self._errors():
-            rows = self._db.execute(
-                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts, "
-                "baselines.p_top FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?",
-                (number,),
-            ).fetchall()
             names = self._db.execute(
                 "SELECT id, substr(names, 1, ?) FROM count_columns LIMIT ?",
                 (stored.MAX_NAMES_CHARS, stored.MAX_COLUMN_SETS),
             ).fetchall()
-        run, left = self.get(number), {}
-        n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
+            where = "" if at is None else " AND cell = ? AND chunk = ?"
+            found = self._db.execute(
+                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts, "
+                f"baselines.p_top FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?{where}",
+                (number, *(at or ())),
+            )
         with self.reading(number):
             columns = {key: stored.count_columns_of(text) for key, text in names}
-            for cell, chunk, key, *blobs in rows:
-                if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
-                    raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
-                if key not in columns:
-                    raise ValueError(f"cell {cell}, chunk {chunk + 1}: its counts have no columns")
-                try:
-                    left[cell, chunk] = stored.chunk_of(n_scored, columns[key], blobs)
-                except ValueError as e:
-                    raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
-        return left
+        while True:
+            with self._errors():
+                row = found.fetchone()
+            if row is None:
+                return
+            with self.reading(number):
+                yield self._checked(run, n_scored, columns, row)
+
+    @staticmethod
+    def _checked(
+        run: Run, n_scored: int, columns: dict[int, list[str]], row: Sequence[Any]
+    ) -> tuple[int, int, CellChunk]:
+        cell, chunk, key, *blobs = row
+        if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
+            raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
+        if key not in columns:
+            raise ValueError(f"cell {cell}, chunk {chunk + 1}: its counts have no columns")
+        try:
+            return cell, chunk, stored.chunk_of(n_scored, columns[key], blobs)
+        except ValueError as e:
+            raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
+
+    def replace(self, number: int, run: Run) -> None:
+        """Within `writing`: what is said of a run whose rows stay."""
+        self._db.execute(
+            "UPDATE runs SET cells = ?, settings = ?, numerics = ?, versions = ?, machine = ?, identity = ? "
+            "WHERE id = ?",
+            (
+                _cells_text(run.cells),
+                *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
+                run.identity,
+                number,
+            ),
+        )
+
+    def delete(self, number: int) -> None:
+        """A run and all that it left; its number is not given again. Raises FqError if there is none."""
+        self.get(number)
+        with self.writing():
+            for table in ("chunks", "baselines", "estimates"):
+                self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
+            self._db.execute("DELETE FROM runs WHERE id = ?", (number,))
+        # the file gets smaller where nobody else has it open
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA busy_timeout = 0")
+            self._db.execute("VACUUM")
+
+    def whole(self) -> None:
+        """Raises FqError where SQLite finds that the file is damaged."""
+        with self._errors():
+            (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if said != "ok":
+            raise FqError(f"{self.path}: {said}")
 
     def list(self, number: int | None = None) -> Sequence[dict[str, Any]]:
         """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""

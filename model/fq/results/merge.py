@@ -1,0 +1,159 @@
+"""Several stores of one experiment in one: shards of a sweep, or the same sweep run twice.
+
+What is joined may come of different machines and versions: a chunk of a cell has the same bits wherever it
+was run under one contract of numerics, and one that two stores hold with other bits is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FqError
+from ..measure.cells import Cell, CellChunk
+from .runs import OtherBitsError, Results, Run
+
+AND = " | "  # between what machines do not share
+SETTINGS = (
+    *("n_tokens", "n_ctx", "scored", "chunk_order", "chunk_seed", "n_chunks_asked", "activations"),
+    "baseline",
+)
+NUMERICS = "contract", "activations", "kv_cache"
+
+
+class Merged(NamedTuple):
+    """number  of the run in the store that all were joined in
+    added   of each store: rows that were not there before it
+    ended   rows that are there now
+    """
+
+    number: int
+    added: list[int]
+    ended: int
+
+
+def difference(one: Run, other: Run) -> str | None:
+    """What keeps two runs from being of one experiment; None where nothing does."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("the model's SHA-256", one.model_sha256, other.model_sha256),
+        ("the text's SHA-256", one.text_sha256, other.text_sha256),
+        *((key, one.settings.get(key), other.settings.get(key)) for key in SETTINGS),
+        *((f"numerics: {key}", one.numerics.get(key), other.numerics.get(key)) for key in NUMERICS),
+        ("the SHA-256 of calibrations", _calibrations(one), _calibrations(other)),
+        ("the number of cells", len(one.cells), len(other.cells)),
+        *(("a cell", _shown(a), _shown(b)) for a, b in zip(one.cells, other.cells, strict=False)),
+    ]
+    return next((f"{what}: {a} and {b}" for what, a, b in pairs if a != b), None)
+
+
+def _calibrations(run: Run) -> list[str]:
+    return [each["sha256"] for each in run.settings.get("calibrations", ())]
+
+
+def _shown(cell: Cell) -> str:
+    return f"{cell.name} ({cell.kind} of {cell.group or 'none'}: {', '.join(cell.rules) or 'no rule'})"
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Of one experiment, in any order: what they do not share of machine and versions has all there is."""
+    # paths and the batch may differ, which decide no bits
+    settings = min((run.settings for run in runs), key=lambda s: json.dumps(s, sort_keys=True))
+    return replace(
+        runs[0],
+        settings=settings,
+        numerics=_all(run.numerics for run in runs),
+        versions=_all(run.versions for run in runs),
+        machine=_all(run.machine for run in runs),
+    )
+
+
+def _all(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {}
+    for part in parts:
+        for key, value in part.items():
+            found.setdefault(key, []).append(value)
+    return {
+        key: values[0]
+        if all(value == values[0] for value in values)
+        else AND.join(sorted({one for value in values for one in str(value).split(AND)}))
+        for key, values in found.items()
+    }
+
+
+def merge(out: Results, shards: Sequence[tuple[Results, int]]) -> Merged:
+    """All of the shards' rows into one run of ``out``: the newest of the same experiment, or a new one.
+
+    Whole or not at all, and the same in any order; what is there already is left as it is. Raises FqError
+    for runs of different experiments, and for a chunk of a cell that is there with other bits.
+    """
+    runs = [_sweep(store, number) for store, number in shards]
+    for (store, number), run in zip(shards, runs, strict=True):
+        if (found := difference(runs[0], run)) is not None:
+            first, number_1 = shards[0]
+            raise FqError(
+                f"run {number_1} of {first.path} and run {number} of {store.path} are not of one experiment: "
+                f"{found}"
+            )
+    with out.writing():
+        there = _newest_like(out, runs[0])
+        if there is None:
+            number = out.insert(joined(runs))
+        else:
+            number = there
+            out.replace(number, joined([out.get(number), *runs]))
+        added = [_add(out, number, store, of_it) for store, of_it in shards]
+        ended = out.list(number)[0]["ended"]
+    return Merged(number, added, ended)
+
+
+def _sweep(store: Results, number: int) -> Run:
+    run = store.get(number)
+    if run.asked is not None:
+        raise FqError(f"{store.path}: run {number} is an estimate; sweeps are merged")
+    return run
+
+
+def _newest_like(out: Results, run: Run) -> int | None:
+    for there in sorted((about["run"] for about in out.list()), reverse=True):
+        other = out.get(there)
+        if other.asked is None and difference(other, run) is None:
+            return int(there)
+    return None
+
+
+def _add(out: Results, number: int, store: Results, of_it: int) -> int:
+    added = 0
+    for cell, chunk, left in store.rows(of_it):
+        try:
+            new = out.put(number, cell, chunk, left)
+            if not new:
+                ((_, _, there),) = out.rows(number, (cell, chunk))
+                if not _same(there, left):
+                    raise OtherBitsError(f"cell {cell}, chunk {chunk + 1}")
+        except OtherBitsError as e:
+            raise FqError(
+                f"{store.path}: run {of_it}: {e} has other bits than run {number} of {out.path} got from "
+                "another store: one of them was not run as it says"
+            ) from None
+        added += new
+    return added
+
+
+def _same(one: CellChunk, other: CellChunk) -> bool:
+    """To the last bit, but for what a version did not keep yet."""
+    a, b = one.paired, other.paired
+    exact = ("nll_base", "nll", "kld", "dp", "same_top")
+    return (
+        all(getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in exact)
+        and _same_where_kept(a.p_top_base, b.p_top_base)
+        and one.counts.shape == other.counts.shape
+        and _same_where_kept(one.counts, other.counts)
+    )
+
+
+def _same_where_kept(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((np.isnan(a) | np.isnan(b) | (a == b)).all())
