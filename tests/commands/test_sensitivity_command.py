@@ -85,6 +85,27 @@ def test_what_was_verified_is_what_a_sweep_measures(whole):
         assert one["exact"] == pytest.approx(swept[f"{one['site']}={one['format']}"], rel=1e-12)
 
 
+def test_pairs_are_measured_as_two_rules_are(tiny_path, tmp_path):
+    store, page = tmp_path / "s.sqlite", tmp_path / "page.html"
+    arguments = ["sensitivity", "-m", tiny_path, "-c", 64, "--chunks", 4, "--verify", 2, *SITES, *FORMATS[:2]]
+    fq(*arguments, "--store", store)
+    out, _ = fq(*arguments, "--store", store, "--resume", "--pairs", 3, "--json", tmp_path / "f.json")
+    data = json.loads((tmp_path / "f.json").read_text())
+    assert len(data["pairs"]) == 3 and not data["partial"]
+    assert len({site for one in data["pairs"] for site in one["sites"]}) == 3
+    exact = {one["site"]: one["exact"] for one in data["verified"]}
+    for one in data["pairs"]:
+        assert one["alone"] == [exact[site] for site in one["sites"]]
+        assert f"{one['sites'][0]} + {one['sites'][1]} in bf16" in out
+    one = data["pairs"][0]
+    rules = [word for site in one["sites"] for word in ("--fake-quant", f"{site}=bf16")]
+    shown, _ = fq("perplexity", "-m", tiny_path, "-c", 64, "--chunks", 4, *rules, "--json", "-")
+    assert one["mean_kld"] == pytest.approx(json.loads(shown)["comparison"]["mean_kld"], rel=1e-12)
+    fq("report", 1, "--store", store, "-o", page)
+    assert "Two sites at a time, measured exactly" in page.read_text()
+    assert fq("results", 1, "--store", store)[0] == out
+
+
 def test_resumed_is_whole(command, tmp_path):
     """After chunks without a cell verified, on to more chunks and cells."""
     store, file = tmp_path / "store.sqlite", tmp_path / "figures.json"
@@ -174,6 +195,8 @@ def test_over_other_chunks_nothing_is_compared(whole):
         (["--samples", 0], "samples must be from 1 to 64, not 0"),
         (["--gain-chunks", 0], "--gain-chunks must be positive, or -1 for all, not 0"),
         (["--verify", -1], "--verify must be >= 0, not -1"),
+        (["--pairs", -1], "--pairs must be >= 0, not -1"),
+        (["--pairs", 1], "--pairs needs at least 2 sites"),
         (["--activations", "ggml"], "gradients are those of exact activations"),
         (["--memory-limit", "1K"], "a memory limit of 0 MB is too little for one cell"),
         (["--format", "bf99"], "unknown format 'bf99'"),

@@ -18,6 +18,7 @@ from fq.measure.estimates import (
     Gains,
     ModelError,
     ModelErrors,
+    dearest,
     estimated,
     gains_in_need,
     intervals,
@@ -264,3 +265,41 @@ def test_text(data):
 def test_figures_without_chunks():
     data = sensitivity_figures(ABOUT, asked_of(2), [], gains_of(asked_of(2)), {})
     assert data["cells"] == [] and data["partial"] and "there are no figures" in sensitivity_text(data)
+
+
+def test_pairs_beside_what_each_costs_alone():
+    asked = asked_of(4)
+    exact = {
+        (f"l_out[{i}]", "bf16"): np.array(klds) for i, klds in enumerate(([1.0, 2, 3, 4], [2.0, 2, 2, 2]))
+    }
+    pairs = {
+        ("l_out[0]", "l_out[1]", "bf16"): np.array([4.5, 6, 7.5, 9]),
+        ("l_out[0]", "l_out[2]", "bf16"): np.array([1.0, 1, 1, 1]),  # of which one is not measured alone
+    }
+    data = sensitivity_figures(
+        ABOUT, asked, chunks_of(asked), gains_of(asked, c0=[1], c1=[1], c2=[1], c3=[1]), exact, pairs
+    )
+    (one,) = data["pairs"]
+    assert one["sites"] == ["l_out[0]", "l_out[1]"] and one["alone"] == [2.5, 2.0]
+    assert one["over_sum"] == pytest.approx(1.5) and one["over_sum_ci95"] == pytest.approx((1.5, 1.5))
+    assert one["mean_kld"] == pytest.approx(6.75) and not data["partial"]
+    pairs["l_out[0]", "l_out[1]", "bf16"] = np.array([4.5, 6])
+    data = sensitivity_figures(
+        ABOUT, asked, chunks_of(asked), gains_of(asked, c0=[1], c1=[1], c2=[1], c3=[1]), exact, pairs
+    )
+    (one,) = data["pairs"]
+    assert one["alone"] == [1.5, 2.0] and one["over_sum_ci95"] is None and data["partial"]
+
+
+def test_the_dearest_of_a_format_are_of_different_values():
+    sites = ("ffn_norm[0].raw", "ffn_norm[0].weighted", "l_out[0]", "l_out[1]", "q[0]")
+    asked = Asked(sites, ("bf16", "int8"), (None,) * 5, 4, 0, COLUMNS)
+    blocks = np.array([[5.0, 1], [6.0, 2], [9.0, 3], [4.0, 4], [0.0, 0]]) * 1e-5
+    found = estimated(asked, chunks_of(asked, blocks=blocks), Gains(asked.classes, {}))
+    marks = np.full((5, 2), "", object)
+    marks[2, 0] = "large"
+    assert dearest(asked, found, marks, 2) == [
+        (("ffn_norm[0].weighted", "l_out[1]"), "bf16"),
+        (("l_out[0]", "l_out[1]"), "int8"),
+    ]
+    assert len(dearest(asked, found, marks, 9)[0][0]) == 2

@@ -67,3 +67,8 @@ class Exact:
 def single(site: str, spec: str) -> Cell:
     rule = f"{site}={spec}"
     return Cell(rule, "single", rule, (rule,))
+
+
+def pair(one: str, other: str, spec: str) -> Cell:
+    rules = f"{one}={spec}", f"{other}={spec}"
+    return Cell(" + ".join(rules), "pair", spec, rules)

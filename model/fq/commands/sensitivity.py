@@ -6,20 +6,20 @@ import argparse
 import sys
 import time
 from dataclasses import asdict, replace
-from itertools import starmap
+from itertools import combinations, starmap
 from typing import Any
 
 from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
-from ..measure.estimates import estimated, gains_in_need, marks_of, to_verify
+from ..measure.estimates import dearest, estimated, gains_in_need, marks_of, to_verify
 from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
 from ..provenance import sha256_of
 from ..results.estimated import measured
 from ..results.runs import Results, Run, stored_figures
 from ..run.model import Model
-from .exact import Exact, single
+from .exact import Exact, pair, single
 from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_evaluation,
@@ -79,6 +79,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "nothing is known of the estimate's own error, and there are no intervals (default %(default)s)",
     )
     parser.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of each format the N dearest sites are also measured exactly two at a time, and alone: whether "
+        "their costs add up; N * (N + 1) / 2 cells a format (default: none)",
+    )
+    parser.add_argument(
         "--gain-chunks",
         type=int,
         metavar="N",
@@ -102,8 +110,11 @@ def main(args: argparse.Namespace) -> int:
     check_seed(args)
     if args.gain_chunks is not None and (args.gain_chunks == 0 or args.gain_chunks < -1):
         raise FqError(f"--gain-chunks must be positive, or -1 for all, not {args.gain_chunks}")
-    if args.verify < 0:
-        raise FqError(f"--verify must be >= 0, not {args.verify}")
+    for option, value in (("--verify", args.verify), ("--pairs", args.pairs)):
+        if value < 0:
+            raise FqError(f"{option} must be >= 0, not {value}")
+    if args.pairs == 1:
+        raise FqError("--pairs needs at least 2 sites")
     memory_limit_of(args.memory_limit)
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
     text, text_name = read_text(args.file)
@@ -148,6 +159,7 @@ def main(args: argparse.Namespace) -> int:
                     store.save_estimates(number, chunk, estimate.finished[chunk])
                 _measure_gains(exact, estimate, args.gain_chunks)
                 _verify(exact, estimate, args.verify)
+                _pairs(exact, estimate, args.pairs)
             data = stored_figures(store, number)
     outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start
@@ -166,7 +178,7 @@ def _measure_gains(exact: Exact, estimate: Sensitivity, asked_for: int | None) -
     need, chunks = list(cells), 1
     while need and chunks <= n:
         exact.measure([cells[key] for key in need], chunks, "scales")
-        gains, _ = measured(asked, exact.run.cells, exact.left)
+        gains = measured(asked, exact.run.cells, exact.left).gains
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
         wanting = gains_in_need(asked, found, gains)
         need = [key for key in wanting if gains.chunks.get(key, 0) < n]
@@ -178,12 +190,25 @@ def _verify(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
     asked, n = estimate.asked, estimate.text.n
     there = [cell for cell in exact.run.cells if cell.kind == "single"]
     if wanted > len(there):
-        gains, _ = measured(asked, exact.run.cells, exact.left)
+        gains = measured(asked, exact.run.cells, exact.left).gains
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
         chosen = to_verify(asked, found, marks_of(asked, found), wanted)
         cells = [cell for cell in starmap(single, chosen) if cell not in there]
         there += cells[: wanted - len(there)]
     exact.measure_more(there, n, "exact")
+
+
+def _pairs(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
+    """Of the dearest sites, or those that are there."""
+    asked, n = estimate.asked, estimate.text.n
+    cells = [cell for cell in exact.run.cells if cell.kind == "pair"]
+    if wanted:
+        gains = measured(asked, exact.run.cells, exact.left).gains
+        found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
+        for sites, spec in dearest(asked, found, marks_of(asked, found), wanted):
+            cells += [single(site, spec) for site in sites]
+            cells += [pair(*two, spec) for two in combinations(sites, 2)]
+    exact.measure_more(list(dict.fromkeys(cells)), n, "pairs")
 
 
 def _about(

@@ -36,10 +36,25 @@ def sensitivity_text(data: dict[str, Any]) -> str:
     if marks:
         lines += ["", f"{sum(marks.values())} of {len(data['cells'])} cells are marked, not to be trusted:"]
         lines += [f"  {marks[name]:5d}  {why}" for name, why in MARKS.items() if marks[name]]
-    lines += _verified_text(data)
+    lines += _verified_text(data) + _pairs_text(data)
     if data["model_error"] is None or data["n_chunks"] < MIN_CHUNKS:
         lines += ["", f"there are intervals from {MIN_CHUNKS} chunks and {MIN_VERIFIED} verified cells on"]
     return "\n".join([*lines, *few_chunks_text(data["n_chunks"])])
+
+
+def _pairs_text(data: Mapping[str, Any]) -> list[str]:
+    if not data["pairs"]:
+        return []
+    rows = [["two together", "mean KL", "alone", "over their sum", "95 %"]]
+    for one in data["pairs"]:
+        both = f"{one['sites'][0]} + {one['sites'][1]} in {one['format']}"
+        alone = " + ".join(f"{kld:.3e}" for kld in one["alone"])
+        over = "" if one["over_sum"] is None else f"{one['over_sum']:.2f}"
+        ends = one["over_sum_ci95"]
+        rows.append(
+            [both, f"{one['mean_kld']:.3e}", alone, over, f"{ends[0]:.2f} to {ends[1]:.2f}" if ends else ""]
+        )
+    return ["", table(rows, {1, 3})]
 
 
 def _formats_table(data: Mapping[str, Any]) -> str:

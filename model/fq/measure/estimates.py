@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from fq_kernels import default_fpu, exp, get_format, log
 from fq_kernels.formats.gain import BY
 
 from .chunks import SCORED, n_scored_per_chunk
-from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
+from .inference import LEVEL, MIN_CHUNKS, Interval, ratio_test, t_quantile
 
 LARGEST = 0.05  # nats above which the second order does not hold
 ONE_PART = 0.5  # share of one part, or of one block of tokens, above which a cell hangs on it
@@ -289,15 +290,18 @@ def sensitivity_figures(
     left: Sequence[np.ndarray],
     gains: Gains,
     exact: Mapping[tuple[str, str], np.ndarray],
+    pairs: Mapping[tuple[str, str, str], np.ndarray] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """As written to JSON.
 
     left   of each chunk that ended, in order
     exact  by site and format: the mean KL of each chunk, of those that were measured
+    pairs  the same by two sites and their format
 
     ``cells`` are by format, and in each by site. ``rank`` is the place among the format's, 1 the largest.
     ``verified`` has those that were measured, and ``model_error`` what they say of all others: of sites that
-    attention's scores are made of, and of the rest.
+    attention's scores are made of, and of the rest. ``pairs`` has of two sites rounded together the mean KL,
+    and what it is times those of each alone.
     """
     result: dict[str, Any] = {"estimate": "sensitivity", **about}
     n_scored = n_scored_per_chunk(about["n_ctx"], about.get("scored", SCORED[0]))
@@ -308,13 +312,18 @@ def sensitivity_figures(
         "seed": asked.seed,
     }
     result |= {"formats": list(asked.formats), "n_sites": len(asked.sites), "cells": [], "verified": []}
-    result |= {"model_error": None, "gain_cv": None, "partial": len(left) < about["n_chunks_asked"]}
+    result |= {
+        "pairs": _pairs(exact, pairs),
+        "model_error": None,
+        "gain_cv": None,
+        "partial": len(left) < about["n_chunks_asked"],
+    }
     if not left:
         return result
     said = judged(asked, left, gains, exact)
     found, marks, errors = said.found, said.marks, said.errors
     result["verified"] = said.verified
-    behind = any(len(klds) < len(left) for klds in exact.values())
+    behind = any(len(klds) < len(left) for klds in (*exact.values(), *pairs.values()))
     result["partial"] = bool(result["partial"] or behind or not found.scaled.all())
     if errors is not None:
         result["model_error"] = {
@@ -330,6 +339,32 @@ def sensitivity_figures(
         for i in range(len(asked.sites)):
             result["cells"].append(_entry(asked, found, gains, marks, ends, ranks, i, j) | {"format": spec})
     return result
+
+
+def _pairs(
+    exact: Mapping[tuple[str, str], np.ndarray], pairs: Mapping[tuple[str, str, str], np.ndarray]
+) -> list[dict[str, Any]]:
+    """Over the chunks that the pair and each of its sites have, the dearest first."""
+    entries = []
+    for (*sites, spec), both in pairs.items():
+        alone = [exact[site, spec] for site in sites if (site, spec) in exact]
+        n = min(len(both), *(len(klds) for klds in alone)) if len(alone) == 2 else 0
+        if not n:
+            continue
+        each = [float(np.mean(klds[:n])) for klds in alone]
+        test = ratio_test(both[:n], alone[0][:n] + alone[1][:n])
+        entries.append(
+            {
+                "sites": sites,
+                "format": spec,
+                "mean_kld": float(np.mean(both[:n])),
+                "alone": each,
+                "over_sum": float(np.mean(both[:n])) / sum(each) if sum(each) > 0 else None,
+                "over_sum_ci95": None if test is None else test.interval,
+                "p": None if test is None else test.p,
+            }
+        )
+    return sorted(entries, key=lambda entry: -entry["mean_kld"])
 
 
 def _entry(
@@ -387,6 +422,19 @@ def site_parts(site: str) -> tuple[str, int | None, str | None]:
     place, _, point = site.partition(".")
     kind, _, layer = place.partition("[")
     return kind, int(layer.rstrip("]")) if layer else None, point or None
+
+
+def dearest(asked: Asked, found: Estimates, marks: np.ndarray, n: int) -> list[tuple[tuple[str, ...], str]]:
+    """Of each format the n dearest sites that are not marked, no two of one norm or value."""
+    chosen = []
+    for j, spec in enumerate(asked.formats):
+        places: dict[tuple[str, int | None], str] = {}
+        for i in np.argsort(-found.kld[:, j], kind="stable"):
+            if not marks[i, j] and found.kld[i, j] > 0:
+                places.setdefault(site_parts(asked.sites[i])[:2], asked.sites[i])
+        sites = tuple(places.values())[:n]
+        chosen.append((tuple(sorted(sites, key=asked.sites.index)), spec))
+    return chosen
 
 
 def to_verify(asked: Asked, found: Estimates, marks: np.ndarray, n: int) -> list[tuple[str, str]]:

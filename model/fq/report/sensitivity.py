@@ -255,6 +255,19 @@ def _tables(data: dict[str, Any]) -> list[dict[str, Any]]:
     head = ["cell", "estimate", "exact", "exact / estimate", "mark"]
     if rows:
         tables.append({"title": "Measured exactly", "head": head, "rows": rows})
+    rows = [
+        [
+            plain(f"{' + '.join(one['sites'])} in {one['format']}"),
+            kl_text(one["mean_kld"]),
+            " + ".join(kl_text(kld) for kld in one["alone"]),
+            "" if one["over_sum"] is None else f"{one['over_sum']:.2f}",
+            between(one["over_sum_ci95"], "{:.2f}".format) if one["over_sum_ci95"] else "",
+        ]
+        for one in data["pairs"]
+    ]
+    head = ["two together", "mean KL", "alone", "over their sum", "95 %"]
+    if rows:
+        tables.append({"title": "Two sites at a time, measured exactly", "head": head, "rows": rows})
     return tables
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,24 +19,36 @@ def in_order(chunks: Mapping[int, np.ndarray]) -> list[np.ndarray]:
     return [chunks[c] for c in takewhile(lambda c: c in chunks, count())]
 
 
-def measured(
-    asked: Asked, cells: Sequence[Cell], left: Mapping[tuple[int, int], CellChunk]
-) -> tuple[Gains, dict[tuple[str, str], np.ndarray]]:
-    """Of an estimate's cells that were measured: what a change of scale costs, and the mean KL of each chunk
-    by site and format. Of each cell those chunks that ended without a gap."""
+class Measured(NamedTuple):
+    """Of an estimate's cells that were measured the mean KL of each chunk that ended, without a gap.
+
+    gains  what a change of scale costs
+    exact  by site and format
+    pairs  by two sites and the format of both
+    """
+
+    gains: Gains
+    exact: dict[tuple[str, str], np.ndarray]
+    pairs: dict[tuple[str, str, str], np.ndarray]
+
+
+def measured(asked: Asked, cells: Sequence[Cell], left: Mapping[tuple[int, int], CellChunk]) -> Measured:
     classes = dict(zip(asked.sites, asked.classes, strict=True))
+    found = Measured(Gains(asked.classes, {}), {}, {})
     of_class: dict[int, np.ndarray] = {}
-    exact: dict[tuple[str, str], np.ndarray] = {}
     for i, cell in enumerate(cells):
         klds = list(takewhile(lambda kld: kld is not None, (_mean_kld(left.get((i, c))) for c in count())))
-        if not klds or len(cell.rules) != 1:
+        if not klds:
             continue
-        site, _, spec = cell.rules[0].partition("=")
-        if spec == GAIN and (key := classes.get(site)) is not None:
-            of_class[key] = np.array(klds)
-        elif spec != GAIN:
-            exact[site, spec] = np.array(klds)
-    return Gains(asked.classes, of_class), exact
+        sites, _, specs = zip(*(rule.partition("=") for rule in cell.rules), strict=True)
+        if len(sites) == 1 and specs[0] == GAIN:
+            if (key := classes.get(sites[0])) is not None:
+                of_class[key] = np.array(klds)
+        elif len(sites) == 1:
+            found.exact[sites[0], specs[0]] = np.array(klds)
+        elif len(sites) == 2 and specs[0] == specs[1]:
+            found.pairs[sites[0], sites[1], specs[0]] = np.array(klds)
+    return found._replace(gains=Gains(asked.classes, of_class))
 
 
 def _mean_kld(left: CellChunk | None) -> float | None:

@@ -584,9 +584,8 @@ def stored_figures(store: Results, number: int) -> dict[str, Any]:
         if asked is None:
             return {"run": number} | figures(run.about, run.cells, left)
         about = {key: value for key, value in run.about.items() if key not in ("values", "sensitivity")}
-        gains, exact = measured(asked, run.cells, left)
         chunks = in_order(estimates)
-        return {"run": number} | sensitivity_figures(about, asked, chunks, gains, exact)
+        return {"run": number} | sensitivity_figures(about, asked, chunks, *measured(asked, run.cells, left))
 
 
 def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
@@ -598,7 +597,7 @@ def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
     chunks = in_order(store.load_estimates(number))
     if not chunks:
         raise FqError(f"{store.path}: no chunk of run {number} has ended")
-    gains, exact = measured(asked, run.cells, store.load(number))
+    gains, exact, _ = measured(asked, run.cells, store.load(number))
     with store.reading(number):
         said = judged(asked, chunks, gains, exact)
     if not said.found.scaled.all():
