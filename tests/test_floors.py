@@ -33,7 +33,7 @@ FLOORS = (
     {"run"},
     {"measure"},
     {"results"},
-    {"replicate", "report"},
+    {"cluster", "replicate", "report"},
     {"commands"},
     {"cli"},
     {"__main__"},

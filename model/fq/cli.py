@@ -30,6 +30,7 @@ COMMANDS = {
     "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",
     "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",
+    "worker-check": "Show of each worker of a cluster whether it can run a sweep of a model.",
     "sensitivity": "Estimate every site in every format from a few backward passes.",
     "plan": "Choose a format for each site within a budget, from an estimate.",
     "results": "List the sweeps in a store, show one of them, or compare several.",
@@ -54,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.commands.{command}")
+    return importlib.import_module(f"{__package__}.commands.{command.replace('-', '_')}")
 
 
 def _version() -> str:

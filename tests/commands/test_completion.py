@@ -28,7 +28,7 @@ def test_every_command_and_option_is_there(shell):
     for name in COMMANDS:
         assert name in text
         command = argparse.ArgumentParser()
-        importlib.import_module(f"fq.commands.{name}").add_options(command)
+        importlib.import_module(f"fq.commands.{name.replace('-', '_')}").add_options(command)
         for action in command._actions:
             if not isinstance(action, argparse._HelpAction):
                 for option in action.option_strings:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..run.model import Model
     from ..run.trace import Trace
 
+SCHEDULER_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 ALIASES = ", ".join(cache.ALIASES)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -130,14 +131,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def command_of_all(args: argparse.Namespace) -> str:
-    """The command line of what a shard is a part of: the same in each, whatever its store."""
-    if not args.shard:
-        return str(args.command_line)
+    """The command line of what a shard is a part of, or workers run: the same in each, whatever its store."""
+    names = ("--shard", "--store") if args.shard else ("--scheduler", "--worker-model-dir")
     words, kept = iter(shlex.split(args.command_line)), []
     for word in words:
         option, equals, _ = word.partition("=")
         # they may be shortened
-        if not any(len(option) > 3 and name.startswith(option) for name in ("--shard", "--store")):
+        if not any(len(option) > 3 and name.startswith(option) for name in names):
             kept.append(word)
         elif not equals:
             next(words)
@@ -213,6 +213,22 @@ def memory_limit_of(text: str | None) -> int | None:
     if not match:
         raise FqError(f"--memory-limit must be a size such as 500M or 2G, not {text!r}")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheduler",
+        metavar="WHERE",
+        help="run it on the workers of a Dask cluster (pip install 'fq[dask]'): the scheduler's address, "
+        "such as tcp://host:8786, or its file, or local:N for N processes here "
+        f"(default: {SCHEDULER_VARIABLE}, if it is set)",
+    )
+    parser.add_argument(
+        "--worker-model-dir",
+        metavar="DIR",
+        help="where workers find the model's file, which they know by its SHA-256 (default: the folder that "
+        "it is in here, or their cache)",
+    )
 
 
 def add_trace(parser: argparse.ArgumentParser) -> None:

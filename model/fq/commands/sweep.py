@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fq_kernels.rules import calibrations_of, parse_rule
 
@@ -28,10 +29,12 @@ from ..run.finite import not_finite_text
 from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (
+    SCHEDULER_VARIABLE,
     add_evaluation,
     add_memory_limit,
     add_model,
     add_realisations,
+    add_scheduler,
     add_scored,
     add_seed,
     add_store,
@@ -51,6 +54,9 @@ from .options import (
 from .outcome import Outcome, print_figures
 from .progress import note, progress
 from .show_sweep import sweep_text
+
+if TYPE_CHECKING:
+    from ..cluster.spread import Pool
 
 N_CTX = 512
 
@@ -121,6 +127,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="run the I-th of N equal parts alone, whole chunks first, into a store of its own; fq results "
         "merge joins them (docs/scale-out.md)",
     )
+    add_scheduler(parser)
     add_memory_limit(parser)
     add_store(parser)
     add_model(parser)
@@ -136,7 +143,7 @@ def _where(run: Sweep, at: tuple[int, int]) -> str:
 def _line(run: Sweep, at: tuple[int, int]) -> str | None:
     """Of a chunk that has ended in every cell that is run of it."""
     _, chunk = at
-    mine = run.share.cells(chunk, len(run.cells), run.text.n)
+    mine = run.mine(chunk)
     ended = all((i, chunk) in run.finished for i in mine)
     return f"[{chunk + 1}/{run.text.n}] {len(mine)} cells" if ended else None
 
@@ -147,6 +154,8 @@ def main(args: argparse.Namespace) -> int:
     each = _each(args)
     if args.shard and len(each) > 1:
         raise FqError("a shard is of one run: one -f, one -c")
+    if args.shard and args.scheduler:
+        raise FqError("--shard is for processes without a scheduler; workers divide the work themselves")
     inputs: dict[str, Any] = {}
     for one in each:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
@@ -155,11 +164,30 @@ def main(args: argparse.Namespace) -> int:
     model = Model(find_model(args.model, args.offline))
     tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
 
-    def sweep(one: argparse.Namespace) -> tuple[Outcome, dict[str, Any]]:
-        return _sweep(one, model, *texts[one.file], tokens[one.file])
-
     for one in each[1:]:  # what is wrong with a later one is found out before the first
         Chunks(model, tokens[one.file], settings_of(one))
+    with _workers(args) as pool:
+        return _all(args, each, lambda one: _sweep(one, model, *texts[one.file], tokens[one.file], pool))
+
+
+@contextlib.contextmanager
+def _workers(args: argparse.Namespace) -> Iterator[Pool | None]:
+    """Those of a scheduler; None where there is none."""
+    where = args.scheduler or (None if args.shard else os.environ.get(SCHEDULER_VARIABLE))
+    if where is None:
+        yield None
+        return
+    from ..cluster.dask_pool import dask_pool
+
+    with dask_pool(where, args.threads) as pool:
+        yield pool
+
+
+def _all(
+    args: argparse.Namespace,
+    each: Sequence[argparse.Namespace],
+    sweep: Callable[[argparse.Namespace], tuple[Outcome, dict[str, Any]]],
+) -> int:
     if len(each) == 1:
         outcome, data = sweep(each[0])
         print_figures(_shard_text(data) if args.shard else sweep_text(data), data, args.json)
@@ -192,7 +220,12 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def _sweep(
-    args: argparse.Namespace, model: Model, text: str, text_name: str, tokens: Sequence[int]
+    args: argparse.Namespace,
+    model: Model,
+    text: str,
+    text_name: str,
+    tokens: Sequence[int],
+    pool: Pool | None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """One run: how it ended, and its figures."""
     limit = memory_limit_of(args.memory_limit)
@@ -245,32 +278,51 @@ def _sweep(
                 told = list(run.not_finite)
                 for cell in told:
                     note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
-                for cell, chunk in progress(run, partial(_where, run), partial(_line, run)):
-                    store.save(number, cell, chunk, run.finished[cell, chunk])
+                for cell, _ in _run(args, run, pool, store, number, was):
                     if cell in run.not_finite and cell not in told:
                         note(not_finite_text(run.cells[cell].name, run.not_finite[cell]))
                         told.append(cell)
             if args.shard:
-                ended = sum(at in run.finished for at in run.to_do)
-                data: dict[str, Any] = {
-                    "run": number,
-                    "shard": str(share),
-                    "ended": ended,
-                    "of": len(run.to_do),
-                }
-                done = f"{ended} of {len(run.to_do)} chunks of cells"
+                mine = [(i, chunk) for chunk in range(run.text.n) for i in run.mine(chunk)]
+                ended = sum(at in run.finished for at in mine)
+                data: dict[str, Any] = {"run": number, "shard": str(share), "ended": ended, "of": len(mine)}
+                done = f"{ended} of {len(mine)} chunks of cells"
             else:
                 data = add_nodes(stored_figures(store, number), run.not_finite)
                 done = f"{data['n_chunks']} of {run.text.n} chunks"
     outcome.say(done, "; --resume goes on")
     seconds = time.perf_counter() - start
-    print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
+    by = f"{executor.threads} threads" if pool is None else "workers"
+    print(f"fq: {seconds:.1f} s, {by}; run {number} of {args.store}", file=sys.stderr)
     if args.shard:
         outcome.lost = bool(run.not_finite)
         return outcome, data
     # those of a run that was gone on with, too
     outcome.lost = any(entry["not_finite_tokens"] for entry in data["cells"])
     return outcome, data
+
+
+def _run(
+    args: argparse.Namespace, run: Sweep, pool: Pool | None, store: Results, number: int, was: Run | None
+) -> Iterator[tuple[int, int]]:
+    """Here, or on workers: each cell and chunk as it has ended and is kept."""
+    if pool is None:
+        for cell, chunk in progress(run, partial(_where, run), partial(_line, run)):
+            store.save(number, cell, chunk, run.finished[cell, chunk])
+            yield cell, chunk
+        return
+    from .on_workers import OnWorkers, job_of
+
+    limit = None if args.memory_limit is None else memory_limit_of(args.memory_limit)
+    digest = store.get(number).model_sha256
+    job = job_of(run.model, digest, args.worker_model_dir, args.threads, limit, run)
+    on_workers = OnWorkers(run, pool, job, store, number, was)
+
+    def where(at: tuple[int, int]) -> str:
+        n = on_workers.n_workers
+        return f"{_where(run, at)}; {_count(n, 'worker')}"
+
+    yield from progress(on_workers, where, partial(_line, run))
 
 
 def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,19 +134,15 @@ class Sweep:
             )
         return (limit - fixed) // cell
 
-    def _mine(self, chunk: int) -> range:
+    def mine(self, chunk: int) -> range:
+        """The cells of a chunk that are of its share."""
         return self.share.cells(chunk, len(self.cells), self.text.n)
 
-    @property
-    def to_do(self) -> list[tuple[int, int]]:
-        """Cells and chunks of its share, whether they have ended or not."""
-        return [(i, chunk) for chunk in range(self.text.n) for i in self._mine(chunk)]
-
-    def _groups(self, chunk: int) -> list[list[int]]:
-        """The cells of a chunk that are yet to be run, as many at a time as fit."""
+    def _groups(self, chunk: int, cells: Iterable[int]) -> list[list[int]]:
+        """Those of the cells that are yet to be run, as many at a time as fit."""
         done = {cell.rules for i, cell in enumerate(self.cells) if (i, chunk) in self.finished}
         first: dict[tuple[str, ...], int] = {}
-        for i in self._mine(chunk):
+        for i in cells:
             if self.cells[i].rules not in done:
                 first.setdefault(self.cells[i].rules, i)
         left = list(first.values())
@@ -157,23 +153,27 @@ class Sweep:
         """What is left to do, in layers passed by a variant."""
         sizes = self.text.n_ctx - 1, self.settings.first_scored
         baseline, *one = (self._fork.steps(rules, *sizes) for rules in (None, *self._rules))
-        groups = [group for chunk in range(self.text.n) for group in self._groups(chunk)]
+        groups = [group for chunk in range(self.text.n) for group in self._groups(chunk, self.mine(chunk))]
         return sum(baseline + sum(one[i] for i in group) for group in groups)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for chunk in range(self.text.n):
-            for group in self._groups(chunk):
-                yield from self._run(group, chunk)
-            yield from self._share(chunk)
+            yield from self.run(chunk, self.mine(chunk))
 
-    def _share(self, chunk: int) -> Iterator[tuple[int, int]]:
+    def run(self, chunk: int, cells: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Some cells of a chunk, but for those that have ended."""
+        for group in self._groups(chunk, cells):
+            yield from self._run(group, chunk)
+        yield from self._same(chunk, cells)
+
+    def _same(self, chunk: int, cells: Iterable[int]) -> Iterator[tuple[int, int]]:
         """What a cell left of a chunk is left of it by all with the same rules."""
         done = {
             cell.rules: self.finished[i, chunk]
             for i, cell in enumerate(self.cells)
             if (i, chunk) in self.finished
         }
-        for i in self._mine(chunk):
+        for i in cells:
             if (i, chunk) not in self.finished:
                 self.finished[i, chunk] = done[self.cells[i].rules]
                 for j, where in list(self.not_finite.items()):

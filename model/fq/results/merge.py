@@ -65,13 +65,14 @@ def joined(runs: Sequence[Run]) -> Run:
     return replace(
         runs[0],
         settings=settings,
-        numerics=_all(run.numerics for run in runs),
-        versions=_all(run.versions for run in runs),
-        machine=_all(run.machine for run in runs),
+        numerics=together(run.numerics for run in runs),
+        versions=together(run.versions for run in runs),
+        machine=together(run.machine for run in runs),
     )
 
 
-def _all(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all say of each key, once: idempotent, and the same in any order."""
     found: dict[str, list[Any]] = {}
     for part in parts:
         for key, value in part.items():

@@ -500,16 +500,12 @@ class Results:
             raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
 
     def replace(self, number: int, run: Run) -> None:
-        """Within `writing`: what is said of a run whose rows stay."""
+        """Within `writing`: what is said of a run whose rows and cells stay, and its identity: what goes on
+        with it is what would have."""
+        parts = (json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine))
         self._db.execute(
-            "UPDATE runs SET cells = ?, settings = ?, numerics = ?, versions = ?, machine = ?, identity = ? "
-            "WHERE id = ?",
-            (
-                _cells_text(run.cells),
-                *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
-                run.identity,
-                number,
-            ),
+            "UPDATE runs SET settings = ?, numerics = ?, versions = ?, machine = ? WHERE id = ?",
+            (*parts, number),
         )
 
     def delete(self, number: int) -> None:

@@ -1,0 +1,258 @@
+"""Who runs what: a job's tasks on workers that come, go, hang and are refused.
+
+A worker has a task or two at a time. A task whose worker is gone is given to another; one that takes far
+longer than the others is given to another too, and whichever ends first counts: bits are the same. So with
+a worker nothing is lost but its running task.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple, Protocol
+
+from fq_kernels import CONTRACT
+
+from ..errors import FqError, NotFiniteError
+from . import worker
+from .worker import Job, Left, UnknownJobError
+
+AHEAD = 2  # tasks of a worker, so that none waits for its next
+LOOK_SECONDS = 1.0  # between two looks at who is there
+ALONE_SECONDS = 5.0  # after which it is said that there are no workers
+LATE_SECONDS, LATE = 60.0, 5.0  # at least, and times the median, after which a task is given to another too
+TRIES = 5  # of a task that fails
+TASKS_EACH = 3  # of a worker, at least, so that all end at about the same time
+LEAST_CELLS = 8  # of a task: its chunk's baseline is evaluated again for each
+
+
+class Task(NamedTuple):
+    chunk: int
+    cells: tuple[int, ...]
+
+
+class BaselineLostError(Exception):
+    """The logits of a chunk's baseline are not finite, which a task was the first to see."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"chunk {task.chunk + 1}")
+        self.task = task
+
+
+class Handle(Protocol):
+    """Of what a worker was given."""
+
+    def cancel(self) -> None: ...
+
+
+class Pool(Protocol):
+    """The workers of a cluster."""
+
+    def workers(self) -> dict[str, str]:
+        """Address and name of each that is there."""
+
+    def start(
+        self, address: str, done: Callable[[Any, BaseException | None], None], function: Any, *args: Any
+    ) -> Handle:
+        """Run a function there; ``done`` is called with its result, or what it raised, by any thread."""
+
+
+def tasks_of(to_do: Sequence[tuple[int, Sequence[int]]], n_workers: int) -> list[Task]:
+    """to_do: chunks, and of each the cells that are yet to be run. Few tasks, but enough for all workers."""
+    chunks = [(chunk, cells) for chunk, cells in to_do if cells]
+    tasks = []
+    for chunk, cells in chunks:
+        wanted = -(-TASKS_EACH * n_workers // len(chunks))
+        parts = max(min(wanted, len(cells) // LEAST_CELLS), 1)
+        ends = [len(cells) * k // parts for k in range(parts + 1)]
+        tasks += [Task(chunk, tuple(cells[a:b])) for a, b in pairwise(ends)]
+    return tasks
+
+
+@dataclass
+class _Given:
+    """A task that a worker has."""
+
+    task: Task
+    since: float
+    handle: Handle
+
+
+@dataclass
+class _Worker:
+    """given: by number. about: what it said of itself; None until it has."""
+
+    name: str
+    about: dict[str, Any] | None = None
+    given: dict[int, _Given] = field(default_factory=dict)
+
+
+class Spread:
+    """A job's tasks; iterate over it to run them: what each left is yielded, and what its worker says it is.
+
+    say      told of workers that come, go or are refused
+    refused  by name of a worker, why
+
+    Raises FqError where all workers are refused, or a task fails again and again, and BaselineLostError.
+    """
+
+    def __init__(self, pool: Pool, job: Job, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
+        self.pool, self.job, self.say = pool, job, say
+        self.refused: dict[str, str] = {}
+        self.on_step: Callable[[], Any] = lambda: None
+        self._tasks = list(tasks)
+        self._waiting = deque(tasks)
+        self._left = set(tasks)
+        self._failed: dict[Task, int] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._events: queue.SimpleQueue[tuple[str, int, Any, BaseException | None]] = queue.SimpleQueue()
+        self._numbers = iter(range(1 << 62))
+        self._seconds: list[float] = []
+
+    @property
+    def steps(self) -> int:
+        return sum(len(task.cells) for task in self._left)
+
+    @property
+    def n_workers(self) -> int:
+        """That are ready."""
+        return sum(each.about is not None for each in self._workers.values())
+
+    def __iter__(self) -> Iterator[tuple[Left, dict[str, Any]]]:
+        look, alone = 0.0, time.monotonic() + ALONE_SECONDS
+        try:
+            while self._left:
+                now = time.monotonic()
+                if now >= look:
+                    self._look()
+                    look = now + LOOK_SECONDS
+                    if self._workers:
+                        alone = now + ALONE_SECONDS
+                    elif now >= alone:
+                        self.say("there are no workers: waiting")
+                        alone = float("inf")
+                self._give(now)
+                try:
+                    event = self._events.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                if (found := self._ended(*event)) is not None:
+                    for _ in found[0].cells:
+                        self.on_step()
+                    yield found
+        finally:
+            for each in self._workers.values():
+                for given in each.given.values():
+                    given.handle.cancel()
+
+    def _look(self) -> None:
+        """At who has come, and who has gone."""
+        there = self.pool.workers()
+        for address in [address for address in self._workers if address not in there]:
+            gone = self._workers.pop(address)
+            if gone.name not in self.refused:
+                self.say(f"worker {gone.name} is gone")
+            self._again(given.task for given in gone.given.values())
+        for address, name in there.items():
+            if address not in self._workers:
+                self._workers[address] = _Worker(name)
+                self._begin(address)
+
+    def _begin(self, address: str) -> None:
+        self._workers[address].about = None
+        self._start(address, None, worker.begin, self.job)
+
+    def _start(self, address: str, task: Task | None, function: Any, *args: Any) -> None:
+        number = next(self._numbers)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            self._events.put((address, number, result, error))
+
+        handle = self.pool.start(address, done, function, *args)
+        if task is not None:
+            self._workers[address].given[number] = _Given(task, time.monotonic(), handle)
+
+    def _again(self, tasks: Iterator[Task]) -> None:
+        """First of all, as all else may wait for them; but not what another has too."""
+        has = {given.task for each in self._workers.values() for given in each.given.values()}
+        for task in tasks:
+            if task in self._left and task not in has and task not in self._waiting:
+                self._waiting.appendleft(task)
+
+    def _give(self, now: float) -> None:
+        ready = [(a, each) for a, each in self._workers.items() if each.about is not None]
+        for ahead in range(AHEAD):  # one each, before any has two
+            for address, each in ready:
+                if len(each.given) != ahead:
+                    continue
+                task = self._waiting.popleft() if self._waiting else self._late(now, address)
+                if task is not None:
+                    self._start(address, task, worker.run, self.job.key, task.chunk, task.cells)
+
+    def _late(self, now: float, address: str) -> Task | None:
+        """A task that one worker alone has, another than this, and for far too long."""
+        if self._workers[address].given:
+            return None
+        limit = max(LATE_SECONDS, LATE * median(self._seconds)) if self._seconds else LATE_SECONDS * LATE
+        having: dict[Task, list[float]] = {}
+        for other, each in self._workers.items():
+            for k, given in enumerate(each.given.values()):
+                if other != address and given.task in self._left:
+                    # one behind another may take as long once more
+                    having.setdefault(given.task, []).append(now - given.since - k * limit)
+        return next((task for task, age in having.items() if len(age) == 1 and age[0] > limit), None)
+
+    def _ended(
+        self, address: str, number: int, result: Any, error: BaseException | None
+    ) -> tuple[Left, dict[str, Any]] | None:
+        each = self._workers.get(address)
+        if each is None:
+            return None  # it was gone already, and what it had is with others
+        given = each.given.pop(number, None)
+        if given is None:
+            self._begun(address, each, result, error)
+            return None
+        if isinstance(error, NotFiniteError):
+            raise BaselineLostError(given.task)
+        if isinstance(error, UnknownJobError):  # started anew, under the same address
+            if each.about is not None:
+                self._begin(address)
+            self._again(iter([given.task]))
+        elif error is not None:
+            self._failure(each, given.task, error)
+        elif given.task in self._left:
+            self._left.discard(given.task)
+            self._seconds.append(time.monotonic() - given.since)
+            assert each.about is not None
+            return result, each.about
+        return None
+
+    def _begun(self, address: str, each: _Worker, result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            why = f"{type(error).__name__}: {error}"
+        elif result["contract"] != CONTRACT:
+            why = f"its contract of numerics is {result['contract']}, not {CONTRACT}"
+        elif "lacks" in result:
+            why = result["lacks"]
+        else:
+            each.about = result
+            self.say(f"worker {each.name}: {result['isa']}, {result['threads']} threads")
+            return
+        self.refused[each.name] = why
+        self.say(f"worker {each.name} is refused: {why}")
+        if all(other.name in self.refused for other in self._workers.values()):
+            raise FqError(f"no worker can run this: {each.name}: {why}")
+
+    def _failure(self, each: _Worker, task: Task, error: BaseException) -> None:
+        tries = self._failed[task] = self._failed.get(task, 0) + 1
+        if tries >= TRIES:
+            what = f"cells {task.cells[0]} to {task.cells[-1]} of chunk {task.chunk + 1}"
+            raise FqError(
+                f"{what} failed {tries} times, last on {each.name}: {type(error).__name__}: {error}"
+            )
+        self._again(iter([task]))
