@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .measure.perplexity import Perplexity
     from .measure.streams import Stream, Streams
     from .measure.sweep import Sweep
+    from .results.opened import open_results
     from .results.runs import Results, Run
     from .run.context import Context
     from .run.generation import Sampler, Timings, generate
@@ -57,6 +58,7 @@ _HOMES = {
     "Perplexity": ".measure.perplexity",
     "Results": ".results.runs",
     "Run": ".results.runs",
+    "open_results": ".results.opened",
     "Context": ".run.context",
     "Model": ".run.model",
     "find": ".gguf.cache",
@@ -99,6 +101,7 @@ __all__ = [
     "cells_of",
     "find",
     "generate",
+    "open_results",
     "pull",
 ]
 
