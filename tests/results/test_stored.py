@@ -20,6 +20,7 @@ from fq.commands.files import write_json
 from fq.commands.show import comparison_text
 from fq.commands.show_sweep import sweep_text
 from fq.report.page import report_html
+from fq.results import migrations
 from fq.results.compare import Side, compare_runs, compare_text
 from fq.results.export import csv_text
 from fq.results.runs import Results, stored_figures
@@ -171,6 +172,69 @@ def test_what_computes_is_no_store(path, statements):
         damage(path, statement)
     with pytest.raises(FqError, match=f"{path}: not a store of this version of fq"):
         Results(path, must_exist=True)
+
+
+# ---------------------------------------------------------------- digests
+
+
+@pytest.fixture(scope="module")
+def made(tiny_path, tmp_path_factory):
+    """A store of today, of a sweep and an estimate."""
+    path = tmp_path_factory.mktemp("made") / "store.sqlite"
+    common = ["-m", str(tiny_path), "-c", "64", "--chunks", "2", "--sites", "l_out", "--store", str(path)]
+    assert (
+        main(["sweep", *common]) == main(["sensitivity", *common, "--format", "bf16", "--verify", "0"]) == 0
+    )
+    return path
+
+
+def columns():
+    """Each column of each table of runs."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        migrations.upgrade(db, 0)
+        for table in ("runs", "chunks", "baselines", "estimates"):
+            for row in db.execute(f"PRAGMA table_info({table})"):
+                yield table, row[1]
+
+
+@pytest.mark.parametrize("table, column", list(columns()))
+def test_one_bit_of_any_column_is_seen(made, tmp_path, capsys, table, column):
+    """And the row is named; of the last bit of a figure, which is as good a figure as the one before."""
+    path = tmp_path / "store.sqlite"
+    shutil.copy(made, path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rowid, value = db.execute(
+            f"SELECT rowid, {column} FROM {table} ORDER BY length({column}) DESC LIMIT 1"
+        ).fetchone()
+        if isinstance(value, int):
+            value ^= 1 << 20
+        elif isinstance(value, bytes):
+            value = bytes([value[0] ^ 1]) + value[1:]
+        else:
+            k = max(value.rfind(digit) for digit in "0123456789")
+            value = value[:k] + chr(ord(value[k]) ^ 1) + value[k + 1 :]
+        db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (value, rowid))
+        db.commit()
+    capsys.readouterr()
+    status = main(["results", "check", "--store", str(path)])
+    err = capsys.readouterr().err
+    assert (status, err.count("\n")) == (2, 1), f"{table}.{column} = {value!r:.80}"
+    assert re.search(r"run \d+ cannot be read: |rows of run |there is no run ", err)
+
+
+def test_a_run_that_was_deleted_is_not_written_to(made, tmp_path):
+    path = tmp_path / "store.sqlite"
+    shutil.copy(made, path)
+    with Results(path) as store, Results(path) as other:
+        (_, _, left), *_ = store.rows(1)
+        (figures,) = list(store.load_estimates(2).values())[:1]
+        other.delete(1)
+        other.delete(2)
+        with pytest.raises(FqError, match="there is no run 1 any more"):
+            store.save(1, 0, 0, left)
+        with pytest.raises(FqError, match="there is no run 2 any more"):
+            store.save_estimates(2, 0, figures)
+        assert store.list() == []
 
 
 # ---------------------------------------------------------------- at random

@@ -119,6 +119,12 @@ MIGRATIONS = (
             ),
         ),
     ),
+    # of each row, so that a flipped bit does not pass for a figure: `stored.digest`
+    Migration(
+        columns=tuple(
+            Column(t, "digest", "BLOB", "NULL") for t in ("runs", "baselines", "chunks", "estimates")
+        )
+    ),
 )
 VERSION = len(MIGRATIONS)
 

@@ -35,6 +35,20 @@ from .estimated import in_order, measured
 
 BUSY_SECONDS = 60.0
 
+# Tables with rows of runs; and one's run that is not there, found from run to run, by the index.
+_OF_RUNS = ("chunks", "baselines", "estimates")
+_ASTRAY = """
+WITH RECURSIVE found(run) AS (
+    SELECT MIN(run) FROM {table}
+    UNION ALL
+    SELECT (SELECT MIN(run) FROM {table} WHERE {table}.run > found.run) FROM found WHERE run IS NOT NULL
+)
+SELECT run FROM found WHERE run IS NOT NULL AND run NOT IN (SELECT id FROM runs) LIMIT 1
+"""
+
+# The columns of a run that its digest is of, which stands before them.
+_RUN = "id, started, identity, model_sha256, text_sha256, cells, settings, numerics, versions, machine"
+
 # Version, number of tables, and of what no store has and what may take any time and memory to read.
 _WHAT_IT_IS = """
 SELECT user_version,
@@ -237,6 +251,8 @@ class Results:
             yield
         except sqlite3.Error as e:
             raise FqError(f"{self.path}: {e}") from None
+        except UnicodeDecodeError:  # of a name, or of what SQLite says of it
+            raise FqError(f"{self.path}: it has text that is not UTF-8") from None
 
     def _user_version(self) -> int:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -315,10 +331,7 @@ class Results:
             number, before = was
             now = before.extended(more)
             if now is not before:
-                self._db.execute(
-                    "UPDATE runs SET cells = ?, settings = ? WHERE id = ?",
-                    (_cells_text(now.cells), json.dumps(now.settings), number),
-                )
+                self.replace(number, now)
             return Begun(number, now, before)
 
     def extend(self, number: int, cells: Sequence[Cell]) -> Run:
@@ -326,7 +339,7 @@ class Results:
         with self.writing():
             run = self.get(number)
             run = replace(run, cells=run.cells + tuple(cell for cell in cells if cell not in run.cells))
-            self._db.execute("UPDATE runs SET cells = ? WHERE id = ?", (_cells_text(run.cells), number))
+            self.replace(number, run)
         return run
 
     def _newest_like(self, run: Run) -> tuple[int, Run] | None:
@@ -342,36 +355,40 @@ class Results:
     def insert(self, run: Run) -> int:
         """Within `writing`: a new run's number."""
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        row = (
-            started,
-            run.model_sha256,
-            run.text_sha256,
-            _cells_text(run.cells),
-            *(json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine)),
-            run.identity,
-        )
         number = self._db.execute(
-            "INSERT INTO runs (started, model_sha256, text_sha256, cells, settings, numerics, "
-            "versions, machine, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            row,
+            "INSERT INTO runs (started, identity, model_sha256, text_sha256, cells, settings, numerics, "
+            "versions, machine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (started, run.identity, *_texts(run)),
         ).lastrowid
         assert number is not None
+        self._sign(number)
         return number
+
+    def replace(self, number: int, run: Run) -> None:
+        """Within `writing`: what is said of a run whose rows stay, and its identity: what goes on with it is
+        what would have."""
+        self._db.execute(
+            "UPDATE runs SET model_sha256 = ?, text_sha256 = ?, cells = ?, settings = ?, numerics = ?, "
+            "versions = ?, machine = ? WHERE id = ?",
+            (*_texts(run), number),
+        )
+        self._sign(number)
+
+    def _sign(self, number: int) -> None:
+        row = self._db.execute(f"SELECT {_RUN} FROM runs WHERE id = ?", (number,)).fetchone()
+        self._db.execute("UPDATE runs SET digest = ? WHERE id = ?", (stored.digest(*row), number))
 
     def get(self, number: int) -> Run:
         """Raises FqError if there is none of this number."""
         with self._errors():
-            row = self._db.execute(
-                "SELECT model_sha256, text_sha256, cells, settings, numerics, versions, machine "
-                "FROM runs WHERE id = ?",
-                (number,),
-            ).fetchone()
+            row = self._db.execute(f"SELECT digest, {_RUN} FROM runs WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise FqError(f"{self.path}: there is no run {number}")
-        model_sha256, text_sha256, cells, settings, *texts = row
+        digest, *said = row
+        _, _, _, model_sha256, text_sha256, cells, settings, *texts = said
         with self.reading(number):
             kept = stored.settings_of(settings)
-            return Run(
+            run = Run(
                 stored.text_of("model_sha256", model_sha256),
                 stored.text_of("text_sha256", text_sha256),
                 stored.cells_of(cells, may_be_none="sensitivity" in kept),
@@ -381,6 +398,8 @@ class Results:
                     for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
                 ),
             )
+            stored.check_digest(digest, *said)
+            return run
 
     def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
         """Commit what a cell left of a chunk; one that is there already stays as it is.
@@ -399,35 +418,51 @@ class Results:
 
         Raises OtherBitsError if the chunk's baseline is another.
         """
+        self._there(number)
         paired = left.paired
         nll_base = _bytes(paired.nll_base)
         # of a store that did not keep it there is none
         p_top = None if np.isnan(paired.p_top_base).all() else _bytes(paired.p_top_base)
         self._db.execute(
-            "INSERT INTO baselines (run, chunk, nll, p_top) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (run, chunk) DO UPDATE SET p_top = coalesce(p_top, excluded.p_top)",
-            (number, chunk, nll_base, p_top),
+            "INSERT INTO baselines (run, chunk, nll, p_top, digest) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (run, chunk) DO UPDATE SET p_top = excluded.p_top, digest = excluded.digest "
+            "WHERE p_top IS NULL",
+            (number, chunk, nll_base, p_top, stored.digest(number, chunk, nll_base, p_top)),
         )
         found = self._db.execute(
             "SELECT nll FROM baselines WHERE run = ? AND chunk = ?", (number, chunk)
         ).fetchone()
         if found[0] != nll_base:
             raise OtherBitsError(f"the baseline of chunk {chunk + 1}")
-        values = *map(_bytes, (paired.nll, paired.kld, paired.dp)), paired.same_top.tobytes()
+        figures = map(_bytes, (paired.nll, paired.kld, paired.dp))
+        values = *figures, paired.same_top.tobytes(), _bytes(left.counts)
         done = self._db.execute(
             "INSERT OR IGNORE INTO chunks "
-            "(run, cell, chunk, nll, kld, dp, same_top, counts, count_columns) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, cell, chunk, *values, _bytes(left.counts), self._count_columns()),
+            "(run, cell, chunk, nll, kld, dp, same_top, counts, count_columns, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                cell,
+                chunk,
+                *values,
+                self._count_columns(),
+                stored.digest(number, cell, chunk, *values, json.dumps(COUNT_COLUMNS)),
+            ),
         )
         return done.rowcount == 1
+
+    def _there(self, number: int) -> None:
+        """Raises FqError for a run that somebody has deleted."""
+        if self._db.execute("SELECT 1 FROM runs WHERE id = ?", (number,)).fetchone() is None:
+            raise FqError(f"{self.path}: there is no run {number} any more")
 
     def save_estimates(self, number: int, chunk: int, figures: np.ndarray) -> None:
         """Commit what a chunk left of every site and format; what is there already stays as it is."""
         with self.writing():
+            self._there(number)
             self._db.execute(
-                "INSERT OR IGNORE INTO estimates (run, chunk, figures) VALUES (?, ?, ?)",
-                (number, chunk, _bytes(figures)),
+                "INSERT OR IGNORE INTO estimates (run, chunk, figures, digest) VALUES (?, ?, ?, ?)",
+                (number, chunk, _bytes(figures), stored.digest(number, chunk, _bytes(figures))),
             )
 
     def load_estimates(self, number: int) -> dict[int, np.ndarray]:
@@ -438,15 +473,19 @@ class Results:
             return {}
         with self._errors():
             rows = self._db.execute(
-                "SELECT chunk, figures FROM estimates WHERE run = ? ORDER BY chunk LIMIT ?",
+                "SELECT chunk, figures, digest FROM estimates WHERE run = ? ORDER BY chunk LIMIT ?",
                 (number, run.settings["n_chunks_asked"]),
             ).fetchall()
         left = {}
         with self.reading(number):
-            for chunk, blob in rows:
+            for chunk, blob, digest in rows:
                 if chunk not in range(run.settings["n_chunks_asked"]):
                     raise ValueError(f"a row is of chunk {chunk!r:.40}")
                 left[chunk] = stored.estimates_of(asked, blob)
+                try:
+                    stored.check_digest(digest, number, chunk, blob)
+                except ValueError as e:
+                    raise ValueError(f"estimates of chunk {chunk + 1}: {e}") from None
         return left
 
     def _count_columns(self) -> int:
@@ -463,6 +502,7 @@ class Results:
     def rows(self, number: int, at: tuple[int, int] | None = None) -> Iterator[tuple[int, int, CellChunk]]:
         """The same one by one, as (cell, chunk, left); with ``at`` only that cell and chunk."""
         run = self.get(number)
+        self._none_astray()
         n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
         with self._errors():
             names = self._db.execute(
@@ -471,48 +511,48 @@ class Results:
             ).fetchall()
             where = "" if at is None else " AND cell = ? AND chunk = ?"
             found = self._db.execute(
-                "SELECT cell, chunk, count_columns, baselines.nll, chunks.nll, kld, dp, same_top, counts, "
-                f"baselines.p_top FROM chunks JOIN baselines USING (run, chunk) WHERE run = ?{where}",
+                "SELECT baselines.digest, chunks.digest, cell, chunk, count_columns, baselines.nll, "
+                "chunks.nll, kld, dp, same_top, counts, baselines.p_top "
+                f"FROM chunks LEFT JOIN baselines USING (run, chunk) WHERE run = ?{where}",
                 (number, *(at or ())),
             )
         with self.reading(number):
-            columns = {key: stored.count_columns_of(text) for key, text in names}
+            columns = {key: (stored.count_columns_of(text), text) for key, text in names}
         while True:
             with self._errors():
                 row = found.fetchone()
             if row is None:
                 return
             with self.reading(number):
-                yield self._checked(run, n_scored, columns, row)
+                yield self._checked(number, run, n_scored, columns, row)
 
     @staticmethod
     def _checked(
-        run: Run, n_scored: int, columns: dict[int, list[str]], row: Sequence[Any]
+        number: int, run: Run, n_scored: int, columns: dict[int, tuple[list[str], str]], row: Sequence[Any]
     ) -> tuple[int, int, CellChunk]:
-        cell, chunk, key, *blobs = row
+        of_baseline, of_row, cell, chunk, key, *blobs = row
         if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
             raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
         if key not in columns:
             raise ValueError(f"cell {cell}, chunk {chunk + 1}: its counts have no columns")
+        names, text = columns[key]
+        nll_base, *values, p_top = blobs
         try:
-            return cell, chunk, stored.chunk_of(n_scored, columns[key], blobs)
+            left = stored.chunk_of(n_scored, names, blobs)
+            stored.check_digest(of_row, number, cell, chunk, *values, text)
         except ValueError as e:
             raise ValueError(f"cell {cell}, chunk {chunk + 1}: {e}") from None
-
-    def replace(self, number: int, run: Run) -> None:
-        """Within `writing`: what is said of a run whose rows and cells stay, and its identity: what goes on
-        with it is what would have."""
-        parts = (json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine))
-        self._db.execute(
-            "UPDATE runs SET settings = ?, numerics = ?, versions = ?, machine = ? WHERE id = ?",
-            (*parts, number),
-        )
+        try:
+            stored.check_digest(of_baseline, number, chunk, nll_base, p_top)
+        except ValueError as e:
+            raise ValueError(f"the baseline of chunk {chunk + 1}: {e}") from None
+        return cell, chunk, left
 
     def delete(self, number: int) -> None:
         """A run and all that it left; its number is not given again. Raises FqError if there is none."""
         self.get(number)
         with self.writing():
-            for table in ("chunks", "baselines", "estimates"):
+            for table in _OF_RUNS:
                 self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
             self._db.execute("DELETE FROM runs WHERE id = ?", (number,))
         # the file gets smaller where nobody else has it open
@@ -521,27 +561,38 @@ class Results:
             self._db.execute("VACUUM")
 
     def whole(self) -> None:
-        """Raises FqError where SQLite finds that the file is damaged."""
+        """Raises FqError where SQLite finds that the file is damaged, or rows are of no run."""
         with self._errors():
             (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if said != "ok":
-            raise FqError(f"{self.path}: {said}")
+            if said != "ok":
+                raise FqError(f"{self.path}: {' '.join(said.split())}")
+        self._none_astray()
+
+    def _none_astray(self) -> None:
+        """Raises FqError for rows of a run that there is not, as damage to their number leaves them."""
+        for table in _OF_RUNS:
+            with self._errors():
+                lost = self._db.execute(_ASTRAY.format(table=table)).fetchone()
+            if lost is not None:
+                raise FqError(f"{self.path}: {table} has rows of run {lost[0]!r:.40}, which is not there")
 
     def list(self, number: int | None = None) -> Sequence[dict[str, Any]]:
         """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT id, started, settings, cells, (SELECT COUNT(*) FROM chunks WHERE run = id), "
-                "(SELECT COUNT(*) FROM estimates WHERE run = id) FROM runs "
+                "SELECT (SELECT COUNT(*) FROM chunks WHERE run = id), "
+                f"(SELECT COUNT(*) FROM estimates WHERE run = id), digest, {_RUN} FROM runs "
                 "WHERE id = coalesce(?, id) ORDER BY id",
                 (number,),
             ).fetchall()
         runs = []
-        for number, started, settings_text, cells_text, ended, estimated in rows:
+        for ended, estimated, digest, *said in rows:
+            number, started, _, _, _, cells_text, settings_text, *_ = said
             with self.reading(number):
                 settings = stored.settings_of(settings_text)
                 n_cells = len(stored.cells_of(cells_text, may_be_none="sensitivity" in settings))
                 stored.text_of("started", started)
+                stored.check_digest(digest, *said)
             chunks = settings["n_chunks_asked"]
             if asked := settings.get("sensitivity"):
                 n_cells = len(asked["sites"]) * len(asked["formats"])
@@ -561,8 +612,11 @@ class Results:
         return runs
 
 
-def _cells_text(cells: Sequence[Cell]) -> str:
-    return json.dumps([asdict(cell) for cell in cells])
+def _texts(run: Run) -> tuple[str, ...]:
+    """What a row says of a run: model_sha256, text_sha256, cells, settings, numerics, versions, machine."""
+    cells = json.dumps([asdict(cell) for cell in run.cells])
+    parts = (json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine))
+    return run.model_sha256, run.text_sha256, cells, *parts
 
 
 def _bytes(values: np.ndarray) -> bytes:

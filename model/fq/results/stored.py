@@ -5,6 +5,7 @@ Whatever passes here can be computed with and shown. All raise ValueError saying
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -40,6 +41,22 @@ _COUNTS = (*_ALWAYS, "changed", "out_of_range", "to_zero", "subnormal")  # whole
 MAX_COLUMNS, MAX_NAMES_CHARS, MAX_COLUMN_SETS = 256, 1 << 15, 1024
 
 T = TypeVar("T")
+
+
+def digest(*parts: object) -> bytes:
+    """Of the values of a row."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
+        found.update(f"{type(part).__name__} {len(data)} ".encode())
+        found.update(data)
+    return found.digest()
+
+
+def check_digest(kept: object, *parts: object) -> None:
+    """Of a row whose values are those that were written; None is of a version that did not keep it."""
+    if kept is not None and kept != digest(*parts):
+        raise ValueError("it is not what was written: its digest is another")
 
 
 def json_of(what: str, text: object, kind: type[T]) -> T:
