@@ -141,6 +141,20 @@ BLOCKS = (
         ("python -m bench.sensitivity -m smollm2 -f wiki.test.raw",),
         minutes=6,
     ),
+    Block(
+        "scale",
+        "docs/scale-out.md",
+        ("python -m bench.scale -m smollm2 -f wiki.test.raw",),
+        minutes=25,
+        judges=True,
+    ),
+    Block(
+        "damaged stores",
+        "docs/scale-out.md",
+        ("python -m bench.damaged_stores",),
+        minutes=2,
+        judges=True,
+    ),
     Block("crosscheck", "docs/formats.md", ("python -m bench.crosscheck",), minutes=1, judges=True),
     Block(
         "static scales",

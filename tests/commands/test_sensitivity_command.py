@@ -218,7 +218,7 @@ def settings_with(path, **changes):
         (text,) = db.execute("SELECT settings FROM runs WHERE id = 1").fetchone()
         settings = json.loads(text)
         settings["sensitivity"] |= changes
-        db.execute("UPDATE runs SET settings = ? WHERE id = 1", (json.dumps(settings),))
+        db.execute("UPDATE runs SET settings = ?, digest = NULL WHERE id = 1", (json.dumps(settings),))
         db.commit()
 
 

@@ -417,7 +417,8 @@ def test_a_store_that_took_nan_for_agreement(overflows, text, tmp_path):
     options = ["--sites", "attn_norm[0].weighted", "--format", "f16", "--store", str(store)]
     measured(overflows, text, "sweep", *options, status=1)
     with Results(store) as results:
-        results._db.execute("UPDATE chunks SET same_top = ?", (b"\1" * n_scored_per_chunk(N_CTX),))
+        same = (b"\1" * n_scored_per_chunk(N_CTX),)
+        results._db.execute("UPDATE chunks SET same_top = ?, digest = NULL", same)
         found = results.load(1)
     assert found[0, CHUNK].paired.same_top.all() and not found[1, CHUNK].paired.same_top.any()
 

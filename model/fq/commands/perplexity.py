@@ -33,7 +33,7 @@ from .options import (
 )
 from .outcome import Outcome, print_figures
 from .progress import by_chunk, note
-from .rules import add_fake_quant, fake_quant_of
+from .rules import add_fake_quant, base_rules_of, fake_quant_of
 from .show import perplexity_text
 
 
@@ -44,6 +44,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--baseline-activations",
         choices=("exact", "ggml"),
         help="the baseline's activations, where they are to differ from --activations",
+    )
+    parser.add_argument(
+        "--base-model",
+        metavar="MODEL",
+        help="another file of the same vocabulary as the baseline: what -m costs beside it, as "
+        "llama-perplexity's --kl-divergence says, without its 16-bit probabilities",
+    )
+    parser.add_argument(
+        "--base-fake-quant",
+        action="append",
+        metavar="RULE",
+        help="a rule of the baseline's; may be repeated",
     )
     parser.add_argument("--no-baseline", action="store_true", help="do not run the model without the rule")
     parser.add_argument(
@@ -73,8 +85,13 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
     fake_quant = fake_quant_of(args, model)
-    if args.no_baseline and args.baseline_activations:
-        raise FqError("--baseline-activations needs the baseline")
+    for option in ("baseline_activations", "base_model", "base_fake_quant"):
+        if args.no_baseline and getattr(args, option):
+            raise FqError(f"--{option.replace('_', '-')} needs the baseline")
+    if args.base_model and args.trace:
+        raise FqError("--trace is of one model, without --base-model")
+    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
+    base_rules = base_rules_of(args, base_model or model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
     with executor_of(args.threads) as executor, trace_of(args, model, executor, fake_quant) as trace:
@@ -92,6 +109,8 @@ def main(args: argparse.Namespace) -> int:
             executor=executor,
             trace=trace,
             baseline_activations=args.baseline_activations,
+            base_model=base_model,
+            base_fake_quant=base_rules,
             realisations=args.realisations,
         )
         say_if_short(args, measurement.n_chunks)

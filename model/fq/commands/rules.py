@@ -144,6 +144,19 @@ def fake_quant_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
     return fake_quant
 
 
+def base_rules_of(args: argparse.Namespace, model: Model) -> FakeQuant | None:
+    """Of --base-fake-quant, on the baseline's model."""
+    if not args.base_fake_quant:
+        return None
+    try:
+        texts = [text for given in args.base_fake_quant for text in _written(given)]
+        return FakeQuant(model.values, [parse_rule(text, seed=args.seed) for text in texts])
+    except FqError:
+        raise
+    except ValueError as e:
+        raise FqError(f"--base-fake-quant: {e}") from None
+
+
 def _row_printer(model: Model, fake_quant: FakeQuant) -> Callable[[Site, float, float], None]:
     names = {value.place: node.name for node in model.graph.nodes for value in node.values}
 

@@ -179,6 +179,7 @@ def calibrations_text(calibrations: list[dict[str, Any]]) -> list[str]:
 def perplexity_text(data: dict[str, Any]) -> str:
     lines = [
         f"model  {os.path.basename(data['model'])}",
+        *([f"base   {os.path.basename(data['base_model'])}"] if "base_model" in data else []),
         f"text   {data['text']}: {data['n_tokens']} tokens read; {chunks_text(data)}",
         f"time   {data['seconds']:.1f} s, {data['numerics']['threads']} threads",
     ]
@@ -227,4 +228,6 @@ def perplexity_text(data: dict[str, Any]) -> str:
         )
     if "fake_quant" in data:
         lines += ["", fake_quant_text(data["fake_quant"])]
+    if "base_fake_quant" in data:
+        lines += ["", "of the baseline:", fake_quant_text(data["base_fake_quant"])]
     return "\n".join(lines)

@@ -167,16 +167,22 @@ class Chunks:
         return ids, targets
 
     def where_not_finite(
-        self, position: int, rules: FakeQuant | None, executor: Executor, activations: str
+        self,
+        position: int,
+        rules: FakeQuant | None,
+        executor: Executor,
+        activations: str,
+        model: Model | None = None,
     ) -> dict[str, Any]:
         """Where in a chunk the logits are first not finite, by an evaluation of its own.
 
         rules  as they stood before the chunk; their counters go on
+        model  another than the text's, with its vocabulary
         """
         ids, _ = self[position]
         batch = batch_of(self.settings, [rules])
         evaluations = in_batches(ids[:-1], self.settings.first_scored, batch)
-        where = first_not_finite(self.model, evaluations, executor, rules, activations)
+        where = first_not_finite(model or self.model, evaluations, executor, rules, activations)
         return {"chunk": self.indices[position]} | where
 
     def about(self) -> dict[str, Any]:

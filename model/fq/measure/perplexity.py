@@ -12,7 +12,7 @@ from fq_kernels import Executor, default_fpu, exp
 from fq_kernels.rules import FakeQuant
 
 from ..errors import FqError
-from ..run.model import Model
+from ..run.model import Model, check_same_vocabulary
 from ..run.trace import Trace
 from .chunks import Settings
 from .realisations import adjust, fallen_anew, has_none, summary
@@ -32,6 +32,10 @@ class Perplexity(Streams):
     baseline_activations
                    the baseline's, where they differ from the settings': then the stream is compared
                    with it, with or without rules
+    base_model     another file of the same vocabulary, whose the baseline is; then the model is compared with
+                   it, with or without rules
+    base_fake_quant
+                   the rules of the baseline, on its model's values; None: it has none
     realisations   how often the rules' rounding is made to fall anew, its own time included, for
                    what it does to the perplexity
 
@@ -52,6 +56,8 @@ class Perplexity(Streams):
         executor: Executor,
         trace: Trace | None = None,
         baseline_activations: str | None = None,
+        base_model: Model | None = None,
+        base_fake_quant: FakeQuant | None = None,
         realisations: int = 1,
         settings: Settings | None = None,
         **changes: Any,
@@ -61,7 +67,13 @@ class Perplexity(Streams):
         self.activations = activations = settings.activations
         self.baseline_activations = baseline_activations or activations
         # whether there is a stream beside the baseline
-        self.with_stream = fake_quant is not None or self.baseline_activations != activations
+        other = base_model is not None or base_fake_quant is not None
+        if other and not baseline:
+            raise FqError("a baseline of its own needs the baseline")
+        if base_model is not None:
+            check_same_vocabulary(model, base_model)
+        self.base_model, self.base_fake_quant = base_model, base_fake_quant
+        self.with_stream = other or fake_quant is not None or self.baseline_activations != activations
         self.with_baseline = not self.with_stream or baseline
         self.with_control = control
         if control and not self.with_baseline:
@@ -85,18 +97,22 @@ class Perplexity(Streams):
                 for number in range(1, realisations)
             ]
         if control:
-            streams.append(Stream("control", activations=self.baseline_activations))
+            again = (
+                None if base_fake_quant is None else FakeQuant(base_fake_quant.values, base_fake_quant.rules)
+            )
+            streams.append(self._base("control", again))
         super().__init__(
             model,
             tokens,
             streams,
-            baseline=Stream("baseline", activations=self.baseline_activations)
-            if self.with_baseline
-            else None,
+            baseline=self._base("baseline", base_fake_quant) if self.with_baseline else None,
             executor=executor,
             trace=trace,
             settings=settings,
         )
+
+    def _base(self, name: str, rules: FakeQuant | None) -> Stream:
+        return Stream(name, rules, self.baseline_activations, self.base_model)
 
     @property
     def nll(self) -> list[np.ndarray]:
@@ -148,6 +164,10 @@ class Perplexity(Streams):
         }
         if self.fake_quant is not None:
             result["fake_quant"] = self.fake_quant.as_dict()
+        if self.base_model is not None:
+            result["base_model"] = self.base_model.path
+        if self.base_fake_quant is not None:
+            result["base_fake_quant"] = self.base_fake_quant.as_dict()
         if self.paired:
             result["baseline_activations"] = self.baseline_activations
             result["comparison"] = summarise(self.paired, self.settings.first_scored)

@@ -30,11 +30,13 @@ class Stream:
     name         what it is called in results and traces
     fake_quant   its rules and counters, no other stream's; None: no rules
     activations  "exact" or "ggml" (see Context); None: the settings'
+    model        of the same vocabulary, whose its rules are; None: the measurement's
     """
 
     name: str
     fake_quant: FakeQuant | None = None
     activations: str | None = None
+    model: Model | None = None
 
 
 class _Chunk(NamedTuple):
@@ -55,8 +57,8 @@ class Streams:
     trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
 
     What streams share with the baseline is computed once, by `Fork`, unless there is a trace, which shows
-    each evaluation whole, or nothing is shared: other activations, rules for the baseline. The bits are the
-    same.
+    each evaluation whole, or nothing is shared: other activations, rules for the baseline, another model. The
+    bits are the same.
 
     ``for chunk in run: ...`` yields each chunk's position in the run as it ends. An interrupted run loses at
     most one chunk, whose rows are in no counter either; iterating again goes on with it.
@@ -78,7 +80,7 @@ class Streams:
         settings: Settings | None = None,
         **changes: Any,
     ) -> None:
-        self.settings = Settings.changed(settings, changes)
+        self.settings, self.model = Settings.changed(settings, changes), model
         self.text = Chunks(model, tokens, self.settings)
         self.streams, self.baseline = tuple(streams), baseline
         self._all = self.streams if baseline is None else (baseline, *self.streams)
@@ -86,20 +88,23 @@ class Streams:
             check_activations(self._activations(stream), f"{stream.name} ")
         n_ctx = self.settings.n_ctx
         self._batch = batch_of(self.settings, [stream.fake_quant for stream in self._all])
-        self.model, self.tokens, self.n_ctx = model, self.text.tokens, n_ctx
+        self.tokens, self.n_ctx = self.text.tokens, n_ctx
         self.n_chunks_text, self.n_chunks = self.text.n_text, self.text.n
         self.executor = executor
         self.trace = trace
         alike = baseline is not None and baseline.fake_quant is None
         alike = alike and len({self._activations(stream) for stream in self._all}) == 1
+        models = list({id(each): each for each in (model, *map(self._model, self._all))}.values())
+        alike = alike and len(models) == 1
         self._fork: Fork | None = None
         if alike and trace is None:
             self._fork = Fork(model, n_ctx, executor, self._batch, self._activations(self._all[0]))
-            self.context = self._fork.context
+            self._contexts = {id(model): self._fork.context}
         else:
-            self.context = Context(model, n_ctx, executor)
+            self._contexts = {id(each): Context(each, n_ctx, executor) for each in models}
+        self.context = self._contexts[id(model)]
         self.on_step: Callable[[], None] = lambda: None
-        self._no_rules = FakeQuant(model.values)
+        self._no_rules = {id(each): FakeQuant(each.values) for each in models}
         self._chunks: list[_Chunk] = []
         self.not_finite: dict[int, dict[str, Any]] = {}
 
@@ -112,6 +117,9 @@ class Streams:
 
     def _activations(self, stream: Stream) -> str:
         return stream.activations or self.settings.activations
+
+    def _model(self, stream: Stream) -> Model:
+        return stream.model or self.model
 
     @property
     def done(self) -> int:
@@ -126,7 +134,7 @@ class Streams:
             per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
             batches = -(-(self.n_ctx - 1) // self._batch)
-            per_chunk = batches * len(self.model.graph.nodes) * len(self._all)
+            per_chunk = batches * sum(len(self._model(stream).graph.nodes) for stream in self._all)
         return (self.n_chunks - self.done) * per_chunk
 
     def nll_of(self, stream: int) -> list[np.ndarray]:
@@ -203,7 +211,8 @@ class Streams:
     def _not_finite(self, position: int, stream: Stream, seen: dict[Place, int]) -> dict[str, Any]:
         """Where; ``seen`` is what its rules had seen before the chunk."""
         rules = rules_at(stream.fake_quant, seen)
-        return self.text.where_not_finite(position, rules, self.executor, self._activations(stream))
+        activations = self._activations(stream)
+        return self.text.where_not_finite(position, rules, self.executor, activations, self._model(stream))
 
     def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
         """Logits of the scored positions of a chunk, by blocks of rows; of each, each stream's in turn."""
@@ -215,9 +224,9 @@ class Streams:
         yield from self._fork.logits(ids[:-1], self.settings.first_scored, rules, self.on_step)
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
-        context = self.context
+        context = self._contexts[key := id(self._model(stream))]
         context.clear()
-        context.fake_quant = self._no_rules if stream.fake_quant is None else stream.fake_quant
+        context.fake_quant = self._no_rules[key] if stream.fake_quant is None else stream.fake_quant
         context.activations = self._activations(stream)
         context.on_node = self.on_step
         context.trace = self.trace and self.trace.labelled(
