@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from fq_kernels.rules import calibrations_of
 
 from ..errors import FqError
+from ..measure.base_file import BaseFile, save_base
 from ..measure.perplexity import Perplexity
 from ..measure.who_pays import who_pays_text
 from ..run.finite import not_finite_text
 from ..run.model import Model
-from .files import read_text, text_sha256
+from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_evaluation,
     add_model,
@@ -26,6 +32,7 @@ from .options import (
     check_seed,
     executor_of,
     find_model,
+    inputs_of,
     numerics,
     say_if_short,
     settings_of,
@@ -57,6 +64,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="a rule of the baseline's; may be repeated",
     )
+    parser.add_argument(
+        "--kl-divergence-base",
+        metavar="FILE",
+        help="llama-perplexity's file of log-probabilities: it is written, of the model as it is, or with "
+        "--kl-divergence read, in the baseline's place",
+    )
+    parser.add_argument(
+        "--kl-divergence",
+        action="store_true",
+        help="compare the model with what --kl-divergence-base has, on its tokens",
+    )
     parser.add_argument("--no-baseline", action="store_true", help="do not run the model without the rule")
     parser.add_argument(
         "--control",
@@ -81,11 +99,12 @@ def main(args: argparse.Namespace) -> int:
     check_run_outputs(args)
     check_seed(args)
     check_realisations(args)
-    text, text_name = read_text(args.file)
+    base_file = _base_file(args)
+    text, text_name = read_text(args.file) if base_file is None else ("", base_file.path)
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
     fake_quant = fake_quant_of(args, model)
-    for option in ("baseline_activations", "base_model", "base_fake_quant"):
+    for option in ("baseline_activations", "base_model", "base_fake_quant", "kl_divergence"):
         if args.no_baseline and getattr(args, option):
             raise FqError(f"--{option.replace('_', '-')} needs the baseline")
     if args.base_model and args.trace:
@@ -94,15 +113,25 @@ def main(args: argparse.Namespace) -> int:
     base_rules = base_rules_of(args, base_model or model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
+    writes = args.kl_divergence_base is not None and base_file is None
+    if writes and (fake_quant or base_model or base_rules or args.baseline_activations or args.control):
+        raise FqError("--kl-divergence-base is written of a model as it is: no rules, no other baseline")
+    if writes:
+        check_outputs({"--kl-divergence-base": args.kl_divergence_base, "--json": args.json}, inputs_of(args))
+    settings = settings_of(args)
     with executor_of(args.threads) as executor, trace_of(args, model, executor, fake_quant) as trace:
-        # with BOS if the vocabulary adds it, as llama-perplexity has it
-        some = args.chunk_order == "first" and args.chunks > 0 and args.ctx_size > 0
-        limit = args.chunks * args.ctx_size if some else None
-        tokens = model.tokenizer.encode(text, limit=limit)
+        if base_file is None:
+            # with BOS if the vocabulary adds it, as llama-perplexity has it
+            some = args.chunk_order == "first" and args.chunks > 0 and args.ctx_size > 0
+            limit = args.chunks * args.ctx_size if some else None
+            tokens = np.asarray(model.tokenizer.encode(text, limit=limit))
+        else:
+            tokens = base_file.tokens
+            settings = replace(settings, n_ctx=base_file.n_ctx, chunk_order="first", chunk_seed=None)
         measurement = Perplexity(
             model,
             tokens,
-            settings=settings_of(args),
+            settings=settings,
             fake_quant=fake_quant,
             baseline=not args.no_baseline,
             control=args.control,
@@ -111,12 +140,13 @@ def main(args: argparse.Namespace) -> int:
             baseline_activations=args.baseline_activations,
             base_model=base_model,
             base_fake_quant=base_rules,
+            base_file=base_file,
             realisations=args.realisations,
         )
         say_if_short(args, measurement.n_chunks)
         outcome = Outcome()
         told: set[int] = set()
-        with outcome.watched():
+        with outcome.watched(), _saved(args.kl_divergence_base if writes else None, measurement):
             for _ in by_chunk(measurement):
                 for i, where in measurement.not_finite.items():
                     if i not in told:
@@ -139,3 +169,29 @@ def main(args: argparse.Namespace) -> int:
         shown += "\n\n" + "\n".join(who_pays_text(data["comparison"]["who_pays"], data["largest_tokens"]))
     print_figures(shown, data, args.json)
     return outcome.status
+
+
+def _base_file(args: argparse.Namespace) -> BaseFile | None:
+    """What --kl-divergence reads. Raises FqError for options that say otherwise."""
+    if not args.kl_divergence:
+        return None
+    if args.kl_divergence_base is None:
+        raise FqError("--kl-divergence needs --kl-divergence-base FILE")
+    for option in ("file", "base_model", "base_fake_quant", "baseline_activations", "chunk_seed"):
+        if getattr(args, option):
+            raise FqError(f"--{option.replace('_', '-')}: the tokens and the baseline are the file's")
+    return BaseFile(args.kl_divergence_base)
+
+
+@contextlib.contextmanager
+def _saved(path: str | None, measurement: Perplexity) -> Iterator[None]:
+    """The baseline's log-probabilities in a file once all chunks have ended."""
+    if path is None:
+        yield
+        return
+    text, n = measurement.text, measurement.n_ctx
+    tokens = np.concatenate([text.tokens[i * n : (i + 1) * n] for i in text.indices])
+    n_vocab = measurement.model.hparams.n_vocab
+    with save_base(path, n, n_vocab, tokens, measurement.executor) as writer:
+        measurement.on_logits = writer.add
+        yield

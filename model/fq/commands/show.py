@@ -179,7 +179,7 @@ def calibrations_text(calibrations: list[dict[str, Any]]) -> list[str]:
 def perplexity_text(data: dict[str, Any]) -> str:
     lines = [
         f"model  {os.path.basename(data['model'])}",
-        *([f"base   {os.path.basename(data['base_model'])}"] if "base_model" in data else []),
+        *(f"base   {os.path.basename(data[key])}" for key in ("base_model", "base_file") if key in data),
         f"text   {data['text']}: {data['n_tokens']} tokens read; {chunks_text(data)}",
         f"time   {data['seconds']:.1f} s, {data['numerics']['threads']} threads",
     ]

@@ -14,7 +14,8 @@ from fq_kernels.rules import FakeQuant
 from ..errors import FqError
 from ..run.model import Model, check_same_vocabulary
 from ..run.trace import Trace
-from .chunks import Settings
+from .base_file import BaseFile, check_base
+from .chunks import SCORED, Settings
 from .realisations import adjust, fallen_anew, has_none, summary
 from .statistics import Paired, chunk_means, is_exactly_zero, ppl_interval, ppl_se, summarise
 from .streams import Stream, Streams
@@ -36,6 +37,8 @@ class Perplexity(Streams):
                    it, with or without rules
     base_fake_quant
                    the rules of the baseline, on its model's values; None: it has none
+    base_file      log-probabilities that are the baseline's, as another program has written them; the tokens
+                   are then the file's
     realisations   how often the rules' rounding is made to fall anew, its own time included, for
                    what it does to the perplexity
 
@@ -58,6 +61,7 @@ class Perplexity(Streams):
         baseline_activations: str | None = None,
         base_model: Model | None = None,
         base_fake_quant: FakeQuant | None = None,
+        base_file: BaseFile | None = None,
         realisations: int = 1,
         settings: Settings | None = None,
         **changes: Any,
@@ -67,12 +71,18 @@ class Perplexity(Streams):
         self.activations = activations = settings.activations
         self.baseline_activations = baseline_activations or activations
         # whether there is a stream beside the baseline
-        other = base_model is not None or base_fake_quant is not None
+        other = base_model is not None or base_fake_quant is not None or base_file is not None
         if other and not baseline:
             raise FqError("a baseline of its own needs the baseline")
         if base_model is not None:
             check_same_vocabulary(model, base_model)
-        self.base_model, self.base_fake_quant = base_model, base_fake_quant
+        if base_file is not None:
+            check_base(base_file, model.hparams.n_vocab, model.path)
+            if settings.scored != SCORED[0]:
+                raise FqError(
+                    f"{base_file.path} has the second half of each chunk: nothing else can be scored"
+                )
+        self.base_model, self.base_fake_quant, self.base_file = base_model, base_fake_quant, base_file
         self.with_stream = other or fake_quant is not None or self.baseline_activations != activations
         self.with_baseline = not self.with_stream or baseline
         self.with_control = control
@@ -112,7 +122,8 @@ class Perplexity(Streams):
         )
 
     def _base(self, name: str, rules: FakeQuant | None) -> Stream:
-        return Stream(name, rules, self.baseline_activations, self.base_model)
+        logits = None if self.base_file is None else self.base_file.log_p
+        return Stream(name, rules, self.baseline_activations, self.base_model, logits)
 
     @property
     def nll(self) -> list[np.ndarray]:
@@ -166,6 +177,8 @@ class Perplexity(Streams):
             result["fake_quant"] = self.fake_quant.as_dict()
         if self.base_model is not None:
             result["base_model"] = self.base_model.path
+        if self.base_file is not None:
+            result["base_file"] = self.base_file.path
         if self.base_fake_quant is not None:
             result["base_fake_quant"] = self.base_fake_quant.as_dict()
         if self.paired:

@@ -31,12 +31,15 @@ class Stream:
     fake_quant   its rules and counters, no other stream's; None: no rules
     activations  "exact" or "ggml" (see Context); None: the settings'
     model        of the same vocabulary, whose its rules are; None: the measurement's
+    logits       of the scored positions of a chunk by its position in the run, float32, where they are known
+                 and no model is evaluated; None: they are not
     """
 
     name: str
     fake_quant: FakeQuant | None = None
     activations: str | None = None
     model: Model | None = None
+    logits: Callable[[int], np.ndarray] | None = None
 
 
 class _Chunk(NamedTuple):
@@ -95,7 +98,7 @@ class Streams:
         alike = baseline is not None and baseline.fake_quant is None
         alike = alike and len({self._activations(stream) for stream in self._all}) == 1
         models = list({id(each): each for each in (model, *map(self._model, self._all))}.values())
-        alike = alike and len(models) == 1
+        alike = alike and len(models) == 1 and all(stream.logits is None for stream in self._all)
         self._fork: Fork | None = None
         if alike and trace is None:
             self._fork = Fork(model, n_ctx, executor, self._batch, self._activations(self._all[0]))
@@ -104,6 +107,7 @@ class Streams:
             self._contexts = {id(each): Context(each, n_ctx, executor) for each in models}
         self.context = self._contexts[id(model)]
         self.on_step: Callable[[], None] = lambda: None
+        self.on_logits: Callable[[np.ndarray], None] = lambda logits: None  # of a baseline that is alone
         self._no_rules = {id(each): FakeQuant(each.values) for each in models}
         self._chunks: list[_Chunk] = []
         self.not_finite: dict[int, dict[str, Any]] = {}
@@ -134,7 +138,8 @@ class Streams:
             per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
             batches = -(-(self.n_ctx - 1) // self._batch)
-            per_chunk = batches * sum(len(self._model(stream).graph.nodes) for stream in self._all)
+            run = (stream for stream in self._all if stream.logits is None)
+            per_chunk = batches * sum(len(self._model(stream).graph.nodes) for stream in run)
         return (self.n_chunks - self.done) * per_chunk
 
     def nll_of(self, stream: int) -> list[np.ndarray]:
@@ -186,6 +191,7 @@ class Streams:
                 if not all_finite(logits):
                     where = self._not_finite(position, self.baseline, seen[0])
                     raise NotFiniteError(not_finite_text("baseline", where))
+                self.on_logits(logits)
                 done = sum(map(len, nll))
                 nll.append(score(logits, targets[done : done + len(logits)], self.executor))
             return _Chunk(np.concatenate(nll), [], [])
@@ -224,6 +230,8 @@ class Streams:
         yield from self._fork.logits(ids[:-1], self.settings.first_scored, rules, self.on_step)
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
+        if stream.logits is not None:
+            return stream.logits(position)
         context = self._contexts[key := id(self._model(stream))]
         context.clear()
         context.fake_quant = self._no_rules[key] if stream.fake_quant is None else stream.fake_quant
