@@ -173,6 +173,24 @@ def test_a_task_that_hangs_is_given_to_another():
     }
 
 
+def test_a_cut_connection_loses_nothing():
+    """All workers seem gone, and come back with what they had ended meanwhile."""
+    pool, said, cut = Pool("a", "b"), [], threading.Event()
+
+    def each(task):
+        if task == TASKS[3] and not cut.is_set():
+            there = dict(pool.there)
+            pool.there.clear()
+            cut.set()
+            threading.Timer(0.1, lambda: pool.there.update(there)).start()
+        if cut.is_set():
+            time.sleep(0.03)  # ends while nobody is there
+
+    pool.run = {"a": each, "b": each}
+    assert sorted(run(pool, said=said)) == TASKS
+    assert "worker name of a is gone" in said and said.count("worker name of a: avx2, 1 threads") == 2
+
+
 def test_another_contract_is_refused_by_name():
     pool, said = Pool("a", "b"), []
     pool.begin["b"] = lambda: READY | {"contract": "fq-0"}

@@ -110,8 +110,10 @@ class Spread:
         self._left = set(tasks)
         self._failed: dict[Task, int] = {}
         self._workers: dict[str, _Worker] = {}
+        self._said: dict[str, dict[str, Any]] = {}  # by address, of those that are gone too
         self._events: queue.SimpleQueue[tuple[str, int, Any, BaseException | None]] = queue.SimpleQueue()
         self._numbers = iter(range(1 << 62))
+        self._asked: dict[int, Task | None] = {}  # None: to begin
         self._seconds: list[float] = []
 
     @property
@@ -173,6 +175,7 @@ class Spread:
         def done(result: Any, error: BaseException | None) -> None:
             self._events.put((address, number, result, error))
 
+        self._asked[number] = task
         handle = self.pool.start(address, done, function, *args)
         if task is not None:
             self._workers[address].given[number] = _Given(task, time.monotonic(), handle)
@@ -210,26 +213,28 @@ class Spread:
     def _ended(
         self, address: str, number: int, result: Any, error: BaseException | None
     ) -> tuple[Left, dict[str, Any]] | None:
-        each = self._workers.get(address)
-        if each is None:
-            return None  # it was gone already, and what it had is with others
-        given = each.given.pop(number, None)
-        if given is None:
-            self._begun(address, each, result, error)
+        task, each = self._asked.pop(number), self._workers.get(address)
+        if task is None:
+            if each is not None:
+                self._begun(address, each, result, error)
             return None
+        given = None if each is None else each.given.pop(number, None)
         if isinstance(error, NotFiniteError):
-            raise BaselineLostError(given.task)
-        if isinstance(error, UnknownJobError):  # started anew, under the same address
-            if each.about is not None:
-                self._begin(address)
-            self._again(iter([given.task]))
-        elif error is not None:
-            self._failure(each, given.task, error)
-        elif given.task in self._left:
-            self._left.discard(given.task)
-            self._seconds.append(time.monotonic() - given.since)
-            assert each.about is not None
-            return result, each.about
+            raise BaselineLostError(task)
+        if error is None:
+            # of a worker that was taken for gone, too, as where the connection to the scheduler was cut
+            if task in self._left and (about := self._said.get(address)) is not None:
+                self._left.discard(task)
+                if given is not None:
+                    self._seconds.append(time.monotonic() - given.since)
+                return result, about
+        elif each is not None and given is not None:
+            if isinstance(error, UnknownJobError):  # started anew, under the same address
+                if each.about is not None:
+                    self._begin(address)
+                self._again(iter([task]))
+            else:
+                self._failure(each, task, error)
         return None
 
     def _begun(self, address: str, each: _Worker, result: Any, error: BaseException | None) -> None:
@@ -240,7 +245,7 @@ class Spread:
         elif "lacks" in result:
             why = result["lacks"]
         else:
-            each.about = result
+            each.about = self._said[address] = result
             self.say(f"worker {each.name}: {result['isa']}, {result['threads']} threads")
             return
         self.refused[each.name] = why
