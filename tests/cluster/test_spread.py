@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from fq import FqError, NotFiniteError
 from fq.cluster import spread, worker
-from fq.cluster.spread import AHEAD, LEAST_CELLS, TASKS_EACH, TRIES, BaselineLostError, Spread, Task, tasks_of
+from fq.cluster.spread import (
+    AHEAD,
+    LEAST_CELLS,
+    TASKS_EACH,
+    TRIES,
+    BaselineLostError,
+    LostError,
+    Spread,
+    Task,
+    tasks_of,
+)
 from fq.cluster.worker import Job, UnknownJobError
 from fq_kernels import CONTRACT
 
@@ -232,9 +242,63 @@ def test_what_fails_is_tried_again_elsewhere_and_not_for_ever():
 
     pool.run = {"a": always, "b": always}
     with pytest.raises(
-        FqError, match=r"cells 0 to 2 of chunk 6 failed 5 times, last on name of [ab]: MemoryError"
+        FqError, match=r"cells 0 to 2 of chunk 6 failed \d times, last on name of [ab]: MemoryError"
     ):
         run(pool)
+
+
+def test_a_worker_where_all_fails_is_refused():
+    """At once, while the others are busy: what it has spoilt they do."""
+    pool, said = Pool("good", "bad"), []
+
+    def fails(task):
+        raise OSError("no space left")
+
+    pool.run = {"good": lambda task: time.sleep(0.02), "bad": fails}
+    assert sorted(run(pool, said=said)) == TASKS
+    assert "worker name of bad is refused: 3 tasks failed there, the last by OSError: no space left" in said
+
+
+def test_two_that_hang_hold_nothing_up():
+    pool, go_on = Pool("a", "b"), threading.Event()
+    pool.run = {"a": lambda task: go_on.wait(20), "b": lambda task: go_on.wait(20)}
+    threading.Timer(0.2, lambda: pool.there.update(c="late one")).start()
+    assert sorted(run(pool)) == TASKS
+    go_on.set()
+
+
+def test_a_lost_connection_is_no_failure():
+    """Of a worker that is there all the time, in its beginning and in its tasks."""
+    pool, said, lost = Pool("a"), [], []
+
+    def begin():
+        if not lost:
+            lost.append("begin")
+            raise LostError("cut off")
+        return READY
+
+    def task_is_lost(task):
+        if len(lost) < 12 and task == TASKS[2]:
+            lost.append(task)
+            raise LostError("cut off")
+
+    pool.begin["a"], pool.run["a"] = begin, task_is_lost
+    assert sorted(run(pool, said=said)) == TASKS and len(lost) == 12
+    assert said.count("worker name of a is lost: cut off") == 12
+
+
+def test_where_only_refused_ones_are_left_it_waits_and_says_so():
+    pool, said = Pool("a", "b"), []
+    pool.begin["b"] = lambda: READY | {"lacks": "no m.gguf"}
+
+    def dies(task):
+        if task.chunk == 3:
+            threading.Timer(0.3, lambda: pool.there.update(c="new one")).start()
+            pool.die("a")
+
+    pool.run["a"] = dies
+    assert sorted(run(pool, said=said)) == TASKS
+    assert said.index("there are no workers: waiting") < said.index("worker new one: avx2, 1 threads")
 
 
 def test_a_lost_baseline_ends_it():

@@ -184,7 +184,7 @@ def test_over_other_chunks_nothing_is_compared(whole):
     store, _, _ = whole
     with Results(store) as results:
         one, other = ((results.get(n), stored_figures(results, n)) for n in (1, 2))
-    other[1]["chunk_indices"] = other[1]["chunk_indices"][::-1]
+    other[1]["chunks_of_text"] = other[1]["chunks_of_text"][::-1]
     with pytest.raises(FqError, match="an estimate is compared over the same chunks: they are of other"):
         compare_estimate(one, other)
 

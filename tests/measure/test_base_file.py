@@ -161,6 +161,8 @@ def test_another_vocabulary(base, tiny_path, tmp_path):
     small = tmp_path / "small.kld"
     head = data[:12] + struct.pack("<i", n_vocab - 2) + data[16:]
     tokens = np.zeros(CHUNKS * N_CTX, "<i4").tobytes()
-    small.write_bytes(head[:20] + tokens + head[20 + len(tokens) :])
+    rows = CHUNKS * (N_CTX // 2 - 1)
+    whole = 20 + len(tokens) + rows * 2 * (4 + n_vocab - 2)
+    small.write_bytes((head[:20] + tokens + head[20 + len(tokens) :])[:whole])
     _, err = fq("perplexity", "-m", tiny_path, "--kl-divergence", "--kl-divergence-base", small, status=2)
     assert f"has a vocabulary of {n_vocab - 2} tokens" in err

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FqError
 from ..machine import default_threads
+from .spread import LostError
 
 CONNECT_SECONDS = 10
+FETCH_SECONDS = 60  # for a result that is there
 MOST_LOCAL = 1024
 HERE = "local:"  # and how many processes
 
@@ -24,36 +29,76 @@ class _Handle:
 
     def cancel(self) -> None:
         with contextlib.suppress(Exception):  # the scheduler may be gone
-            self.future.cancel()
+            self.future.cancel()  # or there is none
 
 
 class DaskPool:
-    """Of a client of the package distributed."""
+    """Of a client of the package distributed.
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    connect  makes another one, where the connection was lost for longer than a client waits
+    """
+
+    def __init__(self, client: Any, connect: Callable[[], Any]) -> None:
+        self._client, self._connect = client, connect
 
     def workers(self) -> dict[str, str]:
+        if self._client.status in ("closed", "closing"):
+            # what the old one had asked for is lost: nobody is there until the next look
+            with contextlib.suppress(Exception):
+                self._client = self._connect()
+            return {}
         try:
             found = self._client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, KeyError):  # the connection is cut, and may come back
             return {}
         return {address: _name(address, about) for address, about in found.items()}
 
+    def close(self) -> None:
+        self._client.close(timeout=5)
+
     def start(
         self, address: str, done: Callable[[Any, BaseException | None], None], function: Any, *args: Any
     ) -> _Handle:
-        # fq itself gives what is lost to another worker
-        future = self._client.submit(function, *args, workers=[address], pure=False, retries=0)
+        try:
+            # fq itself gives what is lost to another worker
+            future = self._client.submit(function, *args, workers=[address], pure=False, retries=0)
+        except Exception as e:  # the client is closed
+            done(None, LostError(str(e)))
+            return _Handle(None)
 
-        def ended(future: Any) -> None:
+        def fetch(future: Any) -> None:
             try:
-                done(future.result(), None)
+                result = future.result(timeout=FETCH_SECONDS)
+            except _lost_errors() as e:
+                done(None, LostError(f"{type(e).__name__}: {e}"))
             except BaseException as e:
                 done(None, e)
+            else:
+                done(result, None)
+
+        def ended(future: Any) -> None:
+            # all of these callbacks have one thread, which a result whose worker has died would hold up
+            threading.Thread(target=fetch, args=(future,), daemon=True).start()
 
         future.add_done_callback(ended)
         return _Handle(future)
+
+
+def _lost_errors() -> tuple[type[BaseException], ...]:
+    """What is raised where a worker or the connection is lost, and not by a task."""
+    import concurrent.futures
+
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    return (
+        TimeoutError,
+        concurrent.futures.TimeoutError,
+        concurrent.futures.CancelledError,
+        asyncio.CancelledError,
+        CommClosedError,
+        KilledWorker,
+    )
 
 
 def _name(address: str, about: dict[str, Any]) -> str:
@@ -78,7 +123,11 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
     with contextlib.ExitStack() as stack:
         if where.startswith(HERE):
             n = _local(where)
+            if threads is not None and threads < 1:
+                raise FqError(f"--threads: threads must be at least 1, not {threads}")
             each = threads or max(default_threads() // n, 1)
+            # Ctrl-C is for this process: it ends them
+            stop = signal.signal(signal.SIGINT, signal.SIG_IGN)
             cluster = stack.enter_context(
                 distributed.LocalCluster(
                     n_workers=n,
@@ -89,11 +138,18 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
                     silence_logs=logging.CRITICAL,
                 )
             )
-            client = distributed.Client(cluster)
+            signal.signal(signal.SIGINT, stop)
+
+            def connect() -> Any:
+                return distributed.Client(cluster)
         else:
-            client = _connected(distributed.Client, where)
-        stack.callback(client.close, timeout=5)
-        yield DaskPool(client)
+
+            def connect() -> Any:
+                return _connected(distributed.Client, where)
+
+        pool = DaskPool(connect(), connect)
+        stack.callback(pool.close)
+        yield pool
 
 
 def _local(where: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -27,6 +27,7 @@ LOOK_SECONDS = 1.0  # between two looks at who is there
 ALONE_SECONDS = 5.0  # after which it is said that there are no workers
 LATE_SECONDS, LATE = 60.0, 5.0  # at least, and times the median, after which a task is given to another too
 TRIES = 5  # of a task that fails
+FAILURES = 3  # one after another, after which a worker is refused, where there are others
 TASKS_EACH = 3  # of a worker, at least, so that all end at about the same time
 LEAST_CELLS = 8  # of a task: its chunk's baseline is evaluated again for each
 
@@ -42,6 +43,10 @@ class BaselineLostError(Exception):
     def __init__(self, task: Task) -> None:
         super().__init__(f"chunk {task.chunk + 1}")
         self.task = task
+
+
+class LostError(Exception):
+    """A worker, or the connection to it, is lost, whatever it was that it did."""
 
 
 class Handle(Protocol):
@@ -85,11 +90,12 @@ class _Given:
 
 @dataclass
 class _Worker:
-    """given: by number. about: what it said of itself; None until it has."""
+    """given: by number. about: what it said of itself; None until it has. failures: one after another."""
 
     name: str
     about: dict[str, Any] | None = None
     given: dict[int, _Given] = field(default_factory=dict)
+    failures: int = 0
 
 
 class Spread:
@@ -108,7 +114,7 @@ class Spread:
         self._tasks = list(tasks)
         self._waiting = deque(tasks)
         self._left = set(tasks)
-        self._failed: dict[Task, int] = {}
+        self._failed: dict[Task, list[str]] = {}  # at which addresses
         self._workers: dict[str, _Worker] = {}
         self._said: dict[str, dict[str, Any]] = {}  # by address, of those that are gone too
         self._events: queue.SimpleQueue[tuple[str, int, Any, BaseException | None]] = queue.SimpleQueue()
@@ -133,7 +139,7 @@ class Spread:
                 if now >= look:
                     self._look()
                     look = now + LOOK_SECONDS
-                    if self._workers:
+                    if any(each.name not in self.refused for each in self._workers.values()):
                         alone = now + ALONE_SECONDS
                     elif now >= alone:
                         self.say("there are no workers: waiting")
@@ -156,14 +162,20 @@ class Spread:
         """At who has come, and who has gone."""
         there = self.pool.workers()
         for address in [address for address in self._workers if address not in there]:
-            gone = self._workers.pop(address)
-            if gone.name not in self.refused:
-                self.say(f"worker {gone.name} is gone")
-            self._again(given.task for given in gone.given.values())
+            self._lose(address, f"worker {self._workers[address].name} is gone")
         for address, name in there.items():
             if address not in self._workers:
                 self._workers[address] = _Worker(name)
                 self._begin(address)
+
+    def _lose(self, address: str, what: str) -> None:
+        """A worker that may come back: what it has is given to others."""
+        gone = self._workers.pop(address)
+        if gone.name not in self.refused:
+            self.say(what)
+        for given in gone.given.values():
+            given.handle.cancel()
+        self._again([given.task for given in gone.given.values()])
 
     def _begin(self, address: str) -> None:
         self._workers[address].about = None
@@ -180,7 +192,7 @@ class Spread:
         if task is not None:
             self._workers[address].given[number] = _Given(task, time.monotonic(), handle)
 
-    def _again(self, tasks: Iterator[Task]) -> None:
+    def _again(self, tasks: Iterable[Task]) -> None:
         """First of all, as all else may wait for them; but not what another has too."""
         has = {given.task for each in self._workers.values() for given in each.given.values()}
         for task in tasks:
@@ -193,27 +205,42 @@ class Spread:
             for address, each in ready:
                 if len(each.given) != ahead:
                     continue
-                task = self._waiting.popleft() if self._waiting else self._late(now, address)
+                task = self._next(address) or self._late(now, address)
                 if task is not None:
                     self._start(address, task, worker.run, self.job.key, task.chunk, task.cells)
 
+    def _next(self, address: str) -> Task | None:
+        """The first that waits, but for what has failed there and may not elsewhere."""
+        ready = {a for a, each in self._workers.items() if each.about is not None}
+        for k, task in enumerate(self._waiting):
+            failed = self._failed.get(task, ())
+            if address not in failed or ready <= set(failed):
+                del self._waiting[k]
+                return task
+        return None
+
     def _late(self, now: float, address: str) -> Task | None:
-        """A task that one worker alone has, another than this, and for far too long."""
+        """A task that others alone have, and each of them for far too long."""
         if self._workers[address].given:
             return None
         limit = max(LATE_SECONDS, LATE * median(self._seconds)) if self._seconds else LATE_SECONDS * LATE
-        having: dict[Task, list[float]] = {}
-        for other, each in self._workers.items():
+        ages: dict[Task, float] = {}
+        for each in self._workers.values():
             for k, given in enumerate(each.given.values()):
-                if other != address and given.task in self._left:
+                if given.task in self._left:
                     # one behind another may take as long once more
-                    having.setdefault(given.task, []).append(now - given.since - k * limit)
-        return next((task for task, age in having.items() if len(age) == 1 and age[0] > limit), None)
+                    age = now - given.since - k * limit
+                    ages[given.task] = min(ages.get(given.task, age), age)
+        return next((task for task, age in ages.items() if age > limit), None)
 
     def _ended(
         self, address: str, number: int, result: Any, error: BaseException | None
     ) -> tuple[Left, dict[str, Any]] | None:
         task, each = self._asked.pop(number), self._workers.get(address)
+        if isinstance(error, LostError):
+            if each is not None and (task is None or number in each.given):
+                self._lose(address, f"worker {each.name} is lost: {error}")
+            return None
         if task is None:
             if each is not None:
                 self._begun(address, each, result, error)
@@ -225,16 +252,17 @@ class Spread:
             # of a worker that was taken for gone, too, as where the connection to the scheduler was cut
             if task in self._left and (about := self._said.get(address)) is not None:
                 self._left.discard(task)
-                if given is not None:
+                if given is not None and each is not None:
                     self._seconds.append(time.monotonic() - given.since)
+                    each.failures = 0
                 return result, about
         elif each is not None and given is not None:
             if isinstance(error, UnknownJobError):  # started anew, under the same address
                 if each.about is not None:
                     self._begin(address)
-                self._again(iter([task]))
+                self._again([task])
             else:
-                self._failure(each, task, error)
+                self._failure(address, each, task, error)
         return None
 
     def _begun(self, address: str, each: _Worker, result: Any, error: BaseException | None) -> None:
@@ -246,18 +274,28 @@ class Spread:
             why = result["lacks"]
         else:
             each.about = self._said[address] = result
+            self.refused.pop(each.name, None)
             self.say(f"worker {each.name}: {result['isa']}, {result['threads']} threads")
             return
-        self.refused[each.name] = why
-        self.say(f"worker {each.name} is refused: {why}")
+        self._refuse(each, why)
         if all(other.name in self.refused for other in self._workers.values()):
             raise FqError(f"no worker can run this: {each.name}: {why}")
 
-    def _failure(self, each: _Worker, task: Task, error: BaseException) -> None:
-        tries = self._failed[task] = self._failed.get(task, 0) + 1
-        if tries >= TRIES:
-            what = f"cells {task.cells[0]} to {task.cells[-1]} of chunk {task.chunk + 1}"
-            raise FqError(
-                f"{what} failed {tries} times, last on {each.name}: {type(error).__name__}: {error}"
-            )
-        self._again(iter([task]))
+    def _refuse(self, each: _Worker, why: str) -> None:
+        each.about = None
+        self.refused[each.name] = why
+        self.say(f"worker {each.name} is refused: {why}")
+
+    def _failure(self, address: str, each: _Worker, task: Task, error: BaseException) -> None:
+        failed = self._failed.setdefault(task, [])
+        failed.append(address)
+        what = f"{type(error).__name__}: {error}"
+        each.failures += 1
+        self._again([task])
+        if each.failures >= FAILURES and self.n_workers > 1:
+            self._refuse(each, f"{each.failures} tasks failed there, the last by {what}")
+            had, each.given = each.given, {}
+            self._again([given.task for given in had.values()])
+        elif len(failed) >= TRIES and (self.n_workers < 2 or len(set(failed)) > 1):
+            which = f"cells {task.cells[0]} to {task.cells[-1]} of chunk {task.chunk + 1}"
+            raise FqError(f"{which} failed {len(failed)} times, last on {each.name}: {what}")

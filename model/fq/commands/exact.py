@@ -64,9 +64,10 @@ class Exact:
         self.measure(cells, n_chunks, what)
 
 
-def single(site: str, spec: str) -> Cell:
+def single(site: str, spec: str, kind: str = "single") -> Cell:
+    """kind: "single" of a sample of all cells, "chosen" else."""
     rule = f"{site}={spec}"
-    return Cell(rule, "single", rule, (rule,))
+    return Cell(rule, kind, rule, (rule,))
 
 
 def pair(one: str, other: str, spec: str) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cluster.spread import BaselineLostError, Pool, Spread, tasks_of
+from ..cluster.spread import ALONE_SECONDS, BaselineLostError, Pool, Spread, tasks_of
 from ..cluster.worker import Job
 from ..errors import FqError
 from ..measure.sweep import Sweep
 from ..results.merge import together
-from ..results.runs import Results, Run
+from ..results.runs import OtherBitsError, Results, Run
 from ..run.model import Model
 from .progress import note
 
@@ -53,6 +54,14 @@ def job_of(
     )
 
 
+def _n_workers(pool: Pool) -> int:
+    """After some time for the first of them: tasks are cut for as many as there are."""
+    end = time.monotonic() + ALONE_SECONDS
+    while not (there := pool.workers()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return max(len(there), 1)
+
+
 class OnWorkers:
     """As a `Sweep` is run: what a task left is committed, and its cells and chunks are yielded.
 
@@ -68,7 +77,7 @@ class OnWorkers:
             (chunk, [i for i in sweep.mine(chunk) if (i, chunk) not in sweep.finished])
             for chunk in range(sweep.text.n)
         ]
-        self._spread = Spread(pool, job, tasks_of(to_do, max(len(pool.workers()), 1)), note)
+        self._spread = Spread(pool, job, tasks_of(to_do, _n_workers(pool)), note)
         self._seen: set[str] = set()
 
     @property
@@ -90,10 +99,16 @@ class OnWorkers:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         try:
             for left, about in self._spread:
-                with self.store.writing():
-                    self._note(about)
-                    for i, cell in left:
-                        self.store.put(self.number, i, left.chunk, cell)
+                try:
+                    with self.store.writing():
+                        self._note(about)
+                        for i, cell in left:
+                            self.store.put(self.number, i, left.chunk, cell)
+                except OtherBitsError as e:
+                    raise FqError(
+                        f"{e} has other bits on a worker with {about['machine'].get('processor')}, "
+                        f"{about['isa']}, than in run {self.number}: one of them computes wrongly"
+                    ) from None
                 for i, where in left.not_finite.items():
                     index = self.sweep.text.indices[left.chunk]
                     self.sweep.not_finite.setdefault(i, where | {"chunk": index})
@@ -110,6 +125,8 @@ class OnWorkers:
             return
         self._seen.add(key)
         run = self.store.get(self.number)
+        if self._of_run:  # others may have noted theirs meanwhile
+            self._of_run.append(run)
         numerics = run.numerics | {"isa": about["isa"], "threads": about["threads"]}
         mine = replace(run, numerics=numerics, versions=about["versions"], machine=about["machine"])
         self._of_run.append(mine)

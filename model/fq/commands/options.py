@@ -144,10 +144,11 @@ def command_of_all(args: argparse.Namespace) -> str:
     return shlex.join(kept)
 
 
-def say_if_short(args: argparse.Namespace, n_chunks: int) -> None:
-    """That the text has fewer chunks than were asked for."""
+def say_if_short(args: argparse.Namespace, n_chunks: int, n_ctx: int | None = None) -> None:
+    """That the text has fewer chunks than were asked for; n_ctx where it is not the option's."""
     if args.chunks is not None and args.chunks > n_chunks:
-        print(f"fq: the text has {n_chunks} chunks of {args.ctx_size}, not {args.chunks}", file=sys.stderr)
+        of = args.ctx_size if n_ctx is None else n_ctx
+        print(f"fq: the text has {n_chunks} chunks of {of}, not {args.chunks}", file=sys.stderr)
 
 
 def add_text(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from fq_kernels.rules import calibrations_of
 
 from ..errors import FqError
+from ..gguf import cache
 from ..measure.base_file import BaseFile, save_base
 from ..measure.perplexity import Perplexity
 from ..measure.who_pays import who_pays_text
@@ -100,6 +101,8 @@ def main(args: argparse.Namespace) -> int:
     check_seed(args)
     check_realisations(args)
     base_file = _base_file(args)
+    writes = args.kl_divergence_base is not None and base_file is None
+    _check_base(args, writes)
     text, text_name = read_text(args.file) if base_file is None else ("", base_file.path)
     start = time.perf_counter()
     model = Model(find_model(args.model, args.offline))
@@ -113,11 +116,8 @@ def main(args: argparse.Namespace) -> int:
     base_rules = base_rules_of(args, base_model or model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")
-    writes = args.kl_divergence_base is not None and base_file is None
     if writes and (fake_quant or base_model or base_rules or args.baseline_activations or args.control):
         raise FqError("--kl-divergence-base is written of a model as it is: no rules, no other baseline")
-    if writes:
-        check_outputs({"--kl-divergence-base": args.kl_divergence_base, "--json": args.json}, inputs_of(args))
     settings = settings_of(args)
     with executor_of(args.threads) as executor, trace_of(args, model, executor, fake_quant) as trace:
         if base_file is None:
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
             base_file=base_file,
             realisations=args.realisations,
         )
-        say_if_short(args, measurement.n_chunks)
+        say_if_short(args, measurement.n_chunks, measurement.n_ctx)
         outcome = Outcome()
         told: set[int] = set()
         with outcome.watched(), _saved(args.kl_divergence_base if writes else None, measurement):
@@ -181,6 +181,21 @@ def _base_file(args: argparse.Namespace) -> BaseFile | None:
         if getattr(args, option):
             raise FqError(f"--{option.replace('_', '-')}: the tokens and the baseline are the file's")
     return BaseFile(args.kl_divergence_base)
+
+
+def _check_base(args: argparse.Namespace, writes: bool) -> None:
+    """That no output is the baseline's file, and no other's place."""
+    inputs, base = inputs_of(args), args.kl_divergence_base
+    if args.base_model:
+        inputs["the baseline's model"] = cache.location(args.base_model)
+    if base and not writes:
+        inputs["the baseline's file"] = base
+    if writes and base == "-":
+        raise FqError("--kl-divergence-base -: takes a file")
+    if writes and args.scored != "second-half":
+        raise FqError("--kl-divergence-base has the second half of each chunk: nothing else can be scored")
+    outputs = {"--json": args.json, "--trace": args.trace}
+    check_outputs(outputs | ({"--kl-divergence-base": base} if writes else {}), inputs)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fq_kernels import Executor
+from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
@@ -31,6 +31,7 @@ from ..measure.plan import (
     least_sure,
     planned_sites,
     read_costs,
+    scatter_of,
     solve,
     uniform_plans,
 )
@@ -178,8 +179,8 @@ def main(args: argparse.Namespace) -> int:
         if own is not None:
             with executor_of(args.threads) as executor:
                 exact, left = _exact(args, model, own[0], store, number, executor), args.verify
-                while left and not _narrow(plan.interval):
-                    cells = list(starmap(single, least_sure(plan, said, min(left, AT_ONCE))))
+                while left and not _narrow(plan.interval) and _narrow(scatter_of(plan, said)):
+                    cells = [single(*at, "chosen") for at in least_sure(plan, said, min(left, AT_ONCE))]
                     if not cells:
                         break
                     exact.measure_more(cells, len(said.found.by_chunk), "exact")
@@ -217,6 +218,14 @@ def _exact(
     if text_sha256(text) != run.text_sha256:
         raise FqError(f"-f {args.file}: the estimate was made on another text")
     now = replace(run, versions=machine.versions(), numerics=numerics(executor))
+    asked, digest = run.settings["sensitivity"], text_sha256(text)
+    rules = [parse_rule(f"{asked['sites'][0]}={spec}") for spec in asked["formats"]]
+    before, now_has = (
+        [each["sha256"] for each in some]
+        for some in (run.settings.get("calibrations", []), calibrations_of(rules, digest))
+    )
+    if before != now_has:
+        raise FqError(f"run {number} was measured with other static scales than its files have now")
     if now.identity != run.identity:
         raise FqError(f"run {number} was measured with other versions than these: run fq sensitivity again")
     tokens, settings = model.tokenizer.encode(text), Settings.of_run(run.settings)
@@ -360,8 +369,8 @@ def _text(data: Mapping[str, Any]) -> str:
         lines.append("there is no interval: the estimate has too few chunks or verified cells")
     elif ends is not None and not _narrow(ends):
         lines.append(
-            f"the interval is wider than {WIDE:.0%} either way: more chunks, or cells measured exactly "
-            "(-f FILE, --verify), make it narrower"
+            f"the interval is wider than {WIDE:.0%} either way: more chunks make it narrower, or, as far as "
+            "it comes of the estimate's own error, cells that are measured exactly (-f FILE, --verify)"
         )
     if plan["mean_kld"] > LARGEST:
         lines.append(f"above {LARGEST} nats the second order does not hold: --validate says what it costs")

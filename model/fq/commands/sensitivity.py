@@ -186,7 +186,7 @@ def _measure_gains(exact: Exact, estimate: Sensitivity, asked_for: int | None) -
 
 
 def _verify(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
-    """So many, or those that are there, of which fq plan may have measured some."""
+    """So many, or those that are there."""
     asked, n = estimate.asked, estimate.text.n
     there = [cell for cell in exact.run.cells if cell.kind == "single"]
     if wanted > len(there):
@@ -199,14 +199,14 @@ def _verify(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
 
 
 def _pairs(exact: Exact, estimate: Sensitivity, wanted: int) -> None:
-    """Of the dearest sites, or those that are there."""
+    """Of the dearest sites, and those that are there, with what fq plan has chosen."""
     asked, n = estimate.asked, estimate.text.n
-    cells = [cell for cell in exact.run.cells if cell.kind == "pair"]
+    cells = [cell for cell in exact.run.cells if cell.kind in ("pair", "chosen")]
     if wanted:
         gains = measured(asked, exact.run.cells, exact.left).gains
         found = estimated(asked, [estimate.finished[c] for c in range(n)], gains)
         for sites, spec in dearest(asked, found, marks_of(asked, found), wanted):
-            cells += [single(site, spec) for site in sites]
+            cells += [single(site, spec, "chosen") for site in sites]
             cells += [pair(*two, spec) for two in combinations(sites, 2)]
     exact.measure_more(list(dict.fromkeys(cells)), n, "pairs")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     check_outputs({"--json": args.json}, store_files("the store", args.store) | inputs)
     data, text = ACTIONS[args.run[0]](args, args.run[1:])
     if args.json != "-":
-        print(ascii_safe(text))
+        print("\n".join(map(ascii_safe, text.split("\n"))))
     if args.json:
         write_json(data, args.json)
     return 0
@@ -45,33 +44,21 @@ def _merge(args: argparse.Namespace, words: Sequence[str]) -> Found:
             "merge needs a store to be made or added to, and others: fq results merge OUT STORE ..."
         )
     out, *wanted = words
-    with contextlib.ExitStack() as stack:
-        shards = []
-        for word in wanted:
-            path, number = _store_and_run(word)
-            if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
-                raise FqError(f"{path}: is the store that the others are merged into")
-            store = stack.enter_context(Results(path, must_exist=True))
-            shards.append((store, _newest_sweep(store) if number is None else number))
-        new = not os.path.exists(out)
-        try:
-            with Results(out) as whole:
-                found = merge(whole, shards)
-                (about,) = whole.list(found.number)
-        except FqError:
-            if new:  # with nothing in it
-                for end in ("", "-wal", "-shm"):
-                    with contextlib.suppress(OSError):
-                        os.unlink(out + end)
-            raise
+    shards = [_store_and_run(word) for word in wanted]
+    for path, _ in shards:
+        if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
+            raise FqError(f"{path}: is the store that the others are merged into")
+    with Results(out) as whole:
+        found = merge(whole, shards)
+        (about,) = whole.list(found.number)
     rows = [["store", "run", "new rows"]]
-    for (store, number), added in zip(shards, found.added, strict=True):
-        rows.append([store.path, str(number), str(added)])
+    for (path, _), number, added in zip(shards, found.runs, found.added, strict=True):
+        rows.append([path, str(number), str(added)])
     done = f"run {found.number} of {out}: {found.ended} of {about['of']} chunks of cells have ended"
     data = {"store": out, "run": found.number, "ended": found.ended, "of": about["of"]}
     data["shards"] = [
-        {"store": store.path, "run": number, "added": added}
-        for (store, number), added in zip(shards, found.added, strict=True)
+        {"store": path, "run": number, "added": added}
+        for (path, _), number, added in zip(shards, found.runs, found.added, strict=True)
     ]
     return data, f"{table(rows, {1, 2})}\n{done}"
 
@@ -82,13 +69,6 @@ def _store_and_run(word: str) -> tuple[str, int | None]:
     if os.path.exists(word) or not colon or not re.fullmatch(r"[0-9]{1,15}", number):
         return word, None
     return path, int(number)
-
-
-def _newest_sweep(store: Results) -> int:
-    for about in sorted(store.list(), key=lambda about: -about["run"]):
-        if store.get(about["run"]).asked is None:
-            return int(about["run"])
-    raise FqError(f"{store.path}: there is no sweep in it")
 
 
 def _check(args: argparse.Namespace, words: Sequence[str]) -> Found:
@@ -111,7 +91,8 @@ def _delete(args: argparse.Namespace, words: Sequence[str]) -> Found:
     numbers = list(dict.fromkeys(map(run_number, words)))
     with Results(args.store, must_exist=True) as store:
         for number in numbers:  # before any is gone
-            store.get(number)
+            if not store.has(number):
+                raise FqError(f"{store.path}: there is no run {number}")
         for number in numbers:
             store.delete(number)
     said = f"deleted: {'run' if len(numbers) == 1 else 'runs'} {', '.join(map(str, numbers))}"

@@ -39,6 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     where = args.scheduler or os.environ.get(SCHEDULER_VARIABLE)
+    if not 0 < args.timeout < 1e6:
+        raise FqError(f"--timeout must be a number of seconds, not {args.timeout:g}")
     if not where:
         raise FqError(f"worker-check needs --scheduler, or {SCHEDULER_VARIABLE}")
     model = Model(find_model(args.model, args.offline))

@@ -55,8 +55,9 @@ class BaseFile:
         begin = 20 + 4 * self.n_chunks * self.n_ctx
         row = 2 * _width(self.n_vocab)
         size, wanted = os.path.getsize(path), begin + self.n_chunks * self._rows * row
-        if size < wanted:
-            raise FqError(f"{self.path}: cut short: {size} bytes of {wanted}")
+        if size != wanted:
+            what = "cut short" if size < wanted else "it goes on behind its end"
+            raise FqError(f"{self.path}: {what}: {size} bytes of {wanted}")
         self.tokens = np.fromfile(path, "<i4", self.n_chunks * self.n_ctx, offset=20)
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_vocab:
             raise FqError(f"{self.path}: it has tokens that are not in its vocabulary of {self.n_vocab}")
@@ -109,16 +110,24 @@ class BaseWriter:
 def save_base(
     path: str | os.PathLike[str], n_ctx: int, n_vocab: int, tokens: np.ndarray, executor: Executor
 ) -> Iterator[BaseWriter]:
-    """A file in the place of ``path`` once the block ends; nothing where it raises."""
-    part = Path(f"{os.fspath(path)}.part")
+    """A file in the place of ``path`` once the block ends; nothing where it raises.
+
+    A link stays one. Raises FqError for a device or a pipe, which is not written to.
+    """
+    real = os.path.realpath(path)
+    if os.path.exists(real) and not os.path.isfile(real):
+        raise FqError(f"{os.fspath(path)}: is no file")
+    part = Path(f"{real}.part")
     writer = BaseWriter(part, n_ctx, n_vocab, tokens, executor)
     try:
         yield writer
         writer.close()
-        os.replace(part, path)
+        os.replace(part, real)
     finally:
-        writer.close()
-        part.unlink(missing_ok=True)
+        try:
+            writer.close()
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def check_base(base: BaseFile, n_vocab: int, what: str) -> None:

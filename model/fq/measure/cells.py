@@ -27,7 +27,7 @@ MAX_UNITS = 4096  # that one text may stand for
 CONTROL, REALISATION = "control", "realisation"
 # of kinds whose cells are ranked among those of their group
 RANKED = ("single", "step", "norm", "unit", "profile")
-CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION, "gain", "pair")
+CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION, "gain", "pair", "chosen")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cell:
            "unit": a unit among others
            "profile": an engine's norms and residual
            "gain": a site times 1 + 2^-7
-           "pair": two sites of an estimate
+           "pair": two sites of an estimate; "chosen": one site of it, for what it is, and no sample of all
     group  the SITES=FORMAT or unit rule that it comes from; a realisation has none
     rules  as text
     of     name of the cell whose realisation it is

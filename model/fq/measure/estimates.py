@@ -14,7 +14,7 @@ made of have one of their own: a softmax is further from its second order than a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -261,15 +261,18 @@ def judged(
     left: Sequence[np.ndarray],
     gains: Gains,
     exact: Mapping[tuple[str, str], np.ndarray],
+    chosen: Set[tuple[str, str]] = frozenset(),
 ) -> Judged:
-    """left: of each chunk that ended, at least one; exact: as of `sensitivity_figures`."""
+    """left: of each chunk that ended, at least one; exact, chosen: as of `sensitivity_figures`."""
     found = estimated(asked, left, gains)
     marks, logs, verified, whole = marks_of(asked, found), [], [], {}
     for (site, spec), klds in exact.items():
         place, n = asked.cell(site, spec), min(len(klds), len(left))
         if place is None or n < min(MIN_CHUNKS, len(left)):
             continue
-        if n == len(left) and np.isfinite(klds).all():
+        if not np.isfinite(klds).all():
+            marks[place] = "not finite"
+        elif n == len(left):
             whole[place] = klds[:n]
         # over the chunks that both have
         i, j = place
@@ -278,7 +281,7 @@ def judged(
         if math.isfinite(ratio):
             entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
             verified.append(entry | {"mark": str(marks[place]) or None})
-            if not marks[place] and ratio > 0:
+            if not marks[place] and ratio > 0 and (site, spec) not in chosen:
                 logs.append((site, log(ratio)))
     return Judged(found, marks, verified, ModelErrors.of(logs), whole)
 
@@ -291,12 +294,15 @@ def sensitivity_figures(
     gains: Gains,
     exact: Mapping[tuple[str, str], np.ndarray],
     pairs: Mapping[tuple[str, str, str], np.ndarray] = MappingProxyType({}),
+    chosen: Set[tuple[str, str]] = frozenset(),
 ) -> dict[str, Any]:
     """As written to JSON.
 
     left   of each chunk that ended, in order
     exact  by site and format: the mean KL of each chunk, of those that were measured
     pairs  the same by two sites and their format
+    chosen
+           sites and formats of exact that are no sample of all, from which nothing follows for others
 
     ``cells`` are by format, and in each by site. ``rank`` is the place among the format's, 1 the largest.
     ``verified`` has those that were measured, and ``model_error`` what they say of all others: of sites that
@@ -320,7 +326,7 @@ def sensitivity_figures(
     }
     if not left:
         return result
-    said = judged(asked, left, gains, exact)
+    said = judged(asked, left, gains, exact, chosen)
     found, marks, errors = said.found, said.marks, said.errors
     result["verified"] = said.verified
     behind = any(len(klds) < len(left) for klds in (*exact.values(), *pairs.values()))

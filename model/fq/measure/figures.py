@@ -53,6 +53,7 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         "partial": len(chunks) < about["n_chunks_asked"] or bool(behind),
         "behind": behind,
         "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"], scored),
+        "chunks_of_text": [_of_text(about, c) for c in chunks],
     }
     if not chunks:
         return result | {"cells": [], "groups": []}
@@ -70,9 +71,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         entry["not_finite_tokens"] = sum(lost)
         entry["not_finite"] = None
         if any(lost):
-            # runs of version 0.1.0 have the text's chunks in order
-            of_text = about.get("chunk_indices") or range(about["n_chunks_asked"])
-            entry["not_finite"] = {"chunk": next(of_text[c] for c, n in zip(chunks, lost, strict=True) if n)}
+            first = next(c for c, n in zip(chunks, lost, strict=True) if n)
+            entry["not_finite"] = {"chunk": _of_text(about, first)}
         if cell.kind == CONTROL:
             entry["exactly_zero"] = is_exactly_zero(entry["comparison"])
         entry["sites"] = _sites(values, cell, [one.counts for one in left])
@@ -80,6 +80,12 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     _realisations(entries)
     groups = [_group(name, entries) for name in dict.fromkeys(e["group"] for e in entries if e["group"])]
     return result | {"cells": entries, "groups": groups}
+
+
+def _of_text(about: Mapping[str, Any], chunk: int) -> int:
+    """A chunk's place in the text, from its position in the run; version 0.1.0 had the text's in order."""
+    indices = about.get("chunk_indices")
+    return int(indices[chunk]) if indices else chunk
 
 
 def _realisations(entries: Sequence[dict[str, Any]]) -> None:

@@ -76,6 +76,8 @@ class Perplexity(Streams):
             raise FqError("a baseline of its own needs the baseline")
         if base_model is not None:
             check_same_vocabulary(model, base_model)
+            if settings.n_ctx > (most := base_model.hparams.n_ctx_train):
+                raise FqError(f"{base_model.path}: context of {settings.n_ctx} tokens: it allows 1 to {most}")
         if base_file is not None:
             check_base(base_file, model.hparams.n_vocab, model.path)
             if settings.scored != SCORED[0]:

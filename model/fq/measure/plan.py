@@ -292,6 +292,13 @@ def _interval(each: np.ndarray, sites: Sequence[str | None], errors: ModelErrors
     return total * exp(centre - half), total * exp(centre + half)
 
 
+def scatter_of(plan: Plan, said: Judged) -> Interval | None:
+    """Of its interval what no exact cell makes narrower: how chunks scatter. None where there are too few."""
+    rounded = [(c, o) for c, o in zip(plan.choices, plan.picked, strict=True) if o.spec is not None]
+    each = np.array([said.by_chunk(c.i, o.j) for c, o in rounded])
+    return _interval(each, [None] * len(rounded), None)
+
+
 def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
     """Sites and formats of a plan that were not measured: the n that its interval hangs on most."""
     unsure = []

@@ -149,7 +149,7 @@ class Group:
 
 def groups_of(data: dict[str, Any]) -> list[Group]:
     """In the run's order; a control stays in the list and is its format's ``noise`` or ``signs`` too."""
-    indices = data.get("chunk_indices") or range(data["n_chunks"])
+    indices = data["chunks_of_text"]
     groups = []
     for about in data["groups"]:
         mine = [e for e in data["cells"] if e["group"] == about["name"] and e["kind"] != REALISATION]

@@ -46,11 +46,7 @@ def compare_estimate(
     """
     (run, data), (other_run, other_data) = estimate, other
     why = not_paired(run, other_run)
-    if (
-        why is None
-        and data["chunk_indices"][: data["n_chunks"]]
-        != (other_data["chunk_indices"][: other_data["n_chunks"]])
-    ):
+    if why is None and data["chunk_indices"][: data["n_chunks"]] != _chunks_of(other_data):
         why = "they are of other chunks"
     if why is not None:
         raise FqError(f"an estimate is compared over the same chunks: {why}")
@@ -81,6 +77,12 @@ def compare_estimate(
             }
         )
     return result
+
+
+def _chunks_of(data: Mapping[str, Any]) -> list[int]:
+    """Of the text, those that ended."""
+    found: list[int] = data["chunks_of_text"] if "chunks_of_text" in data else data["chunk_indices"]
+    return found[: data["n_chunks"]]
 
 
 def _alike(

@@ -27,11 +27,13 @@ NUMERICS = "contract", "activations", "kv_cache"
 
 class Merged(NamedTuple):
     """number  of the run in the store that all were joined in
-    added   of each store: rows that were not there before it
+    runs    of each store: the run that was taken
+    added   and rows that were not there before it
     ended   rows that are there now
     """
 
     number: int
+    runs: list[int]
     added: list[int]
     ended: int
 
@@ -85,20 +87,23 @@ def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def merge(out: Results, shards: Sequence[tuple[Results, int]]) -> Merged:
+def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
     """All of the shards' rows into one run of ``out``: the newest of the same experiment, or a new one.
+
+    shards  stores' files, and the run of each; None: its newest sweep
 
     Whole or not at all, and the same in any order; what is there already is left as it is. Raises FqError
     for runs of different experiments, and for a chunk of a cell that is there with other bits.
     """
-    runs = [_sweep(store, number) for store, number in shards]
-    for (store, number), run in zip(shards, runs, strict=True):
-        if (found := difference(runs[0], run)) is not None:
-            first, number_1 = shards[0]
-            raise FqError(
-                f"run {number_1} of {first.path} and run {number} of {store.path} are not of one experiment: "
-                f"{found}"
-            )
+    numbers, runs = [], []
+    for path, wanted in shards:  # one after another: there may be more than may be open
+        with Results(path, must_exist=True) as store:
+            number = _newest_sweep(store) if wanted is None else wanted
+            runs.append(_sweep(store, number))
+            numbers.append(number)
+        if (found := difference(runs[0], runs[-1])) is not None:
+            what = f"run {numbers[0]} of {shards[0][0]} and run {number} of {path}"
+            raise FqError(f"{what} are not of one experiment: {found}")
     with out.writing():
         there = _newest_like(out, runs[0])
         if there is None:
@@ -106,9 +111,19 @@ def merge(out: Results, shards: Sequence[tuple[Results, int]]) -> Merged:
         else:
             number = there
             out.replace(number, joined([out.get(number), *runs]))
-        added = [_add(out, number, store, of_it) for store, of_it in shards]
+        added = []
+        for (path, _), of_it in zip(shards, numbers, strict=True):
+            with Results(path, must_exist=True) as store:
+                added.append(_add(out, number, store, of_it))
         ended = out.list(number)[0]["ended"]
-    return Merged(number, added, ended)
+    return Merged(number, numbers, added, ended)
+
+
+def _newest_sweep(store: Results) -> int:
+    for about in sorted(store.list(), key=lambda about: -about["run"]):
+        if store.get(about["run"]).asked is None:
+            return int(about["run"])
+    raise FqError(f"{store.path}: there is no sweep in it")
 
 
 def _sweep(store: Results, number: int) -> Run:

@@ -123,7 +123,9 @@ class OpenedRun:
     @cached_property
     def _left(self) -> Mapping[tuple[int, int], Paired]:
         with Results(self.path, must_exist=True) as store:
-            return {(cell, chunk): left.paired for cell, chunk, left in store.rows(self.number)}
+            size = len(self.about.cells), self.about.settings["n_chunks_asked"]
+            rows = store.rows(self.number)  # it may have been extended since
+            return {(i, c): left.paired for i, c, left in rows if i < size[0] and c < size[1]}
 
     def klds(self) -> np.ndarray:
         """Mean KL divergence of each cell that was measured and chunk, float64 (cells, chunks); NaN where it

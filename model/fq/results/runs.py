@@ -452,9 +452,14 @@ class Results:
         return done.rowcount == 1
 
     def _there(self, number: int) -> None:
-        """Raises FqError for a run that somebody has deleted."""
-        if self._db.execute("SELECT 1 FROM runs WHERE id = ?", (number,)).fetchone() is None:
+        """Raises FqError for a run that there is not, or that somebody has deleted."""
+        if not self.has(number):
             raise FqError(f"{self.path}: there is no run {number} any more")
+
+    def has(self, number: int) -> bool:
+        with self._errors():
+            found = self._db.execute("SELECT 1 FROM runs WHERE id = ?", (number,)).fetchone()
+        return found is not None
 
     def save_estimates(self, number: int, chunk: int, figures: np.ndarray) -> None:
         """Commit what a chunk left of every site and format; what is there already stays as it is."""
@@ -549,16 +554,15 @@ class Results:
         return cell, chunk, left
 
     def delete(self, number: int) -> None:
-        """A run and all that it left; its number is not given again. Raises FqError if there is none."""
-        self.get(number)
+        """A run and all that it left; its number is not given again, but its place in the file is.
+
+        A damaged one too. Raises FqError if there is none.
+        """
         with self.writing():
+            self._there(number)
             for table in _OF_RUNS:
                 self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
             self._db.execute("DELETE FROM runs WHERE id = ?", (number,))
-        # the file gets smaller where nobody else has it open
-        with contextlib.suppress(sqlite3.OperationalError):
-            self._db.execute("PRAGMA busy_timeout = 0")
-            self._db.execute("VACUUM")
 
     def whole(self) -> None:
         """Raises FqError where SQLite finds that the file is damaged, or rows are of no run."""
@@ -647,9 +651,9 @@ def judgement(store: Results, number: int) -> tuple[Asked, Judged]:
     chunks = in_order(store.load_estimates(number))
     if not chunks:
         raise FqError(f"{store.path}: no chunk of run {number} has ended")
-    gains, exact, _ = measured(asked, run.cells, store.load(number))
+    found = measured(asked, run.cells, store.load(number))
     with store.reading(number):
-        said = judged(asked, chunks, gains, exact)
+        said = judged(asked, chunks, found.gains, found.exact, found.chosen)
     if not said.found.scaled.all():
         what = "has yet to measure what a change of scale costs: fq sensitivity --resume"
         raise FqError(f"{store.path}: run {number} {what}")

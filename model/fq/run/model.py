@@ -107,12 +107,13 @@ class Model:
 def check_same_vocabulary(model: Model, other: Model) -> None:
     """Raises FqError, naming both and what differs first, where their logits are not of the same tokens."""
     names = f"{model.path} and {other.path}"
+    begin = [one.tokenizer.bos_id if one.tokenizer.add_bos else None for one in (model, other)]
     a, b = (one.file.metadata["tokenizer.ggml.tokens"] for one in (model, other))
     if len(a) != len(b):
         raise FqError(f"{names} have vocabularies of {len(a)} and {len(b)} tokens")
     differ = next((i for i, (one, two) in enumerate(zip(a, b, strict=True)) if one != two), None)
     if differ is not None:
         raise FqError(f"{names} have other vocabularies: token {differ} is {a[differ]!r} and {b[differ]!r}")
-    ids = [(one.tokenizer.add_bos, one.tokenizer.bos_id) for one in (model, other)]
-    if ids[0] != ids[1]:
-        raise FqError(f"{names} begin a text differently: one adds token {ids[0][1]}, the other {ids[1][1]}")
+    if begin[0] != begin[1]:
+        said = ("nothing" if token is None else f"token {token}" for token in begin)
+        raise FqError(f"{names} begin a text differently: before it stands {' and '.join(said)}")
