@@ -115,7 +115,7 @@ def same(bench: Bench) -> None:
         program = [sys.executable, "-m", "fq", "results", "merge", str(bench.store(f"merged-{k}")), *order]
         subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
         found.add(bench.compare(f"merged-{k}"))
-    print(f"| {SHARDS} shards, merged in 5 random orders | {', '.join(sorted(found))} |", flush=True)
+    print(f"| {SHARDS} shards, merged in 5 random orders | {', '.join(sorted(found))} |\n", flush=True)
 
 
 def killed(bench: Bench, seconds: float) -> None:
@@ -228,7 +228,7 @@ def cut(bench: Bench) -> None:
     assert all(ends), "the run ended before the link was up again"
     gone = sum("is gone" in line for line in errors.splitlines())
     what = f"the link of one of two workers cut for {CUT_SECONDS:.0f} s of {seconds:.0f}"
-    print(f"{what}: {bench.compare('cut')}; workers that were taken for gone: {gone}", flush=True)
+    print(f"{what}: {bench.compare('cut')}; workers that were taken for gone: {gone}\n", flush=True)
 
 
 def overhead(bench: Bench) -> None:
@@ -246,6 +246,7 @@ def overhead(bench: Bench) -> None:
     for name, own in seconds.items():
         ratio = median(a / b for a, b in zip(own, seconds[plain], strict=True))
         print(f"| {name} | {median(own):.1f} s | {ratio:.3f} |")
+    print()
 
 
 def cost(bench: Bench, model: Model, tokens: Sequence[int], chunks: int) -> None:
@@ -292,34 +293,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("-m", "--model", default="smollm2", metavar="MODEL")
     parser.add_argument("-f", "--file", required=True, metavar="FILE")
-    parser.add_argument("--chunks", type=int, default=8, metavar="N")
+    parser.add_argument("--chunks", type=int, default=8, metavar="N", help="of cut and overhead (default 8)")
+    parser.add_argument("--few", type=int, default=2, metavar="N", help="of same and killed (default 2)")
     parser.add_argument("--only", action="append", choices=parts, help="default: all")
     args = parser.parse_args(argv)
     # the commands of the run are compared too: no folder of this one is in them
-    command = ["sweep", "-m", args.model, "-f", args.file, "--chunks", str(args.chunks)]
-    command += ["--format", "bf16:stochastic"]
-    wanted = args.only or parts
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(command, Path(folder))
-        seconds = bench.run("whole")
-        bench.whole = bench.figures("whole")
-        print(f"{processor()}, {isa()}, {os.cpu_count()} processors; fq {' '.join(command)}\n")
-        if "same" in wanted:
-            same(bench)
-            print()
-        if "killed" in wanted:
-            killed(bench, seconds)
-            print()
-        if "cut" in wanted:
-            cut(bench)
-            print()
-        if "overhead" in wanted:
-            overhead(bench)
-            print()
-        if "cost" in wanted:
-            model = Model(find(args.model))
-            cost(bench, model, model.tokenizer.encode(read_text(args.file)[0]), args.chunks)
-    return int(bench.differs)
+    wanted, differs = args.only or parts, False
+    command = ["sweep", "-m", args.model, "-f", args.file, "--format", "bf16:stochastic", "--chunks"]
+    print(f"{processor()}, {isa()}, {os.cpu_count()} processors; fq {' '.join(command)} N\n")
+    for chunks, some in ((args.few, ("same", "killed")), (args.chunks, ("cut", "overhead", "cost"))):
+        if not set(some) & set(wanted):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench([*command, str(chunks)], Path(folder))
+            seconds = bench.run("whole")
+            bench.whole = bench.figures("whole")
+            if "same" in wanted and "same" in some:
+                same(bench)
+            if "killed" in wanted and "killed" in some:
+                killed(bench, seconds)
+            if "cut" in wanted and "cut" in some:
+                cut(bench)
+            if "overhead" in wanted and "overhead" in some:
+                overhead(bench)
+            if "cost" in wanted and "cost" in some:
+                model = Model(find(args.model))
+                cost(bench, model, model.tokenizer.encode(read_text(args.file)[0]), chunks)
+            differs |= bench.differs
+    return int(differs)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def measured(asked: Asked, cells: Sequence[Cell], left: Mapping[tuple[int, int],
     of_class: dict[int, np.ndarray] = {}
     for i, cell in enumerate(cells):
         klds = list(takewhile(lambda kld: kld is not None, (_mean_kld(left.get((i, c))) for c in count())))
-        if not klds:
+        if not klds or not cell.rules:
             continue
         sites, _, specs = zip(*(rule.partition("=") for rule in cell.rules), strict=True)
         if len(sites) == 1 and specs[0] == GAIN:
