@@ -158,7 +158,7 @@ def test_a_plan_measures_what_it_hangs_on(loose, tiny_path):
     assert verified().keys() == found.keys()
 
 
-def test_where_chunks_scatter_too_much_nothing_is_measured_in_vain(tiny_path, tmp_path):
+def test_where_chunks_are_too_few_nothing_is_measured_in_vain(tiny_path, tmp_path):
     from fq.gguf.synthetic import SAMPLE_TEXT
 
     store = tmp_path / "s.sqlite"

@@ -217,6 +217,11 @@ def test_what_a_plan_hangs_on_most():
     assert [site for site, _ in least_sure(plan, said, 9)] == ["k[1]", "k[0]", "l_out[1]", "l_out[0]"]
     said = dataclasses.replace(said, exact={(1, 2): np.full(8, 2e-4)})
     assert least_sure(plan, said, 2) == [("k[0]", "mxfp4"), ("l_out[1]", "mxfp4")]
+    # or by one chunk that has all of it
+    said.found.by_chunk[:, 2, 2] = np.array([5e-4 * 8] + [0] * 7)
+    assert least_sure(plan, said, 2) == [("l_out[0]", "mxfp4"), ("k[0]", "mxfp4")]
+    few = judged_of(klds, 3, error=(ModelError(0.0, 1.0, 5), ModelError(0.0, 0.1, 16)), sites=sites)[1]
+    assert least_sure(plan, few, 2) == []
 
 
 def test_a_plans_interval():

@@ -31,7 +31,6 @@ from ..measure.plan import (
     least_sure,
     planned_sites,
     read_costs,
-    scatter_of,
     solve,
     uniform_plans,
 )
@@ -179,7 +178,7 @@ def main(args: argparse.Namespace) -> int:
         if own is not None:
             with executor_of(args.threads) as executor:
                 exact, left = _exact(args, model, own[0], store, number, executor), args.verify
-                while left and not _narrow(plan.interval) and _narrow(scatter_of(plan, said)):
+                while left and not _narrow(plan.interval):
                     cells = [single(*at, "chosen") for at in least_sure(plan, said, min(left, AT_ONCE))]
                     if not cells:
                         break

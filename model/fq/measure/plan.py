@@ -292,20 +292,18 @@ def _interval(each: np.ndarray, sites: Sequence[str | None], errors: ModelErrors
     return total * exp(centre - half), total * exp(centre + half)
 
 
-def scatter_of(plan: Plan, said: Judged) -> Interval | None:
-    """Of its interval what no exact cell makes narrower: how chunks scatter. None where there are too few."""
-    rounded = [(c, o) for c, o in zip(plan.choices, plan.picked, strict=True) if o.spec is not None]
-    each = np.array([said.by_chunk(c.i, o.j) for c, o in rounded])
-    return _interval(each, [None] * len(rounded), None)
-
-
 def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
-    """Sites and formats of a plan that were not measured: the n that its interval hangs on most."""
+    """Sites and formats of a plan that were not measured: the n that its interval hangs on most, by the
+    estimate's own error or by one chunk. None where there are too few chunks for any interval."""
+    n_chunks = len(said.found.by_chunk)
+    if n_chunks < MIN_CHUNKS:
+        return []
     unsure = []
     for choice, option in zip(plan.choices, plan.picked, strict=True):
         if option.spec is not None and (choice.i, option.j) not in said.exact:
             sd = 1.0 if said.errors is None else said.errors.at(choice.site).sd
-            unsure.append((-option.kld * sd, choice.site, option.spec))
+            se = float(np.std(said.by_chunk(choice.i, option.j), ddof=1)) / math.sqrt(n_chunks)
+            unsure.append((-math.hypot(option.kld * sd, se), choice.site, option.spec))
     return [(site, spec) for _, site, spec in sorted(unsure)[:n]]
 
 
