@@ -172,15 +172,25 @@ def test_where_there_are_none_it_waits():
     assert said == ["there are no workers: waiting", "worker first: avx2, 1 threads"]
 
 
+def hanging():
+    """What hangs until `over` is set; and who was waited for in vain."""
+    over, waited = threading.Event(), []
+
+    def hangs(task):
+        if not over.wait(10):
+            waited.append(task)
+
+    return hangs, over, waited
+
+
 def test_a_task_that_hangs_is_given_to_another():
-    """And so is the one that waits behind it; what comes of it in the end is not counted twice."""
-    pool, go_on = Pool("a", "b"), threading.Event()
-    pool.run["b"] = lambda task: go_on.wait(20)
-    ended = run(pool, each=lambda task: len(pool.given) > 13 and go_on.set())
-    assert sorted(ended) == TASKS
-    assert {task for address, task in pool.given if address == "b"} <= {
-        task for address, task in pool.given if address == "a"
-    }
+    """And so is the one that waits behind it."""
+    pool = Pool("a", "b")
+    pool.run["b"], over, waited = hanging()
+    assert sorted(run(pool)) == TASKS and not waited
+    over.set()
+    hung = [task for address, task in pool.given if address == "b"]
+    assert len(hung) == AHEAD and set(hung) <= {task for address, task in pool.given if address == "a"}
 
 
 def test_a_cut_connection_loses_nothing():
@@ -257,14 +267,17 @@ def test_a_worker_where_all_fails_is_refused():
     pool.run = {"good": lambda task: time.sleep(0.02), "bad": fails}
     assert sorted(run(pool, said=said)) == TASKS
     assert "worker name of bad is refused: 3 tasks failed there, the last by OSError: no space left" in said
+    spoilt = [task for address, task in pool.given if address == "bad"]
+    assert len(spoilt) == len(set(spoilt)), "while others may do it, none is given back"
 
 
 def test_two_that_hang_hold_nothing_up():
-    pool, go_on = Pool("a", "b"), threading.Event()
-    pool.run = {"a": lambda task: go_on.wait(20), "b": lambda task: go_on.wait(20)}
+    pool = Pool("a", "b")
+    hangs, over, waited = hanging()
+    pool.run = {"a": hangs, "b": hangs}
     threading.Timer(0.2, lambda: pool.there.update(c="late one")).start()
-    assert sorted(run(pool)) == TASKS
-    go_on.set()
+    assert sorted(run(pool)) == TASKS and not waited
+    over.set()
 
 
 def test_a_lost_connection_is_no_failure():

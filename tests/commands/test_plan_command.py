@@ -125,7 +125,7 @@ def loose(tiny_path, tmp_path):
     formats = [x for spec in ("bf16", "fp8_e4m3fn", "int8", "mxfp4") for x in ("--format", spec)]
     sites = [x for site in ("ffn_norm[*].weighted", "l_out", "q") for x in ("--sites", site)]
     arguments = ["sensitivity", "-m", tiny_path, "-c", 64, *formats, *sites, "--verify", 0, "--store", path]
-    fq(*arguments, "--chunks", 24)
+    fq(*arguments, "--chunks", 16)
     return path, arguments
 
 
@@ -147,14 +147,14 @@ def test_a_plan_measures_what_it_hangs_on(loose, tiny_path):
     assert some["mean_kld_ci95"] is None and len(verified()) == 2
     after = json.loads(fq(*arguments, "-f", SAMPLE_TEXT)[0])["plan"]
     low, high = after["mean_kld_ci95"]
-    assert low < after["mean_kld"] < high < 1.7 * low
+    assert low < after["mean_kld"] < high < 2 * low
     found = verified()
     planned = {(one["site"], one["format"]): one["mean_kld"] for one in after["sites"] if one["format"]}
     assert planned.keys() <= found.keys()
     assert all(planned[cell] == pytest.approx(found[cell], rel=1e-12) for cell in planned)
     # a plan takes what is there, and the estimate goes on with it
     assert json.loads(fq(*arguments)[0])["plan"] == after
-    fq(*estimate, "--chunks", 25, "--resume")
+    fq(*estimate, "--chunks", 17, "--resume")
     assert verified().keys() == found.keys()
 
 

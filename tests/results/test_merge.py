@@ -28,7 +28,7 @@ from fq.results.merge import difference, joined, merge
 from fq.results.runs import Results
 
 SITES = ["--sites", "ffn_norm", "--sites", "l_out", "--format", "bf16", "--format", "bf16:stochastic"]
-N = 5
+N = 4
 HERE = ("started", "machine", "command")
 
 
@@ -63,7 +63,7 @@ def shards(command, tmp_path_factory):
 
 def test_shards_in_any_order_are_the_whole(shards, whole, tmp_path):
     rng = random.Random(3)
-    for k in range(4):
+    for k in range(2):
         out, order = tmp_path / f"{k}.sqlite", rng.sample(shards, N)
         said, _ = fq("results", "merge", out, *order)
         assert said.rstrip().endswith("chunks of cells have ended")
@@ -94,9 +94,8 @@ def test_shards_of_one_store_at_once(command, whole, tmp_path):
     assert shown(path) == whole
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_shard_that_is_killed_goes_on(command, whole, tmp_path, seed):
-    rng, paths = random.Random(seed), [tmp_path / f"{i}.sqlite" for i in (1, 2)]
+def test_a_shard_that_is_killed_goes_on(command, whole, tmp_path):
+    rng, paths = random.Random(1), [tmp_path / f"{i}.sqlite" for i in (1, 2)]
     for i, path in enumerate(paths, 1):
         arguments = [*command, "--shard", f"{i}/2", "--resume", "--store", path]
         running, most = popen(*arguments), rng.randint(1, 8)

@@ -222,6 +222,15 @@ def test_one_bit_of_any_column_is_seen(made, tmp_path, capsys, table, column):
     assert re.search(r"run \d+ cannot be read: |rows of run |there is no run ", err)
 
 
+def test_rows_astray_are_not_left_out(made, tmp_path, capsys):
+    """They would make a run of one chunk less."""
+    path = tmp_path / "store.sqlite"
+    shutil.copy(made, path)
+    damage(path, "UPDATE chunks SET run = 77 WHERE run = 1 AND chunk = 1")
+    assert main(["results", "1", "--store", str(path)]) == 2
+    assert f"{path}: chunks has rows of run 77, which is not there" in capsys.readouterr().err
+
+
 def test_a_run_that_was_deleted_is_not_written_to(made, tmp_path):
     path = tmp_path / "store.sqlite"
     shutil.copy(made, path)
