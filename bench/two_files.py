@@ -17,35 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-
 from fq import find
 from fq.machine import processor
 from fq_kernels import isa
 
-from .peers.f32 import write_f32
-
-
-def write_q8_0(source: Path, target: Path) -> None:
-    """The matrices of a float32 file as Q8_0."""
-    reader, kind = gguf.GGUFReader(source), gguf.GGMLQuantizationType.Q8_0
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            value = field.contents() if name != "general.file_type" else gguf.LlamaFileType.MOSTLY_Q8_0
-            item = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, field.types[0], sub_type=item)
-    for tensor in reader.tensors:
-        values = np.array(tensor.data, np.float32).reshape(tensor.shape[::-1].tolist())
-        if values.ndim == 2 and values.shape[1] % 32 == 0:
-            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+from .peers.f32 import write_f32, write_q8_0
 
 
 def ours(model: Path, base: Path, text: str, chunks: int, *options: str) -> dict[str, Any]:

@@ -155,6 +155,13 @@ def test_bad_requests(tiny_path, base, tmp_path, options, words):
     assert words in err and tiny_path.read_bytes() == before and not list(tmp_path.iterdir())
 
 
+def test_it_is_not_written_over(base, tiny_path):
+    before = base.read_bytes()
+    options = ["--kl-divergence", "--kl-divergence-base", base, "--json", base]
+    _, err = fq("perplexity", "-m", tiny_path, *options, status=2)
+    assert "is the baseline's file" in err and base.read_bytes() == before
+
+
 def test_another_vocabulary(base, tiny_path, tmp_path):
     data = bytearray(base.read_bytes())
     n_vocab = struct.unpack_from("<i", data, 12)[0]

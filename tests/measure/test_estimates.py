@@ -22,6 +22,7 @@ from fq.measure.estimates import (
     estimated,
     gains_in_need,
     intervals,
+    judged,
     marks_of,
     sensitivity_figures,
     to_verify,
@@ -303,3 +304,13 @@ def test_the_dearest_of_a_format_are_of_different_values():
         (("l_out[0]", "l_out[1]"), "int8"),
     ]
     assert len(dearest(asked, found, marks, 9)[0][0]) == 2
+
+
+def test_what_is_measured_and_not_finite_is_no_choice():
+    """Whatever was estimated there."""
+    asked = asked_of(2)
+    gains = gains_of(asked, c0=[1.0], c1=[1.0])
+    lost = np.array([1e-4, np.nan, 1e-4, 1e-4])
+    said = judged(asked, chunks_of(asked), gains, {("l_out[1]", "bf16"): lost})
+    assert list(said.marks[:, 0]) == ["", "not finite"] and not said.exact
+    assert said.trusted(0, 0) and not said.trusted(1, 0)

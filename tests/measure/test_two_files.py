@@ -88,6 +88,13 @@ def test_another_file_is_token_by_token_what_two_contexts_say(packed_path, tiny_
     assert run.result()["comparison"]["mean_kld"] > 0
 
 
+def test_the_baselines_file_is_not_written_over(packed_path, twin_path):
+    before = twin_path.read_bytes()
+    options = ["-c", N_CTX, "--chunks", 1, "--json", twin_path]
+    _, err = fq("perplexity", "-m", packed_path, "--base-model", twin_path, *options, status=2)
+    assert "is the baseline's model" in err and twin_path.read_bytes() == before
+
+
 def test_rules_on_either_side(packed_path, twin_path):
     rule = "ffn_norm=bf16:stochastic"
     plain = shown("-m", packed_path, "--fake-quant", rule)["comparison"]

@@ -77,6 +77,14 @@ def test_shards_in_any_order_are_the_whole(shards, whole, tmp_path):
     assert found["added"] == 0
 
 
+def test_figures_name_the_chunks_that_ended(command, tmp_path):
+    """Which need not be the first."""
+    path = tmp_path / "s.sqlite"
+    fq(*command, "--shard", "3/3", "--store", path)
+    data = json.loads(fq("results", 1, "--store", path, "--json", "-")[0])
+    assert data["n_chunks"] == 1 and data["chunks_of_text"] == data["chunk_indices"][2:]
+
+
 def test_a_store_of_some_shards_is_gone_on_with(shards, command, whole, tmp_path):
     out = tmp_path / "s.sqlite"
     fq("results", "merge", out, *shards[1:4])

@@ -75,6 +75,17 @@ def test_what_has_not_ended(tiny_path, tmp_path):
         run.tokens("control", 0)
 
 
+def test_a_run_that_is_extended_meanwhile(tiny_path, tmp_path):
+    """What was opened is what it was then."""
+    path = tmp_path / "s.sqlite"
+    common = ["sweep", "-m", tiny_path, "-c", 64, "--store", path, "--resume"]
+    fq(*common, "--chunks", 1, "--sites", "ffn_norm")
+    run = open_results(path).run()
+    fq(*common, "--chunks", 2, "--sites", "l_out")
+    assert run.klds().shape == (4, 1) and len(run.chunks()) == 4
+    assert open_results(path).run().klds().shape == (7, 2)
+
+
 def test_bad_requests(path, tmp_path):
     with pytest.raises(FqError, match="there is no such file"):
         open_results(tmp_path / "none.sqlite")

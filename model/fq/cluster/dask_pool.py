@@ -131,19 +131,17 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
             # Dask would have memory given back as soon as it is free, and pages that are fresh each time
             # take a fifth of a sweep
             stack.enter_context(dask.config.set({ENVIRONMENT: {"OPENBLAS_NUM_THREADS": 1}}))
-            # Ctrl-C is for this process: it ends them
-            stop = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            cluster = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=n,
-                    threads_per_worker=each,
-                    processes=True,
-                    memory_limit=None,
-                    dashboard_address=None,
-                    silence_logs=logging.CRITICAL,
+            with _without_ctrl_c():
+                cluster = stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=n,
+                        threads_per_worker=each,
+                        processes=True,
+                        memory_limit=None,
+                        dashboard_address=None,
+                        silence_logs=logging.CRITICAL,
+                    )
                 )
-            )
-            signal.signal(signal.SIGINT, stop)
 
             def connect() -> Any:
                 return distributed.Client(cluster)
@@ -155,6 +153,16 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
         pool = DaskPool(connect(), connect)
         stack.callback(pool.close)
         yield pool
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """For processes that are started in the block, which this one ends."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _local(where: str) -> int:

@@ -111,7 +111,6 @@ class Spread:
         self.pool, self.job, self.say = pool, job, say
         self.refused: dict[str, str] = {}
         self.on_step: Callable[[], Any] = lambda: None
-        self._tasks = list(tasks)
         self._waiting = deque(tasks)
         self._left = set(tasks)
         self._failed: dict[Task, list[str]] = {}  # at which addresses

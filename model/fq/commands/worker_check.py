@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         end = time.monotonic() + args.timeout
         while not (names := pool.workers()) and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
-        handles = []
+        handles = []  # what is asked is forgotten with its handle
         for address in names:
 
             def done(result: Any, error: BaseException | None, address: str = address) -> None:
