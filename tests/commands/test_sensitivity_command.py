@@ -50,7 +50,7 @@ def test_figures(whole):
     cells = {(cell["site"], cell["format"]): cell for cell in data["cells"]}
     assert len(cells) == 5 * 3
     assert all(cell["mean_kld"] > 0 and cell["mean_kld_ci95"] for cell in data["cells"])
-    assert len(data["verified"]) == VERIFY and data["model_error"]["others"]["n"] <= VERIFY
+    assert len(data["verified"]) == VERIFY and data["model_error"]["n"] <= VERIFY
     # a norm undoes a change of what it reads
     assert cells["attn_norm[1].in", "fp8_e4m3fn:truncate"]["along"] == 0
     assert cells["k[0]", "fp8_e4m3fn:truncate"]["along"] > 0

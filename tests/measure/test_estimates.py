@@ -12,12 +12,12 @@ from fq.commands.show_sensitivity import sensitivity_text
 from fq.measure.estimates import (
     GAIN_ERROR,
     LARGEST,
+    LEAST_SPREAD,
     MIN_ALIKE,
     USUAL_CV,
     Asked,
     Gains,
     ModelError,
-    ModelErrors,
     dearest,
     estimated,
     gains_in_need,
@@ -106,19 +106,21 @@ def test_sites_that_leave_nothing_or_nan_have_no_say_in_the_factor():
 def test_intervals_have_three_parts():
     asked = asked_of(2, classes=(0, None))
     blocks = np.array([1.0, 2.0, 3.0, 2.0])[:, None, None] * 1e-4
-    error = ModelError(0.1, 0.2, 9)
+    errors = ModelError(0.1, 0.7, 9, 250.0)
     gains = gains_of(asked, c0=[1.0, 2.0])
-    found = estimated(asked, chunks_of(asked, blocks=blocks, along=0.01), gains)
-    errors = ModelErrors(ModelError(9.0, 9.0, 9), error)  # of scores: none of these is
+    found = estimated(asked, chunks_of(asked, blocks=blocks, along=0.01, largest=0.3), gains)
     low, high = np.log(intervals(asked, found, gains, errors)[:, 0]).T
-    model = t_quantile(0.05, 8) * 0.2 * math.sqrt(1 + 1 / 9)
-    scatter = math.sqrt(2 / 3) * 1e-4 / math.sqrt(4) * t_quantile(0.05, 3)
+    se = math.sqrt(2 / 3) * 1e-4 / math.sqrt(4)
     cv = math.sqrt(0.5) / 1.5
     share = 1.5e-4 / 3.5e-4
-    halves = (
-        math.hypot(model, scatter / 3.5e-4, 2 * share * cv / math.sqrt(2)),
-        math.hypot(model, scatter / 2e-4),
-    )
+    halves = [
+        math.hypot(
+            t_quantile(0.05, 3) * se / kld,
+            2 * share * cv / math.sqrt(2),
+            t_quantile(0.05, 8) * 0.7 * math.sqrt(0.3**2 + (se / kld) ** 2 + 1 / 250),
+        )
+        for kld, share in ((3.5e-4, share), (2e-4, 0))
+    ]
     assert (high - low) / 2 == pytest.approx(halves)
     assert (high + low) / 2 == pytest.approx(np.log(found.kld[:, 0]) + 0.1)
     assert intervals(asked, found, gains, None) is None
@@ -126,25 +128,39 @@ def test_intervals_have_three_parts():
     assert intervals(asked, few, gains, errors) is None
 
 
+def test_a_spread_of_what_there_is_no_cost_of():
+    asked = asked_of(4, classes=[None] * 4)
+    blocks = np.array([0.0, math.nan, math.inf, 1e-4])[None, :, None]
+    found = estimated(asked, chunks_of(asked, blocks=blocks, largest=0.0), gains_of(asked))
+    assert found.spread[:, 0].tolist() == [LEAST_SPREAD] * 4
+    one = estimated(asked, chunks_of(asked, n=1, largest=0.25), gains_of(asked))
+    assert one.spread[:, 0].tolist() == [0.25] * 4
+
+
 def test_the_model_error_is_a_prediction_interval():
-    logs = [0.1, -0.2, 0.3, 0.0]
-    error = ModelError.of(logs)
-    assert (error.mean, error.n) == (pytest.approx(0.05), 4)
-    assert error.half == pytest.approx(t_quantile(0.05, 3) * np.std(logs, ddof=1) * math.sqrt(1.25))
-    assert ModelError.of(logs[:3]) is None
+    """Of values that have one mean and are in proportion to spreads: weighted by these."""
+    logs, spreads = np.array([0.1, -0.2, 0.9, 0.0]), np.array([0.1, 0.1, 0.5, 0.2])
+    error = ModelError.of(logs, spreads)
+    weights = spreads**-2
+    assert error.mean == pytest.approx(np.average(logs, weights=weights))
+    assert (error.n, error.weight) == (4, pytest.approx(weights.sum()))
+    # equal spreads are as if there were none
+    alike = ModelError.of(logs, [0.5] * 4)
+    assert alike.mean == pytest.approx(0.2) and alike.sd == pytest.approx(2 * np.std(logs, ddof=1))
+    half = t_quantile(0.05, 3) * np.std(logs, ddof=1) * math.sqrt(1.25)
+    assert alike.half(np.array([0.5, 1.0])) == pytest.approx([half, half * math.sqrt(4.25 / 1.25)])
+    assert ModelError.of(logs[:3], spreads[:3]) is None
 
 
-def test_scores_have_an_error_of_their_own():
-    logs = [("k[0]", 2.0), ("q_norm[1].raw", -2.0), ("k_proj[3]", 1.0), ("q[7]", 0.5)]
-    others = [("kqv_out[0]", 0.1), ("ffn_norm[0].raw", -0.1), ("v[3]", 0.0), ("l_out[1]", 0.1)]
-    errors = ModelErrors.of(logs + others)
-    assert errors.scores == ModelError.of([2.0, -2.0, 1.0, 0.5])
-    assert errors.others == ModelError.of([0.1, -0.1, 0.0, 0.1])
-    assert errors.at("k_norm[4].in") is errors.scores and errors.at("v_proj[4]") is errors.others
-    # where either has too few, that of all
-    few = ModelErrors.of(logs[:3] + others)
-    assert few.scores == ModelError.of([2.0, -2.0, 1.0, 0.1, -0.1, 0.0, 0.1]) and few.others == errors.others
-    assert ModelErrors.of(logs[:2] + others[:1]) is None
+def test_a_model_error_holds_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(4000):
+        spreads = 10 ** rng.uniform(-2, 0, 9)
+        logs = 0.3 + 0.5 * spreads * rng.standard_normal(9)
+        error = ModelError.of(logs[:8], spreads[:8])
+        held.append(abs(logs[8] - error.mean) <= error.half(spreads[8]))
+    assert np.mean(held) == pytest.approx(0.95, abs=0.012)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +254,11 @@ def test_figures(data):
     assert (of_bf16[0]["kind"], of_bf16[0]["point"]) == ("l_out", None)
     assert len(data["verified"]) == 5
     assert [one["mark"] for one in data["verified"]] == [None, None, None, "large", None]
-    error = data["model_error"]["others"]
-    assert data["model_error"]["scores"] == error
-    assert error == {"ln_ratio_mean": pytest.approx(math.log(1.1)), "ln_ratio_sd": pytest.approx(0), "n": 4}
+    error = data["model_error"]
+    assert error["ln_ratio_mean"] == pytest.approx(math.log(1.1)) and error["n"] == 4
+    assert error["ln_ratio_sd_over_spread"] == pytest.approx(0, abs=1e-12)
+    assert error["ratio_ci95"] == pytest.approx([1.1, 1.1])
+    assert of_bf16[0]["spread"] == error["spread_median"] and of_bf16[5]["spread"] is None
     low, high = of_bf16[0]["mean_kld_ci95"]
     assert low == pytest.approx(1.1e-4) and high == pytest.approx(1.1e-4)
 
@@ -260,7 +278,7 @@ def test_text(data):
     assert "8 sites in 2 formats, by 4 labels a token" in text
     assert "4 of 16 cells are marked, not to be trusted:" in text
     assert "l_out[3]=bf16" in text and "1.10" in text
-    assert "exact / estimate of one more, 95 %: 1.10 to 1.10" in text
+    assert "exact / estimate of one more like most, 95 %: 1.10 to 1.10" in text
 
 
 def test_figures_without_chunks():

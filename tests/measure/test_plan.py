@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fq import FqError
-from fq.measure.estimates import Asked, Gains, Judged, ModelError, ModelErrors, estimated
+from fq.measure.estimates import Asked, Gains, Judged, ModelError, estimated
 from fq.measure.inference import t_quantile
 from fq.measure.plan import (
     Choice,
@@ -36,16 +36,18 @@ SITES = tuple(f"l_out[{i}]" for i in range(5))
 ELEMENTS = dict(zip(SITES, (64, 64, 64, 128, 32), strict=True))
 
 
-def judged_of(klds, n_chunks=8, error=None, marks=None, scatter=0.0, sites=SITES):
-    """klds (sites, formats), the same in all chunks but for a scatter."""
+def judged_of(klds, n_chunks=8, error=None, marks=None, scatter=0.0, sites=SITES, largest=0.0):
+    """klds (sites, formats), the same in all chunks but for a scatter; largest: the share of one block, which
+    spreads over them."""
     klds = np.asarray(klds, np.float64)
     asked = Asked(sites[: len(klds)], FORMATS, (None,) * len(klds), 4, 0, COLUMNS)
     left = np.zeros((n_chunks, *klds.shape, len(COLUMNS)))
     way = np.where(np.arange(n_chunks) % 2, 1 + scatter, 1 - scatter)
     left[..., COLUMNS.index("blocks")] = klds * way[:, None, None]
+    left[..., COLUMNS.index("largest")] = largest
     found = estimated(asked, list(left), Gains(asked.classes, {}))
     marks = np.full(klds.shape, "", object) if marks is None else np.array(marks, object)
-    return asked, Judged(found, marks, [], error if error is None else ModelErrors(*error))
+    return asked, Judged(found, marks, [], error)
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_cells_that_were_measured_are_what_they_are(klds):
     """Whatever the estimate says, and whether it is marked."""
     marks = np.full((5, 3), "", object)
     marks[3, 2] = "large"
-    asked, said = judged_of(klds, error=[ModelError(0.0, 0.5, 9)] * 2, marks=marks)
+    asked, said = judged_of(klds, error=ModelError(0.0, 0.5, 9, 9.0), marks=marks)
     exact = {(i, 2): np.linspace(1e-6, 3e-6, 8) for i in (1, 3)}
     said = dataclasses.replace(said, exact=exact)
     choices = choices_of(asked, said, SITES, ELEMENTS)
@@ -193,15 +195,14 @@ def test_cells_that_were_measured_are_what_they_are(klds):
 
 
 def test_cells_that_were_measured_have_no_error_of_the_estimate():
-    error = [ModelError(0.1, 0.2, 16)] * 2
-    asked, said = judged_of(np.full((4, 3), 1e-4), error=error)
+    asked, said = judged_of(np.full((4, 3), 1e-4), error=ModelError(0.1, 0.5, 16, 400.0), largest=0.2)
     way = 1e-4 * np.tile([0.9, 1.1], 4)
     half = dataclasses.replace(said, exact={(i, 2): way for i in (0, 1)})
     every = dataclasses.replace(said, exact={(i, 2): way for i in range(4)}, errors=None)
     choices = choices_of(asked, half, SITES[:4], ELEMENTS)
     low, high = np.log(np.array(solve(choices, half, kld=1.0).interval) / 4e-4)
     of_chunks = t_quantile(0.05, 7) * 0.05 * math.sqrt(8 / 7) / math.sqrt(8)
-    of_model = t_quantile(0.05, 15) * 0.2 * math.sqrt(0.25 / 16 + 2 / 16)
+    of_model = t_quantile(0.05, 15) * 0.5 * math.sqrt(0.25 / 400 + 0.04 * 2 / 16)
     assert (high - low) / 2 == pytest.approx(math.hypot(of_chunks, of_model))
     assert (high + low) / 2 == pytest.approx(0.5 * 0.1)
     low, high = np.log(np.array(solve(choices, every, kld=1.0).interval) / 4e-4)
@@ -212,7 +213,8 @@ def test_what_a_plan_hangs_on_most():
     """By what it adds to the interval, not by what it costs alone."""
     sites = "k[0]", "k[1]", "l_out[0]", "l_out[1]"
     klds = np.repeat([[1e-4], [2e-4], [5e-4], [9e-4]], 3, axis=1)
-    asked, said = judged_of(klds, error=(ModelError(0.0, 1.0, 5), ModelError(0.0, 0.1, 16)), sites=sites)
+    error, largest = ModelError(0.0, 1.0, 16, 400.0), np.array([[0.4], [0.4], [0.04], [0.04]])
+    asked, said = judged_of(klds, error=error, sites=sites, largest=largest)
     plan = solve(choices_of(asked, said, sites, dict.fromkeys(sites, 8)), said, kld=1.0)
     assert [site for site, _ in least_sure(plan, said, 9)] == ["k[1]", "k[0]", "l_out[1]", "l_out[0]"]
     said = dataclasses.replace(said, exact={(1, 2): np.full(8, 2e-4)})
@@ -220,36 +222,26 @@ def test_what_a_plan_hangs_on_most():
     # or by one chunk that has all of it
     said.found.by_chunk[:, 2, 2] = np.array([5e-4 * 8] + [0] * 7)
     assert least_sure(plan, said, 2) == [("l_out[0]", "mxfp4"), ("k[0]", "mxfp4")]
-    few = judged_of(klds, 3, error=(ModelError(0.0, 1.0, 5), ModelError(0.0, 0.1, 16)), sites=sites)[1]
+    few = judged_of(klds, 3, error=error, sites=sites, largest=largest)[1]
     assert least_sure(plan, few, 2) == []
 
 
 def test_a_plans_interval():
-    """Chunks scatter together; a cell's own error averages out, what is common to all does not."""
-    error = ModelError(9.0, 9.0, 9), ModelError(0.05, 0.2, 16)  # of scores: none of these is
-    asked, said = judged_of(np.full((4, 3), 1e-4), error=error, scatter=0.1)
+    """Chunks scatter together; a cell's own error, by its spread, averages out, what is common to all does
+    not."""
+    error, largest = ModelError(0.05, 0.7, 16, 250.0), np.array([[0.1], [0.2], [0.3], [0.4]])
+    asked, said = judged_of(np.full((4, 3), 1e-4), error=error, scatter=0.1, largest=largest)
     choices = choices_of(asked, said, SITES[:4], ELEMENTS)
     plan = solve(choices, said, kld=1.0)
     assert plan.kld == pytest.approx(4e-4)
     low, high = np.log(np.array(plan.interval) / plan.kld)
-    of_chunks = t_quantile(0.05, 7) * 0.1 * math.sqrt(8 / 7) / math.sqrt(8)
-    of_model = t_quantile(0.05, 15) * 0.2 * math.sqrt(1 / 16 + 1 / 4)
-    assert (high - low) / 2 == pytest.approx(math.hypot(of_chunks, of_model))
+    se = 0.1 * math.sqrt(8 / 7) / math.sqrt(8)
+    spreads = largest**2 + se**2
+    of_model = t_quantile(0.05, 15) * 0.7 * math.sqrt(1 / 250 + spreads.sum() / 16)
+    assert (high - low) / 2 == pytest.approx(math.hypot(t_quantile(0.05, 7) * se, of_model))
     assert (high + low) / 2 == pytest.approx(0.05)
     for few in (judged_of(np.full((4, 3), 1e-4)), judged_of(np.full((4, 3), 1e-4), 3, error)):
         assert solve(choices, few[1], kld=1.0).interval is None
-
-
-def test_a_plans_interval_of_two_groups():
-    """Half of it of sites that scores are made of, each group with a mean of its own."""
-    sites = "k[0]", "k[1]", "l_out[0]", "l_out[1]"
-    error = ModelError(-0.5, 0.6, 5), ModelError(0.1, 0.1, 16)
-    asked, said = judged_of(np.full((4, 3), 1e-4), error=error, sites=sites)
-    plan = solve(choices_of(asked, said, sites, dict.fromkeys(sites, 8)), said, kld=1.0)
-    low, high = np.log(np.array(plan.interval) / plan.kld)
-    halves = [t_quantile(0.05, e.n - 1) * e.sd * math.sqrt(0.25 / e.n + 2 / 16) for e in error]
-    assert (high - low) / 2 == pytest.approx(math.hypot(*halves))
-    assert (high + low) / 2 == pytest.approx(0.5 * -0.5 + 0.5 * 0.1)
 
 
 def test_uniform_formats_and_the_front(klds):

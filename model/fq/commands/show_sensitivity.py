@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from fq_kernels import exp, get_format
+from fq_kernels import get_format
 
 from ..measure.estimates import MARKS, MIN_VERIFIED
-from ..measure.inference import LEVEL, MIN_CHUNKS, t_quantile
+from ..measure.inference import MIN_CHUNKS
 from ..words import table
 from .show import chunks_text, few_chunks_text
 
@@ -121,13 +120,10 @@ def _verified_text(data: Mapping[str, Any]) -> list[str]:
             ]
         )
     lines = ["", table(rows, {1, 2, 3})]
-    errors = data["model_error"] or {}
-    words = {"scores": "of sites that attention's scores are made of", "others": "of all others"}
-    for name, error in errors.items():
-        centre, half = error["ln_ratio_mean"], t_quantile(LEVEL, error["n"] - 1) * error["ln_ratio_sd"]
-        half *= math.sqrt(1 + 1 / error["n"])
-        low, high = exp(centre - half), exp(centre + half)
-        of = "of one more" if errors["scores"] == errors["others"] else words[name]
-        line = f"exact / estimate {of}, 95 %: {low:.2f} to {high:.2f}, which every interval has in it"
-        lines += [line] * (line not in lines)
+    if (error := data["model_error"]) is not None:
+        low, high = error["ratio_ci95"]
+        lines.append(
+            f"exact / estimate of one more like most, 95 %: {low:.2f} to {high:.2f}; "
+            "wider the more a cell hangs on few tokens; every interval has it in it"
+        )
     return lines

@@ -7,8 +7,8 @@ geometric mean of the three is taken, the other two under the kind's factors.
 
 An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
 which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
-cells measured exactly say: a t prediction interval of ln(exact / estimate). Sites that attention's scores are
-made of have one of their own: a softmax is further from its second order than all else.
+cells measured exactly say: a t prediction interval of ln(exact / estimate). It is in proportion to a cell's
+spread: what hangs on few tokens is off by more, as a rounding may tip one over, which no second order sees.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -33,7 +34,7 @@ CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above whic
 FAR = 2 * BY  # of a value's scale, whose cost is measured at a change by BY
 MIN_ALIKE = 8  # sites of a kind, below which the blocks alone are taken
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
-SCORES = {"q_proj", "k_proj", "q_norm", "k_norm", "q", "k"}  # kinds that attention's scores are made of
+LEAST_SPREAD = 0.01  # of a cell whose chunks and tokens are all alike
 GAIN_ERROR = 0.15  # of any estimate, above which a gain is measured on more chunks
 USUAL_CV = 0.3  # of a gain over chunks, until any is known
 
@@ -76,48 +77,39 @@ class Asked:
 
 @dataclass(frozen=True)
 class ModelError:
-    """ln(exact / estimate) over the cells that were measured: mean, standard deviation, and how many."""
+    """ln(exact / estimate) as cells that were measured have it: a mean, and a standard deviation that is in
+    proportion to a cell's spread.
+
+    sd      of a cell whose spread is 1
+    n       cells
+    weight  what they weigh together: the sum of 1 / spread²
+    """
 
     mean: float
     sd: float
     n: int
+    weight: float
 
     @property
-    def half(self) -> float:
-        """Of the 95 % prediction interval of one more."""
-        return t_quantile(LEVEL, self.n - 1) * self.sd * math.sqrt(1 + 1 / self.n)
+    def quantile(self) -> float:
+        """Of Student's t, for 95 %."""
+        return t_quantile(LEVEL, self.n - 1)
+
+    def half(self, spread: np.ndarray) -> np.ndarray:
+        """Of the 95 % prediction interval of one more, of this spread."""
+        return np.asarray(self.quantile * self.sd * np.sqrt(spread * spread + 1 / self.weight))
 
     @classmethod
-    def of(cls, logs: Sequence[float]) -> ModelError | None:
+    def of(cls, logs: Sequence[float], spreads: Sequence[float]) -> ModelError | None:
+        """None: too few."""
         if len(logs) < MIN_VERIFIED:
             return None
-        values = np.array(logs)
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(logs))
-
-
-@dataclass(frozen=True)
-class ModelErrors:
-    """Of the sites that attention's scores are made of, and of all others."""
-
-    scores: ModelError
-    others: ModelError
-
-    def at(self, site: str) -> ModelError:
-        return self.scores if _of_scores(site) else self.others
-
-    @classmethod
-    def of(cls, logs: Sequence[tuple[str, float]]) -> ModelErrors | None:
-        """From ln(exact / estimate) at sites: where either has too few, that of all; None where these are."""
-        every = ModelError.of([value for _, value in logs])
-        of_scores, of_others = (
-            ModelError.of([value for site, value in logs if _of_scores(site) == which])
-            for which in (True, False)
-        )
-        return None if every is None else cls(of_scores or every, of_others or every)
-
-
-def _of_scores(site: str) -> bool:
-    return site_parts(site)[0] in SCORES
+        values, each = np.array(logs), np.array(spreads)
+        weights = 1 / (each * each)
+        weight = float(weights.sum())
+        mean = float((weights * values).sum()) / weight
+        off = (values - mean) / each
+        return cls(mean, math.sqrt(float((off * off).sum()) / (len(logs) - 1)), len(logs), weight)
 
 
 class Gains:
@@ -154,6 +146,23 @@ class Estimates:
     figures: Mapping[str, np.ndarray]  # means of a chunk's columns
     scaled: np.ndarray  # (sites,): whether it is known what a change of scale costs
 
+    @cached_property
+    def relative_se(self) -> np.ndarray:
+        """Of the mean over chunks; of one chunk, and where there is no finite cost, 0."""
+        n = len(self.by_chunk)
+        if n < 2:
+            return np.zeros_like(self.kld)
+        known = np.isfinite(self.kld) & (self.kld > 0)
+        with np.errstate(all="ignore"):
+            se = self.by_chunk.std(axis=0, ddof=1) / math.sqrt(n)
+            return np.where(known, se / self.kld, 0.0)
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """By which cells' own errors scale: how little their chunks, and their tokens, are alike."""
+        se, largest = self.relative_se, self.figures["largest"]
+        return np.maximum(np.sqrt(se * se + largest * largest), LEAST_SPREAD)
+
 
 def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimates:
     """left: of each chunk, (sites, formats, columns)."""
@@ -178,8 +187,8 @@ def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
         kind, _, point = site_parts(site)
         kinds.setdefault((kind, point), []).append(i)
     blocks, by_token, by_element = (means[name] for name in ("blocks", "by_token", "by_element"))
-    # not where a format leaves nothing, or NaN
-    known = (blocks > 0) & (by_token > 0) & (by_element > 0)
+    # not where a format leaves nothing, infinity or NaN
+    known = (blocks > 0) & (by_token > 0) & (by_element > 0) & np.isfinite(blocks)
     over = np.zeros_like(blocks)
     over[known] = log(by_token[known] / blocks[known]) + log(by_element[known] / blocks[known])
     factor = np.ones_like(blocks)
@@ -212,21 +221,17 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     return marks
 
 
-def intervals(asked: Asked, found: Estimates, gains: Gains, errors: ModelErrors | None) -> np.ndarray | None:
+def intervals(asked: Asked, found: Estimates, gains: Gains, errors: ModelError | None) -> np.ndarray | None:
     """Both ends, (sites, formats, 2); None where there is nothing to make them of."""
     n = len(found.by_chunk)
     if errors is None or n < MIN_CHUNKS:
         return None
-    half_of, mean = (
-        np.array([getattr(errors.at(site), name) for site in asked.sites])[:, None]
-        for name in ("half", "mean")
-    )
     with np.errstate(all="ignore"):
-        scatter = found.by_chunk.std(axis=0, ddof=1) / math.sqrt(n) / found.kld
-        of_chunks = t_quantile(LEVEL, n - 1) * scatter
+        of_chunks = t_quantile(LEVEL, n - 1) * found.relative_se
         of_gain = 2 * np.where(found.share_along > 0, found.share_along * gains.se[:, None], 0.0)
-        half = np.sqrt(of_chunks * of_chunks + of_gain * of_gain + half_of * half_of)
-        ends = [found.kld * exp(mean + sign * half) for sign in (-1, 1)]
+        of_model = errors.half(found.spread)
+        half = np.sqrt(of_chunks * of_chunks + of_gain * of_gain + of_model * of_model)
+        ends = [found.kld * exp(errors.mean + sign * half) for sign in (-1, 1)]
     return np.stack(ends, axis=-1)
 
 
@@ -243,7 +248,7 @@ class Judged:
     found: Estimates
     marks: np.ndarray
     verified: list[dict[str, Any]]
-    errors: ModelErrors | None
+    errors: ModelError | None
     exact: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def by_chunk(self, i: int, j: int) -> np.ndarray:
@@ -265,7 +270,10 @@ def judged(
 ) -> Judged:
     """left: of each chunk that ended, at least one; exact, chosen: as of `sensitivity_figures`."""
     found = estimated(asked, left, gains)
-    marks, logs, verified, whole = marks_of(asked, found), [], [], {}
+    marks, verified, whole = marks_of(asked, found), [], {}
+    logs: list[float] = []
+    spreads: list[float] = []
+    spread = found.spread
     for (site, spec), klds in exact.items():
         place, n = asked.cell(site, spec), min(len(klds), len(left))
         if place is None or n < min(MIN_CHUNKS, len(left)):
@@ -282,8 +290,9 @@ def judged(
             entry = {"site": site, "format": spec, "mean_kld": estimate, "exact": measured, "ratio": ratio}
             verified.append(entry | {"mark": str(marks[place]) or None})
             if not marks[place] and ratio > 0 and (site, spec) not in chosen:
-                logs.append((site, log(ratio)))
-    return Judged(found, marks, verified, ModelErrors.of(logs), whole)
+                logs.append(float(log(ratio)))
+                spreads.append(float(spread[place]))
+    return Judged(found, marks, verified, ModelError.of(logs, spreads), whole)
 
 
 @default_fpu()
@@ -305,9 +314,10 @@ def sensitivity_figures(
            sites and formats of exact that are no sample of all, from which nothing follows for others
 
     ``cells`` are by format, and in each by site. ``rank`` is the place among the format's, 1 the largest.
-    ``verified`` has those that were measured, and ``model_error`` what they say of all others: of sites that
-    attention's scores are made of, and of the rest. ``pairs`` has of two sites rounded together the mean KL,
-    and what it is times those of each alone.
+    ``verified`` has those that were measured, and ``model_error`` what they say of all others: the mean of
+    ln(exact / estimate), its standard deviation over a cell's ``spread``, and the interval of the ratio for a
+    cell whose spread is the median of those that are not marked. ``pairs`` has of two sites rounded together
+    the mean KL, and what it is times those of each alone.
     """
     result: dict[str, Any] = {"estimate": "sensitivity", **about}
     n_scored = n_scored_per_chunk(about["n_ctx"], about.get("scored", SCORED[0]))
@@ -332,9 +342,14 @@ def sensitivity_figures(
     behind = any(len(klds) < len(left) for klds in (*exact.values(), *pairs.values()))
     result["partial"] = bool(result["partial"] or behind or not found.scaled.all())
     if errors is not None:
+        usual = float(np.median(found.spread[marks == ""]))
+        half = float(errors.half(np.array(usual)))
         result["model_error"] = {
-            name: {"ln_ratio_mean": error.mean, "ln_ratio_sd": error.sd, "n": error.n}
-            for name, error in vars(errors).items()
+            "ln_ratio_mean": errors.mean,
+            "ln_ratio_sd_over_spread": errors.sd,
+            "n": errors.n,
+            "spread_median": usual,
+            "ratio_ci95": [float(exp(errors.mean + sign * half)) for sign in (-1, 1)],
         }
     result["gain_cv"] = gains.cv
     ends = intervals(asked, found, gains, errors)
@@ -405,6 +420,7 @@ def _entry(
         "by_element": float(found.figures["whole_by_element"][i, j]) if finite else None,
         "gain": float(gains.of_site[i]),
         "sqnr_db": sqnr,
+        "spread": float(found.spread[i, j]) if finite else None,
         "mark": str(marks[i, j]) or None,
     }
 

@@ -25,7 +25,7 @@ from fq_kernels.rules.sites import POINTS, Site, Value
 
 from ..arch.graph import Graph
 from ..errors import FqError
-from .estimates import Asked, Judged, ModelErrors, site_parts
+from .estimates import Asked, Judged, ModelError, site_parts
 from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
 from .prices import read_prices_of
 
@@ -263,32 +263,31 @@ def plan_of(choices: Sequence[Choice], picked: Sequence[Option], said: Judged) -
         len(rounded), len(said.found.by_chunk)
     )
     total = float(each.mean(axis=1).sum()) if rounded else 0.0
-    sites = [None if (c.i, o.j) in said.exact else c.site for c, o in rounded]
-    return Plan(tuple(choices), tuple(picked), cost, total, _interval(each, sites, said.errors))
+    spread = said.found.spread
+    spreads = [0.0 if (c.i, o.j) in said.exact else float(spread[c.i, o.j]) for c, o in rounded]
+    return Plan(tuple(choices), tuple(picked), cost, total, _interval(each, np.array(spreads), said.errors))
 
 
-def _interval(each: np.ndarray, sites: Sequence[str | None], errors: ModelErrors | None) -> Interval | None:
+def _interval(each: np.ndarray, spreads: np.ndarray, errors: ModelError | None) -> Interval | None:
     """Of a sum of costs, (cells, chunks): how the chunks scatter, and of those that are estimates, which
-    have a site, the estimates' own error: of it cells of a group have a mean in common, known from so many,
-    and the rest each for itself."""
+    have a spread, the estimates' own error: its mean is common to all, known from so many, and the rest
+    each cell's own."""
     n = each.shape[1] if each.size else 0
-    estimates = any(site is not None for site in sites)
-    if n < MIN_CHUNKS or (estimates and errors is None):
+    if n < MIN_CHUNKS or (spreads.any() and errors is None):
         return None
     by_chunk, means = each.sum(axis=0), each.mean(axis=1)
     total = float(means.sum())
     if not total > 0:
         return None
-    scatter = t_quantile(LEVEL, n - 1) * float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
-    halves, centre = [scatter], 0.0
-    for error in dict.fromkeys((errors.scores, errors.others) if errors is not None and estimates else ()):
-        mine = [site is not None and errors is not None and errors.at(site) == error for site in sites]
-        shares = means[mine] / total
-        share = float(np.sum(shares))
-        spread = error.sd * math.sqrt(share * share / error.n + float(np.sum(shares * shares)))
-        halves.append(t_quantile(LEVEL, error.n - 1) * spread)
-        centre += share * error.mean
-    half = math.hypot(*halves)
+    half = t_quantile(LEVEL, n - 1) * float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
+    centre = 0.0
+    if errors is not None:
+        shares = means / total
+        estimated = float(shares[spreads > 0].sum())
+        own = shares * spreads
+        spread = math.sqrt(estimated * estimated / errors.weight + float((own * own).sum()))
+        half = math.hypot(half, errors.quantile * errors.sd * spread)
+        centre = estimated * errors.mean
     return total * exp(centre - half), total * exp(centre + half)
 
 
@@ -299,11 +298,13 @@ def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
     if n_chunks < MIN_CHUNKS:
         return []
     unsure = []
+    sd = 1.0 if said.errors is None else said.errors.sd
+    spread = said.found.spread
     for choice, option in zip(plan.choices, plan.picked, strict=True):
         if option.spec is not None and (choice.i, option.j) not in said.exact:
-            sd = 1.0 if said.errors is None else said.errors.at(choice.site).sd
+            of_model = option.kld * sd * float(spread[choice.i, option.j])
             se = float(np.std(said.by_chunk(choice.i, option.j), ddof=1)) / math.sqrt(n_chunks)
-            unsure.append((-math.hypot(option.kld * sd, se), choice.site, option.spec))
+            unsure.append((-math.hypot(of_model, se), choice.site, option.spec))
     return [(site, spec) for _, site, spec in sorted(unsure)[:n]]
 
 
