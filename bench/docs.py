@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from fq_kernels import isa
 from .kept import keep, kept, marks
 
 ROOT = Path(__file__).parents[1]
-# What the options -f and --llama-python stand for in the commands, as they are shown.
+# What the options -f, --llama-python and --llama-perplexity stand for in the commands, as they are shown.
 TEXT, LLAMA_PYTHON = "wiki.test.raw", "llama/bin/python"
+LLAMA_PERPLEXITY = "llama/bin/llama-perplexity"
 CHROMIUM = (
     "chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-color-profile=srgb "
     "--window-size=1280,1965 --screenshot=docs/example-report.png docs/example-report.html"
@@ -154,6 +155,34 @@ BLOCKS = (
         ("python -m bench.damaged_stores",),
         minutes=2,
         judges=True,
+    ),
+    Block(
+        "two files",
+        "docs/tasks.md",
+        (f"python -m bench.two_files -m smollm2 -f wiki.test.raw --llama-perplexity {LLAMA_PERPLEXITY}",),
+        minutes=4,
+        judges=True,
+    ),
+    Block(
+        "tasks",
+        "docs/tasks.md",
+        (
+            "python -m bench.tasks -m smollm2 -f wiki.test.raw --lm-eval "
+            f"--llama-perplexity {LLAMA_PERPLEXITY}",
+        ),
+        minutes=10,
+        judges=True,
+    ),
+    Block(
+        "greedy divergence",
+        "docs/tasks.md",
+        (
+            "fq divergence -m smollm2 -f wiki.test.raw --prompts 64 "
+            "--fake-quant 'ffn_norm[*].raw=bf16' --fake-quant-counts rows",
+        ),
+        minutes=4,
+        plain=True,
+        until="rule: ",
     ),
     Block("crosscheck", "docs/formats.md", ("python -m bench.crosscheck",), minutes=1, judges=True),
     Block(
@@ -298,8 +327,10 @@ def problems(root: Path = ROOT) -> list[str]:
 # ---------------------------------------------------------------- making it
 
 
-def output(block: Block, text: Path | None = None, python: str | None = None) -> str:
+def output(block: Block, text: Path | None = None, programs: Mapping[str, str] = {}) -> str:
     """Run the block's commands and return what is kept. Raises ValueError or OSError.
+
+    programs  what runs in the place of each that the commands name
 
     They run in a folder of their own, where the text lies under a bare name: no path of this machine
     gets into a document. The root's ``docs`` is there too.
@@ -311,7 +342,7 @@ def output(block: Block, text: Path | None = None, python: str | None = None) ->
             Path(folder, TEXT).symlink_to(text.resolve())
         printed = []
         for command in block.commands:
-            argv = [python if word == LLAMA_PYTHON and python else word for word in shlex.split(command)]
+            argv = [programs.get(word, word) for word in shlex.split(command)]
             if argv[0] in ("fq", "python"):
                 argv[:1] = [sys.executable, *(["-m", "fq"] if argv[0] == "fq" else [])]
             run = subprocess.run(
@@ -353,6 +384,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--llama-python", metavar="PATH", help="the Python that has llama-cpp-python installed"
     )
+    parser.add_argument("--llama-perplexity", metavar="PATH", help="llama.cpp's program")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=[block.name for block in BLOCKS], help="these alone"
     )
@@ -371,6 +403,7 @@ def chosen(args: argparse.Namespace) -> list[Block]:
             for option, word, value in (
                 ("-f TEXT", TEXT, args.file),
                 ("--llama-python PATH", LLAMA_PYTHON, args.llama_python),
+                ("--llama-perplexity PATH", LLAMA_PERPLEXITY, args.llama_perplexity),
             )
             if value is None and block.needs(word)
         ]
@@ -399,12 +432,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.file is not None:
             args.file.open().close()  # found out before the work
         # a venv's interpreter is a link: its absolute path, not what it leads to
-        python = args.llama_python and os.path.abspath(args.llama_python)
+        named = {LLAMA_PYTHON: args.llama_python, LLAMA_PERPLEXITY: args.llama_perplexity}
+        programs = {word: os.path.abspath(path) for word, path in named.items() if path}
         for block in chosen(args):
             for document in block.documents(ROOT):
                 kept(ROOT / document, block.name)
             print(f"bench.docs: {block.name}, some {block.minutes} min", file=sys.stderr, flush=True)
-            write(block, output(block, args.file, python), commit)
+            write(block, output(block, args.file, programs), commit)
     except (ValueError, OSError) as e:
         print(f"bench.docs: {e}", file=sys.stderr)
         return 2

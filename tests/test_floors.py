@@ -35,7 +35,7 @@ FLOORS = (
     {"results"},
     {"cluster", "replicate", "report"},
     {"commands"},
-    {"cli"},
+    {"cli", "lm_eval"},
     {"__main__"},
 )
 

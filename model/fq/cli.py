@@ -27,6 +27,8 @@ COMMANDS = {
     "profiles": "List how engines compute their norms, step by step.",
     "run": "Generate text.",
     "perplexity": "Measure perplexity, and with a rule what the rounding changes.",
+    "tasks": "Score multiple-choice items, and with a rule what the rounding changes.",
+    "divergence": "Show after how many tokens of greedy text the rounded model's leaves the baseline's.",
     "ranges": "Show how large the values at sites are: exponents, outliers, headroom.",
     "calibrate": "Find static scales of sites on a text, for int, fp8 and nvfp4.",
     "sweep": "Measure every site in every format, each alone, in one pass over the text.",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from changed_models import written
 from command_line import fq
 
 from fq import Context, Model, NotFiniteError, Perplexity, Sampler, Sweep, cells_of
 from fq.commands.show_sweep import sweep_text
-from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 from fq.measure.chunks import n_scored_per_chunk
 from fq.measure.overhead import Configuration, Overhead
 from fq.measure.statistics import Reference, compare, summarise
@@ -35,17 +35,6 @@ WORD, CHUNK, TOKEN = "answer", 1, 13
 OVERFLOWS = "attn_norm[0].weighted=f16"  # in the model so called, at that word
 STEADY = "attn_norm[1].weighted=f16"
 TOGETHER = "*[*].weighted=f16"
-
-
-def written(path: Path, *changes: tuple[str, Any, Any]) -> Model:
-    """A model of random weights with some of them changed: (tensor, index, value)."""
-    write_llama_gguf(path, tiny_shape(n_embd=64, n_ff=96, n_vocab=512, n_ctx_train=128), mix="F32")
-    tensors = Model(path).file.tensors
-    for name, index, value in changes:
-        data = np.memmap(path, np.float32, "r+", tensors[name].offset, tensors[name].shape)
-        data[index] = value
-        data.flush()
-    return Model(path)
 
 
 @pytest.fixture(scope="module")
