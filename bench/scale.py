@@ -31,7 +31,7 @@ import numpy as np
 from fq import Model, find
 from fq.cluster.worker import Job, Left
 from fq.commands.files import read_text
-from fq.commands.on_workers import job_of
+from fq.commands.on_workers import files_of, job_of
 from fq.machine import processor
 from fq.measure.cells import COUNT_COLUMNS, CellChunk, cells_of
 from fq.measure.statistics import Paired
@@ -261,7 +261,7 @@ def cost(bench: Bench, model: Model, tokens: Sequence[int], chunks: int) -> None
     with Executor(1) as executor:
         cells = cells_of(model, ["*"], ["bf16"])
         sweep = Sweep(model, tokens, cells, executor=executor, chunks=chunks)
-        job: Job = job_of(model, "0" * 64, None, None, None, sweep)
+        job: Job = job_of(files_of(model, "0" * 64), None, sweep=sweep)
     found = Left.of(0, {k: left(k) for k in range(GROUP)}, {})
     with Results(bench.store("writes")) as store:
         number = store.add(bench_run(bench))

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from changed_models import rewrite
 from hypothesis import settings
 
 import fq_kernels
@@ -74,6 +75,23 @@ def tiny_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tiny_path):
     return Model(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def packed_path(tiny_path, tmp_path_factory):
+    """The tiny model's matrices as Q8_0, where their rows allow."""
+    path = tmp_path_factory.mktemp("packed") / "packed.gguf"
+    rewrite(tiny_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def twin_path(packed_path, tmp_path_factory):
+    """The packed model's values as float32."""
+    path = tmp_path_factory.mktemp("twin") / "twin.gguf"
+    rewrite(packed_path, path, q8_0=False)
+    assert path.stat().st_size > 2 * packed_path.stat().st_size
+    return path
 
 
 @pytest.fixture

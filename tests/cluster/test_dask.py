@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import distributed
@@ -22,7 +23,7 @@ from command_line import environment, fq, popen
 from stored_runs import ended
 
 from fq.cluster import worker
-from fq.cluster.worker import Job, Left
+from fq.cluster.worker import Job, Left, ModelFiles
 from fq.errors import FqError
 from fq.measure.chunks import Settings
 
@@ -226,7 +227,8 @@ def job(tiny_path, tiny):
     cells = tuple(cells_of(tiny, ["ffn_norm"], ["bf16"]))
     settings = Settings(n_ctx=64, chunks=4, chunk_order="first")
     size = tiny_path.stat().st_size
-    yield Job("k", (str(tiny_path),), digest, size, None, tokens, cells, (), settings, 1, None)
+    files = ModelFiles((str(tiny_path),), digest, size)
+    yield Job("k", files, None, None, tokens, cells, (), settings, 1, None)
     worker._jobs.clear()
 
 
@@ -234,32 +236,31 @@ def test_a_task_before_the_job_is_known(job):
     with pytest.raises(worker.UnknownJobError):
         worker.run("k", 0, (0,))
     about = worker.begin(job)
-    assert about["threads"] == 1 and about["model"] == job.model_files[0]
+    assert about["threads"] == 1 and about["model"] == job.model.paths[0]
     left = worker.run("k", 2, (1, 2))
     assert isinstance(left, Left) and left.chunk == 2 and left.cells == (1, 2) and not left.not_finite
     with pytest.raises(FqError, match=r"no x\.gguf with SHA-256"):
-        worker.find_model(Job(**(vars(job) | {"model_files": ("/nowhere/x.gguf",)})))
+        worker.find_model(replace(job.model, paths=("/nowhere/x.gguf",)), None)
 
 
 def test_a_digest_is_kept_while_the_file_stays(job, monkeypatch, tmp_path, tiny_path):
     path = tmp_path / "tiny.gguf"
     shutil.copy(tiny_path, path)
-    mine = Job(**(vars(job) | {"model_files": (str(path),)}))
+    mine = replace(job.model, paths=(str(path),))
     counted = []
     plain = worker.sha256_of
     monkeypatch.setattr(worker, "sha256_of", lambda *paths: counted.append(paths) or plain(*paths))
-    assert worker.find_model(mine) == worker.find_model(mine) == path and len(counted) == 1
+    assert worker.find_model(mine, None) == worker.find_model(mine, None) == path and len(counted) == 1
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(1, 1))
     with pytest.raises(FqError, match="has the size, but is another"):
-        worker.find_model(mine)
+        worker.find_model(mine, None)
 
 
 def test_a_folder_that_is_named_comes_first(job, tmp_path, tiny_path):
     there = tmp_path / tiny_path.name
-    mine = Job(**(vars(job) | {"model_folder": str(tmp_path)}))
-    assert worker.find_model(mine) == tiny_path
+    assert worker.find_model(job.model, str(tmp_path)) == tiny_path
     shutil.copy(tiny_path, there)
-    assert worker.find_model(mine) == there
+    assert worker.find_model(job.model, str(tmp_path)) == there

@@ -23,10 +23,10 @@ from fq.cluster.spread import (
     Task,
     tasks_of,
 )
-from fq.cluster.worker import Job, UnknownJobError
+from fq.cluster.worker import Job, ModelFiles, UnknownJobError
 from fq_kernels import CONTRACT
 
-JOB = Job("key", ("m.gguf",), "0" * 64, 1, None, None, (), (), None, None, None)
+JOB = Job("key", ModelFiles(("m.gguf",), "0" * 64, 1), None, None, None, (), (), None, None, None)
 READY = {"contract": CONTRACT, "isa": "avx2", "threads": 1}
 TASKS = [Task(chunk, (0, 1, 2)) for chunk in range(12)]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-import gguf
 import numpy as np
 import pytest
+from changed_models import rewrite
 from command_line import fq
 
 from fq import Context, Executor, FakeQuant, FqError, Model, NotFiniteError, Perplexity
@@ -14,47 +14,6 @@ from fq.measure.statistics import compare
 from fq.run.finite import in_batches
 
 N_CTX = 64
-
-
-@pytest.fixture(scope="module")
-def packed_path(tiny_path, tmp_path_factory):
-    """The tiny model's matrices as Q8_0, where their rows allow."""
-    path = tmp_path_factory.mktemp("packed") / "packed.gguf"
-    rewrite(tiny_path, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def twin_path(packed_path, tmp_path_factory):
-    """The same values as float32."""
-    path = tmp_path_factory.mktemp("twin") / "twin.gguf"
-    rewrite(packed_path, path, q8_0=False)
-    assert path.stat().st_size > 2 * packed_path.stat().st_size
-    return path
-
-
-def rewrite(source, path, tokens=None, change=lambda name, values: values, q8_0=True):
-    """Its tensors unpacked, and as Q8_0 if asked for, where rows allow."""
-    reader, kinds = gguf.GGUFReader(source), gguf.GGUFValueType
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            value, item = field.contents(), field.types[-1] if field.types[0] == kinds.ARRAY else None
-            if name == "tokenizer.ggml.tokens" and tokens is not None:
-                value = tokens(value)
-            writer.add_key_value(name, value, field.types[0], sub_type=item)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        values = change(tensor.name, values.reshape(tensor.shape[::-1].tolist()))
-        if q8_0 and values.ndim == 2 and values.shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def shown(*arguments, status=0):

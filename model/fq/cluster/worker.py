@@ -34,22 +34,33 @@ class UnknownJobError(Exception):
 
 
 @dataclass(frozen=True)
+class ModelFiles:
+    """How a worker knows a model.
+
+    paths   of its parts, where the sweep was begun
+    sha256  of all parts, one after the other; n_bytes: how many
+    """
+
+    paths: tuple[str, ...]
+    sha256: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class Job:
     """A sweep as a worker is told of it.
 
     key           no two jobs of a cluster have the same
-    model_files   paths of the model's parts where the sweep was begun
-    model_sha256  of all parts, one after the other; model_bytes: how many
-    model_folder  where workers look for the model, besides; None: nowhere else
+    model         and base_model, whose the baseline is where that is another file
+    model_folder  where workers look for them, besides; None: nowhere else
     tokens        of the chunks that are run, one after the other, int32
     settings      with which these are the text's first
     threads       of each worker, and memory_limit, as of `Sweep`; None: what the worker has
     """
 
     key: str
-    model_files: tuple[str, ...]
-    model_sha256: str
-    model_bytes: int
+    model: ModelFiles
+    base_model: ModelFiles | None
     model_folder: str | None
     tokens: np.ndarray
     cells: tuple[Cell, ...]
@@ -108,6 +119,7 @@ class _Open:
 
     job: Job
     model: Model
+    base_model: Model | None
     executor: Executor
     cells: tuple[int, ...] = ()
     sweep: Sweep | None = field(default=None)
@@ -118,8 +130,8 @@ _digests: dict[tuple[str, int, int], str] = {}
 _one_at_a_time = threading.Lock()  # a worker may have threads for several tasks, and fq has its own
 
 
-def describe(model: Job | None = None) -> dict[str, Any]:
-    """A worker and its machine; with a job's model also ``model``, where it is there, or ``lacks``."""
+def describe(job: Job | None = None) -> dict[str, Any]:
+    """A worker and its machine; with a job also where its models are, or what the worker ``lacks``."""
     about: dict[str, Any] = {
         "contract": CONTRACT,
         "isa": isa(),
@@ -127,9 +139,11 @@ def describe(model: Job | None = None) -> dict[str, Any]:
         "versions": machine.versions(),
         "machine": machine.describe(),
     }
-    if model is not None:
+    if job is not None:
         try:
-            about["model"] = str(find_model(model))
+            about["model"] = str(find_model(job.model, job.model_folder))
+            if job.base_model is not None:
+                about["base_model"] = str(find_model(job.base_model, job.model_folder))
         except FqError as e:
             about["lacks"] = str(e)
     return about
@@ -153,11 +167,12 @@ def begin(job: Job) -> dict[str, Any]:
     """Get ready for a job's tasks: what `describe` says, and ``lacks`` where there is no such model."""
     with _one_at_a_time:
         about = describe(job)
-        if "model" in about:
+        if "lacks" not in about:
             if job.key not in _jobs:
-                _jobs.clear()  # one model in memory
+                _jobs.clear()  # one job's models in memory
                 threads = about["threads"] if job.threads is None else job.threads
-                _jobs[job.key] = _Open(job, Model(Path(about["model"])), Executor(threads))
+                base = Model(Path(about["base_model"])) if "base_model" in about else None
+                _jobs[job.key] = _Open(job, Model(Path(about["model"])), base, Executor(threads))
             about["threads"] = _jobs[job.key].executor.threads
         return about
 
@@ -178,6 +193,7 @@ def run(key: str, chunk: int, cells: Sequence[int]) -> Left:
                 at.job.tokens,
                 [at.job.cells[i] for i in cells],
                 baseline=at.job.baseline,
+                base_model=at.base_model,
                 executor=at.executor,
                 memory_limit=_memory() if at.job.memory_limit is None else at.job.memory_limit,
                 settings=at.job.settings,
@@ -191,25 +207,25 @@ def run(key: str, chunk: int, cells: Sequence[int]) -> Left:
         return Left.of(chunk, found, lost)
 
 
-def find_model(job: Job) -> Path:
-    """The first part of the job's model here. Raises FqError where none of the files is that."""
-    files = [Path(path) for path in job.model_files]
+def find_model(model: ModelFiles, beside: str | None) -> Path:
+    """The first part of a model here, or in the folder ``beside``. Raises FqError where no file is that."""
+    files = [Path(path) for path in model.paths]
     tried = []
-    for folder in _folders(job, files[0]):
+    for folder in _folders(beside, files[0]):
         parts = [folder / file.name for file in files]
-        if not all(part.is_file() for part in parts) or sum(map(_size, parts)) != job.model_bytes:
+        if not all(part.is_file() for part in parts) or sum(map(_size, parts)) != model.n_bytes:
             continue
-        if _sha256(parts) == job.model_sha256:
+        if _sha256(parts) == model.sha256:
             return parts[0]
         tried.append(str(parts[0]))
     other = f"; {', '.join(tried)} has the size, but is another" if tried else ""
-    where = job.model_folder or f"{files[0].parent}, or in fq's cache (--worker-model-dir names a folder)"
-    raise FqError(f"no {files[0].name} with SHA-256 {job.model_sha256[:12]}… in {where}{other}")
+    where = beside or f"{files[0].parent}, or in fq's cache (--worker-model-dir names a folder)"
+    raise FqError(f"no {files[0].name} with SHA-256 {model.sha256[:12]}… in {where}{other}")
 
 
-def _folders(job: Job, first: Path) -> Iterator[Path]:
-    if job.model_folder is not None:
-        yield Path(job.model_folder)
+def _folders(beside: str | None, first: Path) -> Iterator[Path]:
+    if beside is not None:
+        yield Path(beside)
     yield first.parent
     folder = Path(cache.cache_folder())
     yield folder

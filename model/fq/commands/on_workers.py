@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cluster.spread import ALONE_SECONDS, BaselineLostError, Pool, Spread, tasks_of
-from ..cluster.worker import Job
+from ..cluster.worker import Job, ModelFiles
 from ..errors import FqError
 from ..measure.sweep import Sweep
 from ..results.merge import together
@@ -21,16 +21,21 @@ from ..run.model import Model
 from .progress import note
 
 
+def files_of(model: Model, digest: str) -> ModelFiles:
+    """digest: the SHA-256 of its parts."""
+    files = tuple(map(os.path.abspath, model.file.paths))
+    return ModelFiles(files, digest, sum(map(os.path.getsize, files)))
+
+
 def job_of(
-    model: Model,
-    digest: str,
+    model: ModelFiles,
     folder: str | None,
-    threads: int | None,
-    memory_limit: int | None,
-    sweep: Sweep | None,
+    threads: int | None = None,
+    memory_limit: int | None = None,
+    sweep: Sweep | None = None,
+    base_model: ModelFiles | None = None,
 ) -> Job:
     """sweep: None where workers are only asked whether they have the model."""
-    files = tuple(map(os.path.abspath, model.file.paths))
     about: dict[str, Any] = {"tokens": np.empty(0, np.int32), "cells": (), "baseline": (), "settings": None}
     if sweep is not None:
         text, n = sweep.text, sweep.text.n_ctx
@@ -44,9 +49,8 @@ def job_of(
         }
     return Job(
         key=uuid.uuid4().hex,
-        model_files=files,
-        model_sha256=digest,
-        model_bytes=sum(map(os.path.getsize, files)),
+        model=model,
+        base_model=base_model,
         model_folder=folder,
         threads=threads,
         memory_limit=memory_limit,

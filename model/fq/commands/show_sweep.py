@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..measure.cells import CONTROL, RANKED, by_norm, label_of
+from ..measure.cells import AS_IT_IS, CONTROL, RANKED, by_norm, label_of
 from ..measure.inference import MIN_CHUNKS
 from ..run.finite import not_finite_text
 from ..words import table
@@ -22,6 +22,8 @@ def sweep_text(data: dict[str, Any]) -> str:
         f"model  {os.path.basename(data['model'])}",
         f"text   {data['text']}: {data['n_tokens']} tokens; {chunks_text(data)}",
     ]
+    if data.get("base_model"):
+        lines.append(f"base   {os.path.basename(data['base_model'])}: all is compared with this file")
     if data.get("baseline"):
         name = f"{data['baseline_profile']}: " if "baseline_profile" in data else ""
         lines.append(f"baseline  {name}{'; '.join(data['baseline'])}")
@@ -41,6 +43,12 @@ def sweep_text(data: dict[str, Any]) -> str:
                 else "NOT 0: the figures below cannot be trusted"
             )
             lines.append(f"control (baseline against itself)  {verdict}")
+        elif entry["kind"] == AS_IT_IS:
+            c = entry["comparison"]
+            lines.append(
+                f"the model as it is, beside it  mean KL {c['mean_kld']:.3e}"
+                + interval_text(c["mean_kld_ci95_chunks"], ".2e")
+            )
     for group in data["groups"]:
         mine = [entry for entry in data["cells"] if entry["group"] == group["name"]]
         lines += ["", group["name"], _group_table(mine)]

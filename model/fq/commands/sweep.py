@@ -16,8 +16,18 @@ from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
+from ..gguf import cache
 from ..measure.agreement import agreement, agreement_text
-from ..measure.cells import CONTROL, DEFAULT_SITES, EACH_NORM, Cell, cells_of, profile_cells, unit_cells
+from ..measure.cells import (
+    AS_IT_IS,
+    CONTROL,
+    DEFAULT_SITES,
+    EACH_NORM,
+    Cell,
+    cells_of,
+    profile_cells,
+    unit_cells,
+)
 from ..measure.chunks import Chunks
 from ..measure.figures import add_nodes
 from ..measure.noise import with_noise
@@ -53,6 +63,7 @@ from .options import (
 )
 from .outcome import Outcome, print_figures
 from .progress import note, progress
+from .rules import base_rules_of
 from .show_sweep import sweep_text
 
 if TYPE_CHECKING:
@@ -114,6 +125,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:TYPE]",
         help="a profile that those of --profile are compared with, in the place of the exact model",
     )
+    parser.add_argument(
+        "--base-model",
+        metavar="MODEL",
+        help="another file of the same vocabulary, which all is compared with; the model without a rule is "
+        "a cell, too",
+    )
+    parser.add_argument(
+        "--base-fake-quant", action="append", metavar="RULE", help="a rule of the baseline's; may be repeated"
+    )
     add_realisations(parser)
     parser.add_argument(
         "--resume",
@@ -161,13 +181,19 @@ def main(args: argparse.Namespace) -> int:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
     texts = {one.file: read_text(one.file) for one in each}
+    if args.base_model:
+        inputs["the baseline's model"] = cache.location(args.base_model)
+        check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
     model = Model(find_model(args.model, args.offline))
+    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
     tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
 
     for one in each[1:]:  # what is wrong with a later one is found out before the first
         Chunks(model, tokens[one.file], settings_of(one))
     with _workers(args) as pool:
-        return _all(args, each, lambda one: _sweep(one, model, *texts[one.file], tokens[one.file], pool))
+        return _all(
+            args, each, lambda one: _sweep(one, model, base_model, *texts[one.file], tokens[one.file], pool)
+        )
 
 
 @contextlib.contextmanager
@@ -222,6 +248,7 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
 def _sweep(
     args: argparse.Namespace,
     model: Model,
+    base_model: Model | None,
     text: str,
     text_name: str,
     tokens: Sequence[int],
@@ -234,6 +261,10 @@ def _sweep(
     asked = _cells(args, model)
     engine = None if args.baseline is None else profile_cells(model, [args.baseline])[0]
     baseline = () if engine is None else engine.rules
+    if (base_rules := base_rules_of(args, base_model or model)) is not None:
+        if engine is not None:
+            raise FqError("--base-fake-quant: the baseline is the profile of --baseline")
+        baseline = tuple(map(str, base_rules.rules))
     with executor_of(args.threads) as executor:
 
         def sweep_of(cells: Sequence[Cell], **changes: Any) -> Sweep:
@@ -243,6 +274,7 @@ def _sweep(
                 tokens,
                 cells,
                 baseline=baseline,
+                base_model=base_model,
                 executor=executor,
                 memory_limit=limit,
                 share=share,
@@ -256,6 +288,8 @@ def _sweep(
         found = calibrations_of(rules, digest)
         calibrated = {"calibrations": found} if found else {}
         named = {} if engine is None else {"baseline_profile": engine.name}
+        if base_model is not None:
+            named["base_model_sha256"] = sha256_of(*base_model.file.paths)
         about = Run(
             sha256_of(*model.file.paths),
             digest,
@@ -311,11 +345,14 @@ def _run(
             store.save(number, cell, chunk, run.finished[cell, chunk])
             yield cell, chunk
         return
-    from .on_workers import OnWorkers, job_of
+    from .on_workers import OnWorkers, files_of, job_of
 
     limit = None if args.memory_limit is None else memory_limit_of(args.memory_limit)
-    digest = store.get(number).model_sha256
-    job = job_of(run.model, digest, args.worker_model_dir, args.threads, limit, run)
+    of_run, other = store.get(number), None
+    if run.base_model is not None:
+        other = files_of(run.base_model, of_run.settings["base_model_sha256"])
+    mine = files_of(run.model, of_run.model_sha256)
+    job = job_of(mine, args.worker_model_dir, args.threads, limit, run, other)
     on_workers = OnWorkers(run, pool, job, store, number, was)
 
     def where(at: tuple[int, int]) -> str:
@@ -338,6 +375,7 @@ def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
         raise FqError("--realisations: a unit's roundings do not fall anew")
     formats = args.format or ["bf16"]
     cells = [Cell(CONTROL, CONTROL)]
+    as_it_is = [Cell(AS_IT_IS, AS_IT_IS)] if args.base_model else []
     if of_sites or not (units or profiles):
         cells = cells_of(
             model,
@@ -347,6 +385,7 @@ def _cells(args: argparse.Namespace, model: Model) -> list[Cell]:
             realisations=args.realisations,
             seed=args.seed,
         )
+    cells[1:1] = as_it_is
     cells += unit_cells(model, units, whole=args.whole_units, each_norm=args.each_norm, seed=args.seed)
     return cells + profile_cells(model, profiles)
 

@@ -17,7 +17,7 @@ from ..provenance import sha256_of
 from ..run.model import Model
 from ..words import table
 from .files import write_json
-from .on_workers import job_of
+from .on_workers import files_of, job_of
 from .options import SCHEDULER_VARIABLE, add_model, add_scheduler, find_model
 
 LOOK_SECONDS = 0.2
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     if not where:
         raise FqError(f"worker-check needs --scheduler, or {SCHEDULER_VARIABLE}")
     model = Model(find_model(args.model, args.offline))
-    job = job_of(model, sha256_of(*model.file.paths), args.worker_model_dir, None, None, None)
+    job = job_of(files_of(model, sha256_of(*model.file.paths)), args.worker_model_dir)
     answers: queue.SimpleQueue[tuple[str, Any, BaseException | None]] = queue.SimpleQueue()
     with dask_pool(where) as pool:
         end = time.monotonic() + args.timeout

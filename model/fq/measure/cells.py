@@ -24,10 +24,15 @@ DEFAULT_SITES = "ffn_norm[*].raw"
 PROFILES_GROUP, UNITS_GROUP = "profiles", "units"
 EACH_NORM = "unit", "steps"  # what a norm alone may have
 MAX_UNITS = 4096  # that one text may stand for
-CONTROL, REALISATION = "control", "realisation"
+CONTROL, REALISATION, AS_IT_IS = "control", "realisation", "as it is"
 # of kinds whose cells are ranked among those of their group
 RANKED = ("single", "step", "norm", "unit", "profile")
-CELL_KINDS = (*RANKED, "together", "without", "cumulative", CONTROL, REALISATION, "gain", "pair", "chosen")
+WITHOUT_RULES = (CONTROL, AS_IT_IS)
+CELL_KINDS = (
+    *RANKED,
+    *("together", "without", "cumulative", REALISATION, "gain", "pair", "chosen"),
+    *WITHOUT_RULES,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Cell:
     name   what it is called in tables: its rule
     kind   "single": one site; "together": all sites of its group; "cumulative": those up to a
            site; "control": the baseline a second time
+           "as it is": the model without rules, beside another file
            "realisation": another cell's rounding fallen anew
            "step": one step of a unit; "without": all of its steps but one; "norm": a unit in one norm;
            "unit": a unit among others

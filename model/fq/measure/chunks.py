@@ -190,15 +190,9 @@ class Chunks:
         chosen = {"chunk_order": self.order, "chunk_seed": self.seed, "chunk_indices": list(self.indices)}
         return chosen | {"scored": self.settings.scored}
 
-    def rows(self) -> list[tuple[Value, int]]:
-        """Each value of the model, and its rows in a chunk."""
-        n_tokens = self.n_ctx - 1, self.settings.n_scored
-        return [
-            (v, node.n_tokens(*n_tokens) * v.rows) for node in self.model.graph.nodes for v in node.values
-        ]
-
     def about_run(self) -> dict[str, Any]:
         """What is measured, on what, as a store keeps it."""
+        rows = rows_of(self.model, self.settings)
         return {
             "model": self.model.path,
             "n_tokens": len(self.tokens),
@@ -207,8 +201,8 @@ class Chunks:
             **self.about(),
             "batch": self.settings.batch,
             "activations": self.settings.activations,
-            "norms": [[*value.place, rows] for value, rows in self.rows() if value.is_norm],
-            "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in self.rows()],
+            "norms": [[*value.place, rows] for value, rows in rows if value.is_norm],
+            "values": [[*v.place, rows, v.norm_n, v.duplicate] for v, rows in rows],
         }
 
     def words(self, position: int, place: int) -> tuple[str, str]:
@@ -216,6 +210,12 @@ class Chunks:
         ids, _ = self[position]
         decode = partial(self.model.tokenizer.decode, skip_special=False)
         return decode(ids[max(place - WORDS_BEFORE, 0) : place].tolist()), decode([int(ids[place])])
+
+
+def rows_of(model: Model, settings: Settings) -> list[tuple[Value, int]]:
+    """Each value of a model, and its rows in a chunk."""
+    n_tokens = settings.n_ctx - 1, settings.n_scored
+    return [(v, node.n_tokens(*n_tokens) * v.rows) for node in model.graph.nodes for v in node.values]
 
 
 def compared(

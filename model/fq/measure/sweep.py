@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from ..arch.ops import buffers
 from ..errors import FqError
 from ..run.finite import all_finite
 from ..run.fork import Fork, row_blocks
-from ..run.model import Model
+from ..run.model import Model, check_same_vocabulary
 from ..run.weights import PANEL_ELEMENTS
-from .cells import COUNT_COLUMNS, Cell, CellChunk
-from .chunks import Chunks, Settings, batch_of, compared
+from .cells import CONTROL, COUNT_COLUMNS, Cell, CellChunk
+from .chunks import Chunks, Settings, batch_of, compared, rows_of
 from .figures import add_nodes, figures
 from .share import Share
 from .statistics import Reference
@@ -36,6 +37,7 @@ class Sweep:
     cells          what is evaluated on each chunk and compared with the model without rules
     settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     baseline       the baseline's rules; none: the model without rules. Cells' rules do not come on top
+    base_model     another file of the same vocabulary, whose the baseline is
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
     share          what of it is run here, by default all
     on_step        called as a variant has passed a layer, `steps` times in all
@@ -58,6 +60,7 @@ class Sweep:
         *,
         executor: Executor,
         baseline: Sequence[str] = (),
+        base_model: Model | None = None,
         memory_limit: int | None = None,
         share: Share = ALL,
         on_step: Callable[[], None] = lambda: None,
@@ -74,19 +77,26 @@ class Sweep:
         self.on_step = on_step
         self.finished: dict[tuple[int, int], CellChunk] = {}
         self.not_finite: dict[int, dict[str, Any]] = {}
-        self.baseline = tuple(baseline)
-        self._baseline = FakeQuant(model.values, self.baseline) if self.baseline else None
-        of_cells = [cell.rules or self.baseline for cell in self.cells]
-        self._rules = [FakeQuant(model.values, rules) if rules else None for rules in of_cells]
-        self._rows = self.text.rows()
-        self._fork = Fork(
-            model,
-            self.settings.n_ctx,
-            executor,
-            batch_of(self.settings, [*self._rules, self._baseline]),
-            self.settings.activations,
-            self._baseline,
-        )
+        self.baseline, self.base_model = tuple(baseline), base_model
+        base = model if base_model is None else base_model
+        if base_model is not None:
+            check_same_vocabulary(model, base_model)
+            if self.settings.n_ctx > (most := base_model.hparams.n_ctx_train):
+                raise FqError(
+                    f"{base_model.path}: context of {self.settings.n_ctx} tokens: it allows 1 to {most}"
+                )
+        self._base = base
+        self._baseline = FakeQuant(base.values, self.baseline) if self.baseline else None
+        self._rules = [
+            FakeQuant(self._model_of(i).values, rules) if rules else None
+            for i, cell in enumerate(self.cells)
+            for rules in [self.baseline if cell.kind == CONTROL else cell.rules]
+        ]
+        self._rows = {id(one): rows_of(one, self.settings) for one in (model, base)}
+        batch = batch_of(self.settings, [*self._rules, self._baseline])
+        of_fork = self.settings.n_ctx, executor, batch, self.settings.activations
+        self._fork = Fork(model, *of_fork, self._baseline if base is model else None)
+        self._base_fork = None if base_model is None else Fork(base_model, *of_fork, self._baseline)
         self._per_group = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
 
@@ -102,9 +112,16 @@ class Sweep:
 
         A cell holds its residual between two layers, and before its first node what later ones read.
         """
-        hp, graph, n_ctx, float32 = self.model.hparams, self.model.graph, self.text.n_ctx, 4
-        kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
         first = {self._fork.first_node(rules) for rules in self._rules}
+        fixed, cell = self._memory_of(self.model, first)
+        if self.base_model is not None:
+            fixed += self._memory_of(self.base_model, {0})[0]
+        return fixed, cell
+
+    def _memory_of(self, model: Model, first: Iterable[int]) -> tuple[int, int]:
+        """Of a model's evaluations; first: nodes at which cells leave the baseline."""
+        hp, graph, n_ctx, float32 = model.hparams, model.graph, self.text.n_ctx, 4
+        kv = 2 * hp.n_layer * hp.n_head_kv * hp.n_embd_head
         held = [sum(graph.nodes[source].width for source in graph.live_before(i)) for i in first]
         most_held = max(hp.n_embd, *held)
         n_scored = self.settings.n_scored
@@ -140,19 +157,31 @@ class Sweep:
 
     def _groups(self, chunk: int, cells: Iterable[int]) -> list[list[int]]:
         """Those of the cells that are yet to be run, as many at a time as fit."""
-        done = {cell.rules for i, cell in enumerate(self.cells) if (i, chunk) in self.finished}
-        first: dict[tuple[str, ...], int] = {}
+        done = {self._key(i) for i in range(len(self.cells)) if (i, chunk) in self.finished}
+        first: dict[tuple[bool, tuple[str, ...]], int] = {}
         for i in cells:
-            if self.cells[i].rules not in done:
-                first.setdefault(self.cells[i].rules, i)
+            if self._key(i) not in done:
+                first.setdefault(self._key(i), i)
         left = list(first.values())
         return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
+
+    def _model_of(self, i: int) -> Model:
+        """Whose a cell's rules are."""
+        return self._base if self.cells[i].kind == CONTROL else self.model
+
+    def _key(self, i: int) -> tuple[bool, tuple[str, ...]]:
+        """The same of cells that are one variant."""
+        return self.cells[i].kind == CONTROL, self.cells[i].rules
 
     @property
     def steps(self) -> int:
         """What is left to do, in layers passed by a variant."""
         sizes = self.text.n_ctx - 1, self.settings.first_scored
         baseline, *one = (self._fork.steps(rules, *sizes) for rules in (None, *self._rules))
+        if self._base_fork is not None:
+            other = self._base_fork.steps(None, *sizes)
+            one = [other if cell.kind == CONTROL else n for cell, n in zip(self.cells, one, strict=True)]
+            baseline += other
         groups = [group for chunk in range(self.text.n) for group in self._groups(chunk, self.mine(chunk))]
         return sum(baseline + sum(one[i] for i in group) for group in groups)
 
@@ -169,61 +198,81 @@ class Sweep:
     def _same(self, chunk: int, cells: Iterable[int]) -> Iterator[tuple[int, int]]:
         """What a cell left of a chunk is left of it by all with the same rules."""
         done = {
-            cell.rules: self.finished[i, chunk]
-            for i, cell in enumerate(self.cells)
+            self._key(i): self.finished[i, chunk]
+            for i in range(len(self.cells))
             if (i, chunk) in self.finished
         }
         for i in cells:
             if (i, chunk) not in self.finished:
-                self.finished[i, chunk] = done[self.cells[i].rules]
+                self.finished[i, chunk] = done[self._key(i)]
                 for j, where in list(self.not_finite.items()):
-                    if self.cells[j].rules == self.cells[i].rules:
+                    if self._key(j) == self._key(i):
                         self.not_finite.setdefault(i, where)
                 yield i, chunk
 
     def _run(self, group: list[int], chunk: int) -> Iterator[tuple[int, int]]:
         ids, targets = self.text[chunk]
-        for rules in (self._baseline, *(self._rules[i] for i in group)):
-            self._rewind(rules, chunk)
-        variants = [self._rules[i] for i in group]
-        evaluation = self._fork.logits(ids[:-1], self.settings.first_scored, variants, self.on_step)
+        self._rewind(self._baseline, chunk, self._base)
+        for i in group:
+            self._rewind(self._rules[i], chunk, self._model_of(i))
         found = compared(
-            evaluation,
+            self._evaluation(ids[:-1], group),
             targets,
             len(group),
             self.executor,
             self._reference,
-            lambda: self._not_finite(chunk, self._baseline),
+            lambda: self._not_finite(chunk, self._baseline, self._base),
         )
         for i, (paired, finite) in zip(group, found, strict=True):
             if not finite and i not in self.not_finite:
-                self.not_finite[i] = self._not_finite(chunk, self._rules[i])
+                self.not_finite[i] = self._not_finite(chunk, self._rules[i], self._model_of(i))
             rules = self._rules[i] if self.cells[i].rules else None
             self.finished[i, chunk] = CellChunk(paired, _counts(rules))
             yield i, chunk
+
+    def _evaluation(self, ids: np.ndarray, group: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        """Logits by blocks of rows: of each the baseline's, then each cell's."""
+        first = self.settings.first_scored
+        if self._base_fork is None:
+            yield from self._fork.logits(ids, first, [self._rules[i] for i in group], self.on_step)
+            return
+        again = [self.cells[i].kind == CONTROL for i in group]
+        control, own = (
+            [self._rules[i] for i, it_is in zip(group, again, strict=True) if it_is == which]
+            for which in (True, False)
+        )
+        base = self._base_fork.logits(ids, first, control, self.on_step)
+        mine = self._fork.logits(ids, first, own, self.on_step)
+        with contextlib.closing(base), contextlib.closing(mine):
+            for logits in base:
+                yield logits
+                next(mine)  # without rules, which is no baseline here
+                for it_is in again:
+                    yield next(base if it_is else mine)
 
     def find_lost(self) -> None:
         """Fill in `not_finite` for cells that `finished` was given, as by a run that is gone on with."""
         for (i, chunk), left in sorted(self.finished.items()):
             if i not in self.not_finite and not all_finite(left.paired.kld):
-                self.not_finite[i] = self._not_finite(chunk, self._rules[i])
+                self.not_finite[i] = self._not_finite(chunk, self._rules[i], self._model_of(i))
 
-    def _not_finite(self, chunk: int, rules: FakeQuant | None) -> dict[str, Any]:
+    def _not_finite(self, chunk: int, rules: FakeQuant | None, model: Model) -> dict[str, Any]:
         if rules is not None:
             rules = FakeQuant(rules.values, rules.rules)
-            self._rewind(rules, chunk)
-        return self.text.where_not_finite(chunk, rules, self.executor, self.settings.activations)
+            self._rewind(rules, chunk, model)
+        return self.text.where_not_finite(chunk, rules, self.executor, self.settings.activations, model)
 
-    def _rewind(self, rules: FakeQuant | None, chunk: int) -> None:
+    def _rewind(self, rules: FakeQuant | None, chunk: int, model: Model) -> None:
         """To where a run stands at the chunk: first-call and stochastic rounding go by the rows before it."""
         if rules is not None:
             rules.reset()
-            for value, rows in self._rows:
+            for value, rows in self._rows[id(model)]:
                 rules.pass_by(value.place, chunk * rows)
 
     def about(self) -> dict[str, Any]:
         """What is measured, on what."""
-        return self.text.about_run() | ({"baseline": list(self.baseline)} if self.baseline else {})
+        about = self.text.about_run() | ({"baseline": list(self.baseline)} if self.baseline else {})
+        return about | ({} if self.base_model is None else {"base_model": self.base_model.path})
 
     def result(self) -> dict[str, Any]:
         """The figures of the chunks that ended in every cell, see `figures`."""

@@ -42,6 +42,10 @@ def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[St
     control = _control(data)
     if control.tone:
         said.append(control)
+    if data.get("base_model"):
+        other = plain(os.path.basename(data["base_model"]))
+        text = f"All is compared with another file, {other}: a figure holds what this one costs beside it."
+        said.append(_statement("Baseline", text, tone="warning"))
     if data.get("baseline"):
         rules = listed([plain(rule) for rule in data["baseline"]])
         profile = plain(data.get("baseline_profile", ""))

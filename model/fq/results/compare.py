@@ -67,6 +67,8 @@ def not_paired(a: Run, b: Run) -> str | None:
         reasons.append(f"they score other tokens of a chunk ({scored[0]}, {scored[1]})")
     if a.settings.get("baseline") != b.settings.get("baseline"):
         reasons.append("their baselines are different profiles, or one's is the exact model")
+    if a.settings.get("base_model_sha256") != b.settings.get("base_model_sha256"):
+        reasons.append("their baselines are different files, or one's is the model itself")
     return "; ".join(reasons) or None
 
 

@@ -20,7 +20,7 @@ from .runs import OtherBitsError, Results, Run
 AND = " | "  # between what machines do not share
 SETTINGS = (
     *("n_tokens", "n_ctx", "scored", "chunk_order", "chunk_seed", "n_chunks_asked", "activations"),
-    "baseline",
+    *("baseline", "base_model_sha256"),
 )
 NUMERICS = "contract", "activations", "kv_cache"
 

@@ -103,6 +103,8 @@ class Run:
             parts.append(scored)
         if asked := self.settings.get("sensitivity"):
             parts.append(asked)
+        if other := self.settings.get("base_model_sha256"):
+            parts.append({"base_model": other})
         if scales := self.settings.get("calibrations"):
             parts.append([each["sha256"] for each in scales])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

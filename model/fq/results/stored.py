@@ -16,7 +16,7 @@ import numpy as np
 
 from fq_kernels import MAX_GRADS
 
-from ..measure.cells import CELL_KINDS, CONTROL, COUNT_COLUMNS, Cell, CellChunk
+from ..measure.cells import CELL_KINDS, COUNT_COLUMNS, WITHOUT_RULES, Cell, CellChunk
 from ..measure.chunks import ORDERS, SCORED
 from ..measure.estimates import Asked
 from ..measure.statistics import Paired
@@ -29,6 +29,7 @@ ESTIMATE_COLUMNS = {
     *("whole_by_token", "whole_by_element", "largest"),
 }
 _FORMAT = re.compile(r"[a-z][a-z0-9_]{0,63}(:\S{1,4096})?")  # there may be no such one any more
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SITE = re.compile(r"[a-z][a-z0-9_]{0,63}(\[[0-9]{1,9}\])?(\.(in|raw|weighted))?")
 
 # what settings must hold, and of what types
@@ -99,7 +100,7 @@ def cells_of(text: object, *, may_be_none: bool = False) -> tuple[Cell, ...]:
         rules = about.pop("rules")
         if not isinstance(rules, list) or not all(isinstance(x, str) for x in (*rules, *about.values())):
             raise ValueError("a cell's name, kind, group and rules are not texts")
-        if about["kind"] not in CELL_KINDS or bool(rules) == (about["kind"] == CONTROL):
+        if about["kind"] not in CELL_KINDS or bool(rules) == (about["kind"] in WITHOUT_RULES):
             raise ValueError(f"a cell with {len(rules)} rules is of kind {about['kind']!r}")
         "".join(about.values()).encode()  # a lone surrogate, which no file would take
         cells.append(Cell(**about, rules=tuple(rules)))
@@ -141,6 +142,10 @@ def settings_of(text: object) -> dict[str, Any]:
         raise ValueError(f"baseline is {_shown(baseline)}")
     if not text_of("baseline_profile", settings.get("baseline_profile", "")).isprintable():
         raise ValueError("baseline_profile has characters that cannot be shown")
+    if "base_model" in settings or "base_model_sha256" in settings:
+        text_of("base_model", settings.get("base_model"))
+        if not _SHA256.fullmatch(text_of("base_model_sha256", settings.get("base_model_sha256"))):
+            raise ValueError("base_model_sha256 is none")
     norms = settings.get("norms")
     if not isinstance(norms, list) or not all(_is_value(norm, 3) for norm in norms):
         raise ValueError("norms is not a list of kind, layer and rows")
