@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from fq_kernels.formats.gain import BY
 ABOUT = {"model": "m.gguf", "text": "t", "n_tokens": 4096, "n_ctx": 64, "n_chunks_asked": 4}
 ABOUT |= {"chunk_order": "first", "chunk_indices": [0, 1, 2, 3]}
 USUAL = {"value_sq": 100.0, "error_sq": 0.01, "along": 0.0, "cross": 0.0, "largest": 0.1}
-COSTS = {"blocks": 1e-4, "by_token": 1e-4, "neighbours": 1e-4, "by_element": 1e-4}
+COSTS = {"blocks": 1e-4, "by_token": 1e-4, "neighbours": 1e-4, "by_element": 1e-4, "unbounded": 1e-4}
 COSTS |= {"whole_by_token": 2e-4, "whole_by_element": 3e-4}
 
 
@@ -46,6 +47,7 @@ def asked_of(n_sites, formats=("bf16",), classes=None, kind="l_out"):
 def chunks_of(asked, n=4, **columns):
     """Alike in all cells but for what is given, which spreads over (chunks, sites, formats)."""
     shape = (n, len(asked.sites), len(asked.formats))
+    columns = {"unbounded": columns.get("blocks", COSTS["blocks"])} | columns
     values = {name: np.broadcast_to((USUAL | COSTS)[name], shape) for name in COLUMNS}
     values |= {name: np.broadcast_to(value, shape) for name, value in columns.items()}
     return list(np.stack([values[name] for name in COLUMNS], axis=-1))
@@ -58,16 +60,35 @@ def gains_of(asked, **klds):
 def test_an_estimate_is_the_sum_of_its_parts():
     asked = asked_of(3, classes=(5, 5, None))
     found = estimated(asked, chunks_of(asked, along=0.01, cross=-2e-5), gains_of(asked, c5=[1.0, 3.0]))
-    assert found.kld[:, 0] == pytest.approx([1e-4 - 2e-5 + 1e-4 * 2, 1e-4 - 2e-5 + 1e-4 * 2, 1e-4 - 2e-5])
+    assert found.kld[:, 0] == pytest.approx([1e-4 - 2e-5 + 1e-4 * 2, 1e-4 - 2e-5 + 1e-4 * 2, 1e-4])
     assert found.share_along[:, 0] == pytest.approx([2e-4 / 2.8e-4, 2e-4 / 2.8e-4, 0])
+
+
+def test_a_cross_term_that_no_square_has_is_left_out():
+    """Twice the root of what its parts cost is the most; by the mean over chunks."""
+    asked = asked_of(2, classes=(0, None))
+    gains = gains_of(asked, c0=[4.0])  # along 4e-4 beside blocks of 1e-4
+    for cross, kept in ((3.9e-4, True), (-3.9e-4, True), (4.1e-4, False), (-4.1e-4, False)):
+        found = estimated(asked, chunks_of(asked, along=0.01, cross=cross), gains)
+        assert found.kld[:, 0] == pytest.approx([5e-4 + cross * kept, 1e-4])
+        assert found.cross[:, 0] == pytest.approx([cross * kept, 0])
+    uneven = np.array([8e-4, 0, 0, 0])[:, None, None]
+    found = estimated(asked, chunks_of(asked, along=0.01, cross=uneven), gains)
+    assert found.by_chunk[:, 0, 0] == pytest.approx([13e-4, 5e-4, 5e-4, 5e-4])
 
 
 def test_no_cost_is_below_zero():
     asked = asked_of(1)
-    found = estimated(asked, chunks_of(asked, cross=-1.0), gains_of(asked, c0=[1.0]))
-    assert found.kld[0, 0] == 0
-    gone = estimated(asked, chunks_of(asked, cross=-1.0, along=0.1), gains_of(asked, c0=[1.0]))
-    assert gone.kld[0, 0] == 0 and marks_of(asked, gone).tolist() == [["far"]]
+    uneven = np.array([-8e-4, 0, 0, 0])[:, None, None]
+    found = estimated(asked, chunks_of(asked, cross=uneven, along=0.01), gains_of(asked, c0=[4.0]))
+    assert found.by_chunk[:, 0, 0] == pytest.approx([0.0, 5e-4, 5e-4, 5e-4])
+
+
+def test_runs_of_before_blocks_were_bounded():
+    asked = replace(asked_of(1), columns=tuple(name for name in COLUMNS if name != "unbounded"))
+    left = [np.delete(chunk, COLUMNS.index("unbounded"), axis=-1) for chunk in chunks_of(asked_of(1))]
+    found = estimated(asked, left, gains_of(asked, c0=[1.0]))
+    assert found.unbounded == pytest.approx(found.kld)
 
 
 def test_blocks_are_smoothed_by_the_other_sums():
@@ -170,6 +191,8 @@ def test_a_model_error_holds_as_often_as_it_says():
         ({"blocks": math.nan}, "bf16", "not finite"),
         ({"blocks": 1.01 * LARGEST}, "bf16", "large"),
         ({"blocks": 0.99 * LARGEST}, "bf16", ""),
+        ({"unbounded": 1.01 * LARGEST}, "bf16", "large"),
+        ({"unbounded": 0.99 * LARGEST}, "bf16", ""),
         ({}, "int8:tensor", "tensor"),
         ({"largest": 0.51}, "bf16", "one block"),
         ({"neighbours": 1.51e-4}, "bf16", "correlated"),

@@ -22,7 +22,7 @@ from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 48
-DIGEST = "3e5dd779e150603e"
+DIGEST = "0ec69c880986b871"
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +82,27 @@ def by_definition(x, grads, fmt, rows, first_row, ids):
     def cost(squares):
         return squares.sum() / 2 / len(g) / (N_CTX - 1 - N_CTX // 2)
 
-    squares = blocks(tokens(r), ids) ** 2
+    def bound(squares):
+        """Of tokens whose squares are of samples: what their costs are multiplied by."""
+        nats = squares.sum(axis=0) / 2 / len(g)
+        return 1 / np.sqrt(1 + nats**2)
+
+    plain = tokens(r)
+    shorter = plain * np.sqrt(bound(plain**2))
+    squares = blocks(shorter, ids) ** 2
+    elements = ((g * r) ** 2).sum(axis=2).reshape(len(g), -1, rows).sum(axis=2)
     return {
         "value_sq": (x64 * x64).sum(),
         "error_sq": (e * e).sum(),
         "along": c,
         "blocks": cost(squares),
-        "cross": 2 * c * cost(blocks(tokens(r), ids) * blocks(tokens(x64), ids)),
-        "by_token": cost(tokens(r) ** 2),
-        "neighbours": cost(blocks(tokens(r), [t // NEIGHBOURS for t in range(len(ids))]) ** 2),
-        "by_element": cost((g * r) ** 2),
+        "cross": 2 * c * cost(blocks(shorter, ids) * blocks(tokens(x64), ids)),
+        "by_token": cost(shorter**2),
+        "neighbours": cost(blocks(shorter, [t // NEIGHBOURS for t in range(len(ids))]) ** 2),
+        "by_element": cost(elements * bound(elements)),
         "whole_by_token": cost(tokens(e) ** 2),
         "whole_by_element": cost((g * e) ** 2),
+        "unbounded": cost(blocks(plain, ids) ** 2),
         "largest": squares.max() / squares.sum(),
     }
 
@@ -231,6 +240,31 @@ def test_what_is_not_finite(tiny, tokens, executor):
     """fp8_e5m2 without saturation makes infinities of large values: of those alone nothing is said."""
     run = run_of(tiny, tokens, ["ffn_norm[0].raw"], ["bf16", "e2m1:no-saturate"], executor, chunks=1)
     assert np.isfinite(run.finished[0][0, 0]).all() and np.isnan(run.finished[0][0, 1]).all()
+
+
+def test_what_a_token_costs_is_bounded():
+    """Of four tokens, two of them equal, one with 200 nats: it is tipped over once, and its cross term is as
+    if its error were as much smaller; what is small stays."""
+    own = np.zeros((4, 6), np.float32)
+    own[:, 0], own[:, 4:] = 10.0, [[-1.0, -3.0]] * 4
+    error = np.zeros((4, 6), np.float32)
+    error[:, 4:] = [[20.0, 20.0], [0.02, 0.02], [0.0, 0.0], [0.005, 0.005]]
+    error[:, 2] = [400.0, 1e-4, 0.0, 1e-4]
+    error[:, 1] = 0.1  # <e, x> of each: c is 0.01
+    found = dict(zip(COLUMNS, costs(own, error[None], 1, np.array([0, 1, 2, 1]))[0], strict=True))
+    of_x, c = np.array([1.0, 3.0]), 0.01
+    r = error[:, 4:].astype(np.float64) - c * of_x
+    nats = (r**2).sum(axis=1) / 4
+    bounded = nats / np.sqrt(1 + nats**2)
+    assert found["along"] == pytest.approx(c) and nats[0] > 190
+    assert found["by_token"] == pytest.approx(bounded.sum()) and bounded[0] < 1 < found["by_token"] + 1e-4
+    r *= np.sqrt(bounded / nats)[:, None]
+    blocks = np.array([r[0], r[1] + r[3], r[2]])
+    assert found["blocks"] == pytest.approx((blocks**2).sum() / 4)
+    assert found["cross"] == pytest.approx(c * (blocks * [of_x, 2 * of_x, of_x]).sum() / 2)
+    assert found["largest"] == pytest.approx((blocks**2).max() / (blocks**2).sum())
+    assert found["unbounded"] == pytest.approx(nats[0], rel=1e-3)
+    assert found["by_element"] == pytest.approx(1, rel=1e-3)
 
 
 def test_costs_of_nothing():

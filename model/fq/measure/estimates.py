@@ -1,9 +1,11 @@
 """What a sensitivity run says of each site and format, from what its chunks left: neither model nor text.
 
-The estimate of a cell is along + cross + blocks (see `sensitivity`), a mean over chunks. What labels leave of
-noise in the blocks comes of a few tokens that have much of the cost; the sums token by token and element by
-element have less of it, and are off by much the same factor at all sites of a kind. So of each site the
-geometric mean of the three is taken, the other two under the kind's factors.
+The estimate of a cell is along + cross + blocks (see `sensitivity`), a mean over chunks. In no square of a
+sum is the cross term more than twice the root of the other two's product: where the blocks say so it is
+theirs alone, not that of the whole, whose along is exact, and is left out. What labels leave of noise in the
+blocks comes of a few tokens that have much of the cost; the sums token by token and element by element have
+less of it, and are off by much the same factor at all sites of a kind. So of each site the geometric mean of
+the three is taken, the other two under the kind's factors.
 
 An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
 which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
@@ -145,6 +147,7 @@ class Estimates:
     share_along: np.ndarray
     figures: Mapping[str, np.ndarray]  # means of a chunk's columns
     scaled: np.ndarray  # (sites,): whether it is known what a change of scale costs
+    unbounded: np.ndarray  # what kld would be, were no block's cost bounded
 
     @cached_property
     def relative_se(self) -> np.ndarray:
@@ -172,12 +175,17 @@ def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimat
     c = column["along"]
     along = c * c * gains.of_site[:, None]
     factor = _smoothing(asked, means)
+    mean_along, blocks = along.mean(axis=0), means["blocks"] * factor
+    with np.errstate(invalid="ignore"):
+        possible = means["cross"] * means["cross"] <= 4 * mean_along * blocks
+        cut = means.get("unbounded", means["blocks"]) - means["blocks"]
+    cross = np.where(possible | ~np.isfinite(mean_along), column["cross"], 0.0)
     # a cross term may be negative, but no cost is
-    by_chunk = np.maximum(along + column["cross"] + column["blocks"] * factor, 0.0)
-    kld, mean_along = by_chunk.mean(axis=0), along.mean(axis=0)
-    parts = mean_along, means["cross"], means["blocks"] * factor
+    by_chunk = np.maximum(along + cross + column["blocks"] * factor, 0.0)
+    kld = by_chunk.mean(axis=0)
     share = np.divide(mean_along, kld, out=np.sign(mean_along), where=kld > 0)
-    return Estimates(by_chunk, kld, *parts, share, means, np.isfinite(gains.of_site))
+    parts = mean_along, cross.mean(axis=0), blocks
+    return Estimates(by_chunk, kld, *parts, share, means, np.isfinite(gains.of_site), kld + cut)
 
 
 def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -210,7 +218,7 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     holds = {
         "unmeasured": np.broadcast_to(~found.scaled[:, None], found.kld.shape),
         "not finite": ~np.isfinite(found.kld),
-        "large": found.kld > LARGEST,
+        "large": found.unbounded > LARGEST,
         "far": (np.abs(found.figures["along"]) > FAR) & (found.share_along > ONE_PART),
         "tensor": np.broadcast_to(tensor, found.kld.shape),
         "one block": (found.figures["largest"] > ONE_PART) & matters,

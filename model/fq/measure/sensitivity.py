@@ -6,8 +6,8 @@ labels, by scored token. Squared as a whole it would be one number a sample; err
 correlate, but for those of equal tokens, whose values are alike: so <g, e> is added up over equal tokens,
 squared, and then summed. What all errors have in common is first taken out of them: their part along the
 value, e = c x + r, costs c^2 times what a change of the site's scale does, which is measured exactly
-(`gain_cells`), and the blocks of equal tokens serve r, with a cross term of both. `estimates` makes figures
-of what is left here.
+(`gain_cells`), and the blocks of equal tokens serve r, with a cross term of both. What one token costs is
+bounded: once it is tipped over it is lost. `estimates` makes figures of what is left here.
 """
 
 from __future__ import annotations
@@ -45,19 +45,21 @@ from .labels import sampled_labels
 NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
 SUMS = 4  # of error_products, before those of gradients
 PIECE = 1 << 16  # elements that are rounded at a time
+TIPPED = 1.0  # nats that a token costs at most, however large its square: docs/sensitivity.md
 
 # What a chunk leaves of a site and format. A cost is nats per scored token.
 COLUMNS = (
     "value_sq",  # <x, x> over the chunk
     "error_sq",  # <e, e>
     "along",  # c = <e, x> / <x, x>
-    "blocks",  # cost of r = e - c x, by blocks of equal tokens
+    "blocks",  # cost of r = e - c x, by blocks of equal tokens; of a token it is bounded
     "cross",  # cost of c x and r together
     "by_token",  # of r, token by token
     "neighbours",  # of r, by blocks of tokens that follow one another
     "by_element",  # of r, element by element: the diagonal of the Fisher matrix
     "whole_by_token",  # of e itself, token by token: for comparison
     "whole_by_element",  # and element by element
+    "unbounded",  # of r, by blocks of equal tokens, without a bound
     "largest",  # the share of one block of r in all of them
 )
 COSTS = set(COLUMNS[3:-1])
@@ -310,34 +312,63 @@ def costs(own: np.ndarray, errors: np.ndarray, rows: int, same: np.ndarray) -> n
     """
     samples = own.shape[1] - SUMS
     with np.errstate(all="ignore"):
-        x_sq, _, x_worth, _ = _sums(own[None])[0]
-        e_sq, e_x, e_worth, e_x_worth = _sums(errors).T
+        x_sq = _sums(own[None])[0, 0]
+        e_sq, e_x, e_worth, _ = _sums(errors).T
         c = np.divide(e_x, x_sq, out=np.zeros_like(e_x), where=x_sq > 0)
         of_e, of_x = _by_token(errors, rows), -_by_token(own[None], rows)[0]
         of_r = of_e - c[:, None, None] * of_x
         tokens = of_r.shape[2]
         same = same[len(same) - tokens :]
+        unbounded = _total(_half_square(_alike(of_r, same)))
+        # as if an error were as much smaller where its token's cost is bounded
+        nats = _half_square(of_r)
+        of_r *= np.sqrt(_bound(nats))[:, None, :]
         blocks, x_blocks = _alike(of_r, same), _alike(of_x, same)
         squares = blocks * blocks
         total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
-        neighbours = _alike(of_r, np.arange(tokens) // NEIGHBOURS)
+        # below 0 by rounding alone
+        elements = np.maximum(_worth_by_token(own[None], errors, c, rows), 0.0) / 2
         found = {
             "value_sq": np.broadcast_to(x_sq, e_sq.shape),
             "error_sq": e_sq,
             "along": c,
             "blocks": total / (2 * samples),
             "cross": c * _total(blocks * x_blocks) / samples,
-            "by_token": _total(of_r * of_r) / (2 * samples),
-            "neighbours": _total(neighbours * neighbours) / (2 * samples),
-            # below 0 by rounding alone
-            "by_element": np.maximum(e_worth - c * (2 * e_x_worth - c * x_worth), 0.0) / 2,
-            "whole_by_token": _total(of_e * of_e) / (2 * samples),
+            "by_token": _total(_half_square(of_r)),
+            "neighbours": _total(_half_square(_alike(of_r, np.arange(tokens) // NEIGHBOURS))),
+            "by_element": _total(elements * _bound(elements)),
+            "whole_by_token": _total(_half_square(of_e)),
             "whole_by_element": e_worth / 2,
+            "unbounded": unbounded,
             "largest": np.divide(largest, total, out=np.zeros_like(total), where=total > 0),
         }
         table = np.stack([found[name] for name in COLUMNS], axis=1)
     table[~np.isfinite(table).all(axis=1)] = np.nan
     return table
+
+
+def _half_square(products: np.ndarray) -> np.ndarray:
+    """Nats that each block or token costs: half the mean square over samples, the second axis."""
+    total: np.ndarray = (products * products).sum(axis=1) / (2 * products.shape[1])
+    return total
+
+
+def _bound(nats: np.ndarray) -> np.ndarray:
+    """What tokens' costs are multiplied by: 1 where they are small, so that none is above TIPPED."""
+    over = nats / TIPPED
+    return np.asarray(1 / np.sqrt(1 + over * over))
+
+
+def _worth_by_token(own: np.ndarray, errors: np.ndarray, c: np.ndarray, rows: int) -> np.ndarray:
+    """Sum of g^2 r^2 of each token, (formats, tokens)."""
+
+    def of(products: np.ndarray, column: int) -> np.ndarray:
+        each = products[:, :, column].astype(np.float64)
+        total: np.ndarray = each.reshape(len(each), -1, rows).sum(axis=2)
+        return total
+
+    c = c[:, None]
+    return of(errors, 2) - c * (2 * of(errors, 3) - c * of(own, 2))
 
 
 def _mean_square(grads: np.ndarray) -> np.ndarray:
