@@ -50,6 +50,17 @@ def test_what_is_scored_of_an_answer():
     assert one.longest == 7
 
 
+def test_a_question_that_ends_in_a_space(tiny):
+    """The space is the answer's, as lm-eval has it."""
+    spaced, plain = (
+        Item("f", (question,) * 2, rests, frozenset({0}))
+        for question, rests in (("Hello world ", ("of the", "and")), ("Hello world", (" of the", " and")))
+    )
+    one, other = encoded(spaced, tiny.tokenizer), encoded(plain, tiny.tokenizer)
+    assert (one.sequences, one.begins, one.first) == (other.sequences, other.begins, other.first)
+    assert one.begins == (len(tiny.tokenizer.encode("Hello world")),) * 2
+
+
 @pytest.mark.parametrize(
     ("answers", "by_token", "begins"),
     [

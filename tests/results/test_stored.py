@@ -69,6 +69,9 @@ SETTINGS = [
     ({"norms": {}}, "norms is not a list of kind, layer and rows"),
     ({"norms": [["ffn_norm", "0", 7]]}, "norms is not a list"),
     ({"norms": [["attn_norm", 0, 7]]}, r"matches no site|no norm"),
+    ({"base_model": "b.gguf"}, "base_model_sha256 is not text"),
+    ({"base_model": "b.gguf", "base_model_sha256": "12"}, "base_model_sha256 is none"),
+    ({"base_model_sha256": "0" * 64}, "base_model is not text"),
     ({"machine": [[[[[[[[[]]]]]]]]]}, "settings is nested too deeply"),
 ]
 ROWS = [

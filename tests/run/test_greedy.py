@@ -75,6 +75,16 @@ def test_where_another_leaves_it(tiny, executor, rule):
     assert agreeing(Context(tiny, 128, executor), PROMPT, text) == (N, None)
 
 
+@pytest.mark.parametrize(("rule", "parts"), [("l_out[*]=int8", [8, 8, 8, 4]), ("l_out[*]=int8:tensor", [28])])
+def test_a_scale_over_a_tensor_is_the_whole_texts(tiny, executor, monkeypatch, rule, parts):
+    monkeypatch.setattr("fq.run.greedy.ROWS", 8)
+    context, seen = Context(tiny, 128, executor, rule), []
+    evaluate = context.eval
+    monkeypatch.setattr(context, "eval", lambda ids, *rest: (seen.append(len(ids)), evaluate(ids, *rest))[1])
+    agreeing(context, PROMPT, list(range(2, 2 + N)))
+    assert seen == parts
+
+
 def test_what_is_not_finite(tmp_path, executor):
     context = Context(overflowing(tmp_path / "m.gguf"), 128, executor, OVERFLOWS)
     with pytest.raises(NotFiniteError, match="greedy text: the logits are not finite"):

@@ -23,8 +23,9 @@ def alone(model, executor, ids, first, rule=None):
 @pytest.fixture
 def sequences(tiny):
     rng = np.random.default_rng(2)
-    begin = rng.integers(0, tiny.hparams.n_vocab, 20).tolist()
-    return [begin + rng.integers(0, tiny.hparams.n_vocab, n).tolist() for n in (1, 9, 30)]
+    most = tiny.hparams.n_vocab - 1
+    begin = rng.integers(0, most, 20).tolist()
+    return [begin + rng.integers(0, most, n).tolist() for n in (1, 9, 30)]
 
 
 @pytest.mark.parametrize("rule", [None, RULE, "l_out[*]=int8:tensor"])
@@ -32,8 +33,9 @@ def sequences(tiny):
 def test_each_is_as_if_it_were_alone(tiny, executor, sequences, rule, batch):
     likelihoods = Likelihoods(tiny, 128, executor, rule, batch=batch)
     first = [20, 17, 22]
-    for _ in range(2):  # nothing is left of what came before
-        for found, ids, at in zip(likelihoods.of(sequences, first), sequences, first, strict=True):
+    others = [[token + 1 for token in ids] for ids in sequences]
+    for some in (sequences, others, sequences):  # nothing is left of what came before
+        for found, ids, at in zip(likelihoods.of(some, first), some, first, strict=True):
             nll, likeliest = alone(tiny, executor, ids, at, rule)
             assert found.log_p.tolist() == (-nll).tolist() and found.finite
             assert found.greedy == (likeliest.tolist() == ids[at:])
@@ -53,9 +55,16 @@ def test_greedy(tiny, executor):
     ids = [5, 6, 7]
     for _ in range(4):
         ids.append(int(Context(tiny, 128, executor).eval(ids).argmax()))
-    likelihoods = Likelihoods(tiny, 128, executor)
-    other = [*ids[:-1], (ids[-1] + 1) % tiny.hparams.n_vocab]
-    assert [one.greedy for one in likelihoods.of([ids, other], [3, 3])] == [True, False]
+    vocab = tiny.hparams.n_vocab
+    last, first = [*ids[:-1], (ids[-1] + 1) % vocab], [*ids[:3], (ids[3] + 1) % vocab, *ids[4:]]
+    for batch in (2, 512):
+        likelihoods = Likelihoods(tiny, 128, executor, batch=batch)
+        assert [one.greedy for one in likelihoods.of([ids, last], [3, 3])] == [True, False]
+        # what follows another token is the likeliest there
+        found = first[:4]
+        while len(found) < len(ids):
+            found.append(int(Context(tiny, 128, executor).eval(found).argmax()))
+        assert [one.greedy for one in likelihoods.of([found], [3])] == [False]
 
 
 def test_logits_that_are_not_finite(tmp_path, executor):

@@ -34,7 +34,7 @@ def wilson_interval(hits: int, n: int) -> Interval | None:
 def mcnemar_p(lost: int, gained: int) -> float:
     """The chance, were items as likely lost as gained, that they are divided as unevenly as this or more."""
     n, few = lost + gained, min(lost, gained)
-    if 2 * few >= n - 1:
+    if not n:
         return 1.0
     # that a binomial variable of n halves is at most few
     return min(2 * beta_cdf(0.5, n - few, few + 1), 1.0)
