@@ -9,14 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FqError
-from ..gguf import cache
 from ..measure.chunks import Chunks, Settings
 from ..measure.divergence import Divergence
 from ..run.context import Context
-from ..run.model import Model, check_same_vocabulary
+from ..run.model import Model
 from ..words import ascii_safe, table
 from .files import SAMPLE_TEXT, check_outputs, read_text
-from .options import add_model, add_seed, check_seed, executor_of, find_model, numerics
+from .options import (
+    add_activations,
+    add_base_model,
+    add_json,
+    add_model,
+    add_seed,
+    add_threads,
+    check_seed,
+    executor_of,
+    inputs_of,
+    models_of,
+    numerics,
+)
 from .outcome import Outcome, print_figures
 from .progress import progress
 from .rules import add_fake_quant, fake_quant_of
@@ -46,26 +57,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-n", "--predict", type=int, default=128, metavar="N", help="tokens of text (default %(default)s)"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-generation token")
-    parser.add_argument(
-        "--base-model", metavar="MODEL", help="another file of the same vocabulary as the baseline"
-    )
+    add_base_model(parser, "as the baseline")
     add_model(parser)
     add_seed(parser, "stochastic rounding and dither")
-    parser.add_argument(
-        "-t",
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads (default: the processors that this process may use)",
-    )
-    parser.add_argument(
-        "--activations",
-        choices=("exact", "ggml"),
-        default="exact",
-        help="inputs of matrix products: float32, or rounded as ggml does for the weight's type "
-        "(default %(default)s)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+    add_threads(parser)
+    add_activations(parser)
+    add_json(parser)
     add_fake_quant(parser)
 
 
@@ -76,15 +73,10 @@ def main(args: argparse.Namespace) -> int:
     if args.prompt_tokens < 1:
         raise FqError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
     source = args.prompts_file or args.file
-    inputs = {"the model": cache.location(args.model), "the text": source or SAMPLE_TEXT}
-    if args.base_model:
-        inputs["the baseline's model"] = cache.location(args.base_model)
-    check_outputs({"--json": args.json}, inputs)
+    check_outputs({"--json": args.json}, inputs_of(args) | {"the text": source or SAMPLE_TEXT})
     text, name = read_text(source)
     start = time.perf_counter()
-    model = Model(find_model(args.model, args.offline))
-    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else model
-    check_same_vocabulary(model, base_model)
+    model, base_model = models_of(args)
     fake_quant = fake_quant_of(args, model)
     if fake_quant is None and base_model is model:
         raise FqError("there is nothing to compare: --fake-quant RULE, or --base-model")

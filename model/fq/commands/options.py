@@ -80,14 +80,7 @@ def add_evaluation(
 
     several  whether -c may be repeated: a list, or None where it is not given
     """
-    parser.add_argument(
-        "-t",
-        "--threads",
-        type=int,
-        default=None,
-        metavar="N",
-        help="threads (default: the processors that this process may use)",
-    )
+    add_threads(parser)
     repeated: dict[str, Any] = {"action": "append"} if several else {"default": n_ctx}
     parser.add_argument(
         "-c",
@@ -105,6 +98,22 @@ def add_evaluation(
         metavar="N",
         help="tokens per evaluation (default %(default)s)",
     )
+    add_activations(parser)
+    add_json(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="threads (default: the processors that this process may use)",
+    )
+
+
+def add_activations(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activations",
         choices=("exact", "ggml"),
@@ -112,7 +121,35 @@ def add_evaluation(
         help="inputs of matrix products: float32, or rounded as ggml does for the weight's type "
         "(default %(default)s)",
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
+
+
+def add_base_model(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "--base-model", metavar="MODEL", help=f"another file of the same vocabulary, {purpose}"
+    )
+
+
+def add_base_rules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-fake-quant", action="append", metavar="RULE", help="a rule of the baseline's; may be repeated"
+    )
+
+
+def models_of(args: argparse.Namespace) -> tuple[Model, Model]:
+    """(the model, whose the baseline is: --base-model's, or the same). Raises FqError where their logits are
+    not of the same tokens."""
+    from ..run.model import Model, check_same_vocabulary
+
+    model = Model(find_model(args.model, args.offline))
+    if not args.base_model:
+        return model, model
+    base_model = Model(find_model(args.base_model, args.offline))
+    check_same_vocabulary(model, base_model)
+    return model, base_model
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -320,8 +357,10 @@ def numerics(executor: Executor, activations: str = "exact") -> dict[str, Any]:
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, FileName]:
-    """The files that -m and -f name, for `check_outputs`."""
+    """The files that -m, --base-model and -f name, for `check_outputs`."""
     found: dict[str, FileName] = {"the model": cache.location(args.model)}
+    if getattr(args, "base_model", None):
+        found["the baseline's model"] = cache.location(args.base_model)
     if "file" in args:
         found["the text"] = args.file or SAMPLE_TEXT
     return found

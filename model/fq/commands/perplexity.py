@@ -13,7 +13,6 @@ import numpy as np
 from fq_kernels.rules import calibrations_of
 
 from ..errors import FqError
-from ..gguf import cache
 from ..measure.base_file import BaseFile, save_base
 from ..measure.perplexity import Perplexity
 from ..measure.who_pays import who_pays_text
@@ -21,6 +20,8 @@ from ..run.finite import not_finite_text
 from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (
+    add_base_model,
+    add_base_rules,
     add_evaluation,
     add_model,
     add_realisations,
@@ -53,18 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("exact", "ggml"),
         help="the baseline's activations, where they are to differ from --activations",
     )
-    parser.add_argument(
-        "--base-model",
-        metavar="MODEL",
-        help="another file of the same vocabulary as the baseline: what -m costs beside it, as "
-        "llama-perplexity's --kl-divergence says, without its 16-bit probabilities",
+    add_base_model(
+        parser,
+        "as the baseline: what -m costs beside it, as llama-perplexity's --kl-divergence says, without its "
+        "16-bit probabilities",
     )
-    parser.add_argument(
-        "--base-fake-quant",
-        action="append",
-        metavar="RULE",
-        help="a rule of the baseline's; may be repeated",
-    )
+    add_base_rules(parser)
     parser.add_argument(
         "--kl-divergence-base",
         metavar="FILE",
@@ -186,8 +181,6 @@ def _base_file(args: argparse.Namespace) -> BaseFile | None:
 def _check_base(args: argparse.Namespace, writes: bool) -> None:
     """That no output is the baseline's file, and no other's place."""
     inputs, base = inputs_of(args), args.kl_divergence_base
-    if args.base_model:
-        inputs["the baseline's model"] = cache.location(args.base_model)
     if base and not writes:
         inputs["the baseline's file"] = base
     if writes and base == "-":

@@ -16,7 +16,6 @@ from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
-from ..gguf import cache
 from ..measure.agreement import agreement, agreement_text
 from ..measure.cells import (
     AS_IT_IS,
@@ -40,6 +39,8 @@ from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (
     SCHEDULER_VARIABLE,
+    add_base_model,
+    add_base_rules,
     add_evaluation,
     add_memory_limit,
     add_model,
@@ -125,15 +126,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:TYPE]",
         help="a profile that those of --profile are compared with, in the place of the exact model",
     )
-    parser.add_argument(
-        "--base-model",
-        metavar="MODEL",
-        help="another file of the same vocabulary, which all is compared with; the model without a rule is "
-        "a cell, too",
-    )
-    parser.add_argument(
-        "--base-fake-quant", action="append", metavar="RULE", help="a rule of the baseline's; may be repeated"
-    )
+    add_base_model(parser, "which all is compared with; the model without a rule is a cell, too")
+    add_base_rules(parser)
     add_realisations(parser)
     parser.add_argument(
         "--resume",
@@ -181,9 +175,6 @@ def main(args: argparse.Namespace) -> int:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
     texts = {one.file: read_text(one.file) for one in each}
-    if args.base_model:
-        inputs["the baseline's model"] = cache.location(args.base_model)
-        check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
     model = Model(find_model(args.model, args.offline))
     base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
     tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}

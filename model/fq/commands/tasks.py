@@ -9,15 +9,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FqError
-from ..gguf import cache
 from ..measure.chunks import chunk_order
 from ..measure.tasks import SCORES, Tasks, encoded
 from ..run.likelihood import Likelihoods
-from ..run.model import Model, check_same_vocabulary
 from ..text.items import KINDS, read_items
 from ..words import table
 from .files import check_outputs
-from .options import add_evaluation, add_model, add_seed, check_seed, executor_of, find_model, numerics
+from .options import (
+    add_base_model,
+    add_base_rules,
+    add_evaluation,
+    add_model,
+    add_seed,
+    check_seed,
+    executor_of,
+    inputs_of,
+    models_of,
+    numerics,
+)
 from .outcome import Outcome, print_figures
 from .progress import progress
 from .rules import add_fake_quant, base_rules_of, fake_quant_of
@@ -47,12 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks-seed", type=int, default=0, metavar="N", help="of the random order, the same everywhere"
     )
-    parser.add_argument(
-        "--base-model", metavar="MODEL", help="another file of the same vocabulary as the baseline"
-    )
-    parser.add_argument(
-        "--base-fake-quant", action="append", metavar="RULE", help="a rule of the baseline's; may be repeated"
-    )
+    add_base_model(parser, "as the baseline")
+    add_base_rules(parser)
     add_model(parser)
     add_seed(parser, "stochastic rounding and dither")
     add_evaluation(parser, 0, "longest text in tokens; 0: as long as the longest item")
@@ -63,18 +68,13 @@ def main(args: argparse.Namespace) -> int:
     check_seed(args)
     if args.tasks < 0 or not 0 <= args.tasks_seed < 1 << 64:
         raise FqError("--tasks must be >= 0, --tasks-seed from 0 to 2**64 - 1")
-    inputs = {"the model": cache.location(args.model), "the items": args.file}
-    if args.base_model:
-        inputs["the baseline's model"] = cache.location(args.base_model)
-    check_outputs({"--json": args.json}, inputs)
+    check_outputs({"--json": args.json}, inputs_of(args) | {"the items": args.file})
     items = read_items(args.file, args.kind)
     n_file = len(items)
     if args.tasks:
         items = [items[i] for i in chunk_order(n_file, args.tasks_seed)[: args.tasks]]
     start = time.perf_counter()
-    model = Model(find_model(args.model, args.offline))
-    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else model
-    check_same_vocabulary(model, base_model)
+    model, base_model = models_of(args)
     fake_quant = fake_quant_of(args, model)
     base_rules = base_rules_of(args, base_model)
     tokens = [encoded(item, model.tokenizer) for item in items]
