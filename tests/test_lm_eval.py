@@ -14,10 +14,11 @@ pytest.importorskip(
     "lm_eval", reason="lm-eval is too large for the test extra: it has a step of its own in CI"
 )
 
+from changed_models import OVERFLOWS, overflowing
 from command_line import HERE, environment
 from lm_eval.api.instance import Instance
 
-from fq import Context, FqError
+from fq import Context, FqError, NotFiniteError
 from fq.lm_eval import FqLM
 from fq.measure.statistics import score
 
@@ -102,10 +103,48 @@ def test_generated_text(lm):
     assert text(whole[4:6]) == whole[: whole.index(whole[4:6])]
     assert text([whole[5:7], whole[3:5]]) == whole[: min(whole.index(whole[5:7]), whole.index(whole[3:5]))]
     assert text([], do_sample=False, temperature=9.0) == whole
-    assert text([], do_sample=True, temperature=9.0) == text([], do_sample=True, temperature=9.0) != whole
+    assert text([], do_sample=False, temperature=9.0, top_k=-1, top_p=None) == whole
     assert text([], prompt="Hello world " * 200)  # cut at its beginning
     with pytest.raises(FqError, match="128 tokens to generate do not fit a context of 128"):
         text([], max_gen_toks=128)
+
+
+def test_texts_that_are_drawn(tiny_path):
+    """A text that is asked for again is another, and all are the same in another process."""
+    options = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 9.0, "top_k": None}
+
+    def texts():
+        lm = FqLM(model=str(tiny_path))
+        requests = instances("generate_until", *[("Hello world", dict(options))] * 3)
+        return lm.generate_until(requests, disable_tqdm=True)
+
+    assert len(set(texts())) == 3 and texts() == texts()
+
+
+def test_a_context_that_is_short(tiny_path):
+    lm = FqLM(model=str(tiny_path), max_length=16)
+    (found,) = lm.generate_until(instances("generate_until", ("Hello", {"until": []})), disable_tqdm=True)
+    assert found
+
+
+def test_what_is_not_finite_is_no_figure(tmp_path):
+    model = overflowing(tmp_path / "m.gguf").path
+    lm = FqLM(model=model, fake_quant=OVERFLOWS)
+    with pytest.raises(NotFiniteError, match="the logits are not finite"):
+        lm.loglikelihood(instances("loglikelihood", ("Hello", " world")), disable_tqdm=True)
+    with pytest.raises(NotFiniteError, match="the logits are not finite"):
+        lm.loglikelihood_rolling(instances("loglikelihood_rolling", ("Hello world",)), disable_tqdm=True)
+
+
+def test_the_cache_is_told_of_a_long_context_in_between(lm, monkeypatch):
+    monkeypatch.setattr("fq.lm_eval.MAX_TOGETHER", 4)
+    told, asked = [], []
+    monkeypatch.setattr(lm.cache_hook, "add_partial", lambda *of: told.append(of))
+    of = lm._likelihoods.of
+    monkeypatch.setattr(lm._likelihoods, "of", lambda *some: (asked.append(len(told)), of(*some))[1])
+    pairs = [("", f"Hello {i}") for i in range(10)]
+    lm.loglikelihood(instances("loglikelihood", *pairs), disable_tqdm=True)
+    assert asked == [0, 4, 8] and len(told) == 10
 
 
 def test_tokens(lm):
@@ -122,6 +161,9 @@ def test_tokens(lm):
     [
         ({"fake_quant": "nosuch=bf16"}, "nosuch"),
         ({"threads": 0}, "threads"),
+        ({"threads": "two"}, "threads must be a whole number"),
+        ({"max_length": "abc"}, "max_length must be a whole number"),
+        ({"seed": "x"}, "seed must be a whole number"),
         ({"max_length": 129}, "the model allows 1 to 128"),
         ({"model": "/nonexistent.gguf"}, "/nonexistent.gguf"),
     ],

@@ -4,7 +4,7 @@
 
 registers the model ``fq`` and runs lm-eval's own command; where lm-eval is called from Python, importing
 this module registers it. Log-likelihoods are made by the same sums as all of fq's figures, so that they
-depend on neither batch nor threads nor machine.
+depend on neither batch nor threads nor machine; under stochastic and first-call rules on what came before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 try:
@@ -28,16 +28,18 @@ except ImportError as e:
 from fq_kernels import Executor
 
 from .commands.rules import add_fake_quant, fake_quant_of
-from .errors import BAD_INPUT, FqError
+from .errors import BAD_INPUT, NOT_FINITE, FqError, NotFiniteError
 from .gguf.cache import find
 from .machine import default_threads
 from .run.context import Context
+from .run.finite import not_finite_text
 from .run.generation import Sampler, generate
 from .run.likelihood import Likelihoods
 from .run.model import Model
 
 MAX_LENGTH = 2048  # tokens, of a model whose context is longer
-MAX_GENERATED = 256  # tokens, where a task does not say
+MAX_GENERATED = 256  # tokens, where a task does not say, or half of the context
+MAX_TOGETHER = 64  # requests of one context, after which lm-eval's cache is told
 
 
 @register_model("fq")
@@ -73,9 +75,13 @@ class FqLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         """batch_size, max_batch_size and device, which lm-eval gives every model, change nothing."""
         super().__init__()
-        self.model = Model(find(model, offline=offline))
+        numbers = {"max_length": max_length, "threads": threads, "seed": seed}
+        for name, value in numbers.items():
+            if value is not None and not isinstance(value, int):
+                raise FqError(f"{name} must be a whole number, not {value!r}")
+        self.model = Model(find(str(model), offline=offline))
         most = self.model.hparams.n_ctx_train
-        self.max_length = min(most, MAX_LENGTH) if max_length is None else int(max_length)
+        self.max_length = min(most, MAX_LENGTH) if max_length is None else max_length
         parser = argparse.ArgumentParser()
         add_fake_quant(parser)
         args = parser.parse_args([])
@@ -90,7 +96,8 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         self._likelihoods = Likelihoods(
             self.model, self.max_length, self.executor, self.fake_quant, activations=activations
         )
-        self._activations, self._seed = activations, seed
+        self._seed = seed
+        self._samplers: dict[tuple[float, int, float], Sampler] = {}  # which draw on from text to text
 
     @property
     def context(self) -> Context:
@@ -131,7 +138,8 @@ class FqLM(TemplateLM):  # type: ignore[misc]
             self._likelihoods.on_step = bar.update
             # answers to one question come one after the other, and share it
             for _, group in groupby(requests, key=lambda request: request[1]):
-                results += self._of_one_context(list(group))
+                while some := list(islice(group, MAX_TOGETHER)):
+                    results += self._of_one_context(some)
         return results
 
     def _of_one_context(
@@ -151,6 +159,8 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         found = dict(zip(scored, self._likelihoods.of(*some) if scored else [], strict=True))
         for i, (key, _, _) in enumerate(requests):
             one = found.get(i)
+            if one is not None and not one.finite:
+                raise NotFiniteError(not_finite_text(f"{self.model.path}, request {key}", {}))
             answer = (0.0, True) if one is None else (float(one.log_p.sum()), one.greedy)
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
@@ -184,11 +194,11 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         until = options.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
         lengths = (options.get(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens"))
-        n = next((int(length) for length in lengths if length is not None), MAX_GENERATED)
+        usual = min(MAX_GENERATED, self.max_length // 2)
+        n = next((int(length) for length in lengths if length is not None), usual)
         if not 0 < n < self.max_length:
             raise FqError(f"{n} tokens to generate do not fit a context of {self.max_length}")
-        temp = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
-        sampler = Sampler(temp, int(options.get("top_k", 0)), float(options.get("top_p", 1.0)), self._seed)
+        sampler = self._sampler(options)
         ids = self.tok_encode(prompt)[-(self.max_length - n) :]
         context = self.context
         context.clear()
@@ -204,6 +214,14 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         text = text[: min((text.index(end) for end in until if end and end in text), default=len(text))]
         self.cache_hook.add_partial("generate_until", (prompt, options), text)
         return text
+
+    def _sampler(self, options: dict[str, Any]) -> Sampler:
+        """The same for the same options, so that a text that is asked for again is drawn anew."""
+        temp = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
+        if not temp:
+            return Sampler()
+        key = temp, max(int(options.get("top_k") or 0), 0), float(options.get("top_p") or 1.0)
+        return self._samplers.setdefault(key, Sampler(*key, self._seed))
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -227,9 +245,9 @@ def main() -> int:
 
     try:
         cli_evaluate()
-    except FqError as e:
+    except (FqError, OSError) as e:
         print(f"fq: error: {e}", file=sys.stderr)
-        return BAD_INPUT
+        return NOT_FINITE if isinstance(e, NotFiniteError) else BAD_INPUT
     return 0
 
 

@@ -74,6 +74,8 @@ def test_the_baseline_may_have_rules_and_be_another_file(tiny_path, items, tmp_p
     ("options", "words"),
     [
         (["--tasks", "-1"], "--tasks must be >= 0"),
+        (["--tasks-seed", "1"], "--tasks-seed is of the order of some"),
+        (["--tasks", "1", "--tasks-seed", "-1"], "--tasks-seed must be from 0"),
         (["-c", "5"], "do not fit a context of 5"),
         (["-b", "0"], "batch size must be at least 1"),
         (["--json", "{items}"], "is the items"),
@@ -133,6 +135,10 @@ def test_divergence_of_chunks_and_another_file(tiny_path, tmp_path):
         (["--fake-quant", RULE, "-n", "0"], "at least, not 0"),
         (["--fake-quant", RULE, "--prompts", "0"], "--prompts must be positive"),
         (["--fake-quant", RULE, "--prompt-tokens", "0"], "--prompt-tokens must be at least 1"),
+        (
+            ["--fake-quant", RULE, "--prompts-file", "x", "--prompt-tokens", "9"],
+            "--prompt-tokens is of chunks",
+        ),
         (["--fake-quant", RULE, "-n", "999"], "do not fit a context of 128"),
     ],
 )

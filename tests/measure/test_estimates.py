@@ -193,6 +193,7 @@ def test_a_model_error_holds_as_often_as_it_says():
         ({"blocks": 0.99 * LARGEST}, "bf16", ""),
         ({"unbounded": 1.01 * LARGEST}, "bf16", "large"),
         ({"unbounded": 0.99 * LARGEST}, "bf16", ""),
+        ({"blocks": 1.01 * LARGEST, "unbounded": 0.9 * LARGEST}, "bf16", "large"),
         ({}, "int8:tensor", "tensor"),
         ({"largest": 0.51}, "bf16", "one block"),
         ({"neighbours": 1.51e-4}, "bf16", "correlated"),

@@ -105,7 +105,10 @@ def test_survival_is_scipys(seed):
 def test_median_survival():
     curve = survival([1, 2, 3, 4, 5, 6], [True] * 6)
     median, (low, high) = median_survival(curve)
-    assert median == 3 and low is not None and low < 3 and (high is None or high > 3)
+    assert (median, low, high) == (3, 1, None)
+    # of few the curve's end, which has no interval, is none of the median's either
+    assert median_survival(survival([7], [True])) == (7, (None, None))
+    assert median_survival(survival([3, 10], [True, True])) == (3, (3, None))
     assert curve[-1].share == 0 and curve[-1].interval is None
     assert median_survival(survival([5] * 4, [False] * 4)) == (None, (None, None))
     assert survival([], []) == []

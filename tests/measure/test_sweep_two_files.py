@@ -121,7 +121,10 @@ def test_the_command(command, tmp_path):
     out, _ = fq("results", "1", "--store", tmp_path / "s.sqlite")
     assert "base   twin.gguf" in out and "=f16" in out
     fq("report", "1", "--store", tmp_path / "s.sqlite", "-o", tmp_path / "r.html")
-    assert "All is compared with another file, twin.gguf" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "All is compared with another file, twin.gguf" in page and "perplexity of the baseline" in page
+    assert "the unrounded model" not in page
+    assert all(group.get("additivity") is None for group in data["groups"])
 
 
 def test_runs_beside_other_files_are_others(command, tiny_path, tmp_path):
@@ -155,6 +158,31 @@ def test_shards_and_workers(command, tmp_path):
     fq("results", "1", "--store", tmp_path / "all", "--json", tmp_path / "merged")
     command(*rules, "--scheduler", "local:1", "--threads", 1, "--json", tmp_path / "workers", store="w")
     assert figures(tmp_path / "whole") == figures(tmp_path / "merged") == figures(tmp_path / "workers")
+
+
+def test_scales_of_the_baselines_rules_are_of_what_a_run_is(command, packed_path, tmp_path):
+    text = tmp_path / "t.txt"
+    rule = f"l_out=int4:scale=@{tmp_path}/cal.json"
+    texts = "Hello world of the and is it. " * 40, "It was in that on for with as to. " * 40
+    for i, some in enumerate(texts):
+        text.write_text(some)
+        fq(
+            "calibrate",
+            "-m",
+            packed_path,
+            "-f",
+            text,
+            "--sites",
+            "l_out",
+            "-c",
+            N_CTX,
+            "--chunks",
+            2,
+            "-o",
+            tmp_path / "cal.json",
+        )
+        _, err = command("--base-fake-quant", rule, *(["--resume"] if i else []))
+    assert "has no such run to go on with" in err
 
 
 def test_bad_requests(command, twin_path):

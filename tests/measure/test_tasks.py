@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from changed_models import OVERFLOWS, overflowing
@@ -48,6 +50,14 @@ def test_what_is_scored_of_an_answer():
     )
     assert one.by_token == ((5, 7), (5, 6)) and one.begins == (4, 4) and one.first == (4, 4)
     assert one.longest == 7
+
+
+@pytest.mark.parametrize("end", ["\n", "\t", ":\n\n"])
+def test_a_question_that_ends_in_white_space(tiny, end):
+    """It is the answer's, as lm-eval has it."""
+    one = encoded(question(f"Hello world{end}", "of the", "and"), tiny.tokenizer)
+    stripped = f"Hello world{end}".rstrip()
+    assert one.begins == (len(tiny.tokenizer.encode(stripped)),) * 2
 
 
 def test_a_question_that_ends_in_a_space(tiny):
@@ -106,8 +116,11 @@ def test_what_is_likeliest():
     assert found["acc_norm"][0] == 0 and found["acc_norm"][1] == pytest.approx([-5.5 / 25, -4.0 / 2])
     equal = chosen(one, continuations([-1.0, -1.0, -1.0, -1.0], [-3.0, -1.0]))
     assert equal["acc_token"][0] == 0 and equal["acc"][0] == 0  # the first of equals
-    lost = chosen(one, continuations([np.nan, -1.0, -1.0, -1.0], [-3.0, -1.0]))
-    assert lost["acc_token"][0] == 0 and lost["acc"][0] == -1 and lost["acc_norm"][0] == -1
+    # wherever it is that they are not finite
+    lost = chosen(
+        one, [replace(part, finite=i > 0) for i, part in enumerate(continuations([-1.0] * 4, [-9.0] * 2))]
+    )
+    assert {name: choice for name, (choice, _) in lost.items()} == dict.fromkeys(SCORES, -1)
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +207,24 @@ def test_what_is_not_finite(tmp_path, executor, items):
     list(run)
     data = run.result()
     assert data["not_finite"] == ["file: line 1"] * 2 and data["scores"]["acc"]["rounded"] == 0
+    assert data["ln_p_right"] == {"mean": None, "ci95": None, "n_items": 0}
     assert data["items"][0]["rounded"]["acc"] == -1
     with pytest.raises(NotFiniteError, match="baseline, file: line 1: the logits are not finite"):
         list(Tasks(items[:2], Likelihoods(model, 64, executor, OVERFLOWS)))
+
+
+def test_what_is_not_finite_leaves_the_others_figures(tiny, executor, items):
+    run = Tasks(items[:6], Likelihoods(tiny, 64, executor), Likelihoods(tiny, 64, executor, COARSE))
+    list(run)
+    whole = run.result()["ln_p_right"]
+    run._found[2][1]["acc"] = (-1, [float("nan")] * 4)
+    left = run.result()["ln_p_right"]
+    assert whole["n_items"] == 6 and left["n_items"] == 5 and np.isfinite(left["mean"]) and left != whole
+
+
+def test_a_text_that_is_none_is_named(tiny):
+    with pytest.raises(FqError, match="file: line 1: the text holds lone surrogates"):
+        encoded(question("\ud800", "a", "b"), tiny.tokenizer)
 
 
 def test_an_item_that_does_not_fit(tiny, executor, items):

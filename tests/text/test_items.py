@@ -64,7 +64,13 @@ def test_json_lines(read):
         {"question": "Q?", "choices": ["a", "b c"], "answer": 1},
         {"question": "R", "choices": ["x", "y"], "answer": 0},
     ]
-    first, second = read("\n\n".join(map(json.dumps, lines)) + "\n", "multiple-choice")
+    text = "\n\n".join(map(json.dumps, lines)) + "\n"
+    for before in ("\ufeff", "\n", "  "):
+        assert [item.rests for item in read(before + text, "multiple-choice")] == [
+            (" a", " b c"),
+            (" x", " y"),
+        ]
+    first, second = read(text, "multiple-choice")
     assert first.rests == (" a", " b c") and first.right == {1} and second.right == {0}
     assert second.where == "items: line 3"
 
@@ -92,7 +98,7 @@ def test_json_lines(read):
         ('{"question": "q", "choices": ["a"], "answer": 0}', "multiple-choice", "1 answers; there must be 2"),
         ("{" * 100_000, "multiple-choice", "no JSON"),
         (b"\x01\x00", "multiple-choice", "the file ends before it does"),
-        (struct.pack("<I", 2**32 - 1), "multiple-choice", "the file ends before it does"),
+        (struct.pack("<I", 2**24 - 1), "multiple-choice", "the file ends before it does"),
         (struct.pack("<III", 1, 8, 2**32 - 1), "multiple-choice", "item 1: the file ends before it does"),
         (binary(("q", ["a", "b"], [0, 0])), "multiple-choice", "item 1: no answer, or one that there is not"),
         (binary(("q", ["a"] * (MAX_ANSWERS + 1), [1] * (MAX_ANSWERS + 1))), "multiple-choice", "101 answers"),

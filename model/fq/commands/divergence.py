@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,8 @@ from .progress import progress
 from .rules import add_fake_quant, fake_quant_of
 from .show import fake_quant_text
 
+PROMPT_TOKENS = 64
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
@@ -51,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="prompts: chunks in one random order, or the first lines; -1 for all (default %(default)s)",
     )
     parser.add_argument(
-        "--prompt-tokens", type=int, default=64, metavar="N", help="of a chunk (default %(default)s)"
+        "--prompt-tokens", type=int, metavar="N", help=f"of a chunk (default {PROMPT_TOKENS})"
     )
     parser.add_argument(
         "-n", "--predict", type=int, default=128, metavar="N", help="tokens of text (default %(default)s)"
@@ -70,6 +73,9 @@ def main(args: argparse.Namespace) -> int:
     check_seed(args)
     if args.prompts < -1 or args.prompts == 0:
         raise FqError(f"--prompts must be positive, or -1 for all, not {args.prompts}")
+    if args.prompts_file and args.prompt_tokens is not None:
+        raise FqError("--prompt-tokens is of chunks, and --prompts-file has whole prompts")
+    args.prompt_tokens = PROMPT_TOKENS if args.prompt_tokens is None else args.prompt_tokens
     if args.prompt_tokens < 1:
         raise FqError(f"--prompt-tokens must be at least 1, not {args.prompt_tokens}")
     source = args.prompts_file or args.file
@@ -81,6 +87,8 @@ def main(args: argparse.Namespace) -> int:
     if fake_quant is None and base_model is model:
         raise FqError("there is nothing to compare: --fake-quant RULE, or --base-model")
     prompts = _prompts(args, model, text)
+    if args.prompts > len(prompts):
+        print(f"fq: there are {len(prompts)} prompts, not {args.prompts}", file=sys.stderr)
     n_ctx = max(map(len, prompts)) + max(args.predict, 1)
     most = min(model.hparams.n_ctx_train, base_model.hparams.n_ctx_train)
     stop: frozenset[int] = frozenset() if args.ignore_eos else frozenset(model.tokenizer.eog_ids)

@@ -250,7 +250,7 @@ def _sweep(
     share = ALL if args.shard is None else Share.parse(args.shard)
     start = time.perf_counter()
     asked = _cells(args, model)
-    engine = None if args.baseline is None else profile_cells(model, [args.baseline])[0]
+    engine = None if args.baseline is None else profile_cells(base_model or model, [args.baseline])[0]
     baseline = () if engine is None else engine.rules
     if (base_rules := base_rules_of(args, base_model or model)) is not None:
         if engine is not None:
@@ -276,6 +276,7 @@ def _sweep(
         say_if_short(args, run.text.n)
         digest = text_sha256(text)
         rules = [parse_rule(rule) for cell in run.cells for rule in cell.rules]
+        rules += map(parse_rule, baseline)
         found = calibrations_of(rules, digest)
         calibrated = {"calibrations": found} if found else {}
         named = {} if engine is None else {"baseline_profile": engine.name}

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="items, the beginning of one random order of all; 0 for all (the default)",
     )
     parser.add_argument(
-        "--tasks-seed", type=int, default=0, metavar="N", help="of the random order, the same everywhere"
+        "--tasks-seed", type=int, metavar="N", help="of the random order, the same everywhere (default 0)"
     )
     add_base_model(parser, "as the baseline")
     add_base_rules(parser)
@@ -66,13 +66,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     check_seed(args)
-    if args.tasks < 0 or not 0 <= args.tasks_seed < 1 << 64:
-        raise FqError("--tasks must be >= 0, --tasks-seed from 0 to 2**64 - 1")
+    if args.tasks < 0:
+        raise FqError(f"--tasks must be >= 0, not {args.tasks}")
+    if args.tasks_seed is not None and not args.tasks:
+        raise FqError("--tasks-seed is of the order of some of the items: --tasks N")
+    if not 0 <= (seed := args.tasks_seed or 0) < 1 << 64:
+        raise FqError("--tasks-seed must be from 0 to 2**64 - 1")
     check_outputs({"--json": args.json}, inputs_of(args) | {"the items": args.file})
     items = read_items(args.file, args.kind)
     n_file = len(items)
     if args.tasks:
-        items = [items[i] for i in chunk_order(n_file, args.tasks_seed)[: args.tasks]]
+        items = [items[i] for i in chunk_order(n_file, seed)[: args.tasks]]
     start = time.perf_counter()
     model, base_model = models_of(args)
     fake_quant = fake_quant_of(args, model)
@@ -143,7 +147,8 @@ def tasks_text(data: Mapping[str, Any]) -> str:
         interval = ""
         if change["ci95"] is not None:
             interval = f"  95 % over items: {change['ci95'][0]:+.3e} to {change['ci95'][1]:+.3e}"
-        lines.append(f"ln p of the right answer, mean change  {change['mean']:+.3e}{interval}")
+        if change["mean"] is not None:
+            lines.append(f"ln p of the right answer, mean change  {change['mean']:+.3e}{interval}")
     if data["not_finite"]:
         n, first = len(data["not_finite"]), data["not_finite"][0]
         lines.append(

@@ -218,7 +218,7 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     holds = {
         "unmeasured": np.broadcast_to(~found.scaled[:, None], found.kld.shape),
         "not finite": ~np.isfinite(found.kld),
-        "large": found.unbounded > LARGEST,
+        "large": np.maximum(found.kld, found.unbounded) > LARGEST,
         "far": (np.abs(found.figures["along"]) > FAR) & (found.share_along > ONE_PART),
         "tensor": np.broadcast_to(tensor, found.kld.shape),
         "one block": (found.figures["largest"] > ONE_PART) & matters,

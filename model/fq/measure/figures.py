@@ -30,8 +30,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     [best, worst] within its group, 1 being the largest mean KL: what is ordered is told by
     `inference.Ordering` over these, and ``pairs`` says how many pairs there are, how many of them are
     ordered, and how many chunks the next one needs. A group's ``additivity`` is the mean KL of all its sites
-    together over the sum of the single ones, its interval that of `inference.ratio_test`. All over the same
-    chunks. A cell with realisations has what they say together of the perplexity (`realisations.summary`),
+    together over the sum of the single ones, its interval that of `inference.ratio_test`; there is none beside
+    a baseline that is not the model without rules. All over the same chunks. A cell with realisations has what they say together of the perplexity (`realisations.summary`),
     ``resolved`` among all that have any. A unit without a step has ``in_company``: how much more the mean
     KL is with it.
 
@@ -78,7 +78,10 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
         entry["sites"] = _sites(values, cell, [one.counts for one in left])
         entries.append(entry)
     _realisations(entries)
-    groups = [_group(name, entries) for name in dict.fromkeys(e["group"] for e in entries if e["group"])]
+    # beside another baseline each cell has what the model itself costs in it, so that nothing adds up
+    adds_up = not (about.get("base_model") or about.get("baseline"))
+    names = dict.fromkeys(e["group"] for e in entries if e["group"])
+    groups = [_group(name, entries, adds_up) for name in names]
     return result | {"cells": entries, "groups": groups}
 
 
@@ -147,7 +150,7 @@ def _sites(values: Mapping[Value, int], cell: Cell, counts: Sequence[np.ndarray]
     return [counter.as_dict() for counter in rules.matched]
 
 
-def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _group(name: str, entries: list[dict[str, Any]], adds_up: bool) -> dict[str, Any]:
     mine = [entry for entry in entries if entry["group"] == name]
     single = [entry for entry in mine if entry["kind"] in RANKED]
     finite = [e for e in single if not e["not_finite_tokens"] and chunk_klds(e).any()]
@@ -172,9 +175,10 @@ def _group(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
             }
         if entry["kind"] == "together":
             group["kld_together"] = entry["comparison"]["mean_kld"]
-            ratio = group["kld_together"] / total if total else math.nan
+            ratio = group["kld_together"] / total if total and adds_up else math.nan
             group["additivity"] = ratio if math.isfinite(ratio) else None
-            test = ratio_test(chunk_klds(entry), np.sum([chunk_klds(e) for e in single], axis=0))
+            alone = np.sum([chunk_klds(e) for e in single], axis=0)
+            test = ratio_test(chunk_klds(entry), alone) if adds_up else None
             group["additivity_ci95_chunks"] = None if test is None else test.interval
     return group
 

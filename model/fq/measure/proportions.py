@@ -109,14 +109,9 @@ def median_survival(curve: Sequence[Survival]) -> tuple[int | None, tuple[int | 
     The interval is that of Brookmeyer and Crowley, Biometrics 38 (1982), on ln(-ln S).
     """
 
-    def first(value: object) -> int | None:
-        assert callable(value)
-        return next((at.time for at in curve if value(at) <= 0.5), None)
-
-    def low(at: Survival) -> float:
-        return at.interval[0] if at.interval else at.share
-
-    def high(at: Survival) -> float:
-        return at.interval[1] if at.interval else at.share
-
-    return first(lambda at: at.share), (first(low), first(high))
+    found = next((at.time for at in curve if at.share <= 0.5), None)
+    # where nobody is left, no end is known
+    low, high = (
+        next((at.time for at in curve if at.interval and at.interval[end] <= 0.5), None) for end in (0, 1)
+    )
+    return found, (low, high)

@@ -249,6 +249,7 @@ class Sweep:
                 next(mine)  # without rules, which is no baseline here
                 for it_is in again:
                     yield next(base if it_is else mine)
+            next(mine, None)  # what it holds is given back
 
     def find_lost(self) -> None:
         """Fill in `not_finite` for cells that `finished` was given, as by a run that is gone on with."""

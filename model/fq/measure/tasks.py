@@ -26,7 +26,7 @@ from ..errors import FqError, NotFiniteError
 from ..run.finite import not_finite_text
 from ..run.likelihood import Continuation, Likelihoods, common_prefix
 from ..text.items import Item
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer, TokenizerError
 from .inference import mean_interval
 from .proportions import mcnemar_p, tango_interval, wilson_interval
 
@@ -61,20 +61,23 @@ class Encoded:
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """With BOS where the vocabulary has one, and no EOS: a text goes on."""
-    ids = tokenizer.encode(text, add_special=False)
+    ids = list(tokenizer.encode(text, add_special=False))
     return [tokenizer.bos_id, *ids] if tokenizer.add_bos and tokenizer.bos_id is not None else ids
 
 
 def encoded(item: Item, tokenizer: Tokenizer) -> Encoded:
     """Raises FqError for an item of which nothing can be scored."""
     texts = [context + rest for context, rest in zip(item.contexts, item.rests, strict=True)]
-    sequences = tuple(_ids(tokenizer, text) for text in texts)
+    try:
+        sequences = tuple(_ids(tokenizer, text) for text in texts)
+    except TokenizerError as e:
+        raise FqError(f"{item.where}: {e}") from None
     if min(map(len, sequences)) < 2:
         raise FqError(f"{item.where}: a text of one token has nothing to score")
     # of texts that one begins another, or that are alike, a token is scored all the same; the first never is
     prefix = min(common_prefix([np.array(one) for one in sequences]), *(len(one) - 1 for one in sequences))
     prefix = max(prefix, 1)
-    given = [len(_ids(tokenizer, context.rstrip(" "))) for context in item.contexts]
+    given = [len(_ids(tokenizer, context.rstrip())) for context in item.contexts]
     begins = tuple(min(max(n, 1), len(one) - 1) for n, one in zip(given, sequences, strict=True))
     if item.follows:
         apart = all(len(one) - prefix > AFTER_CHOICE for one in sequences)
@@ -89,7 +92,8 @@ def encoded(item: Item, tokenizer: Tokenizer) -> Encoded:
 
 
 def chosen(one: Encoded, found: Sequence[Continuation]) -> dict[str, tuple[int, list[float]]]:
-    """By score: the likeliest answer, the first of equals, and what all were compared by."""
+    """By score: the likeliest answer, the first of equals, or -1 where logits are not finite; and what all
+    were compared by."""
     by_token, sums = [], []
     for part, (start, end), begin, first in zip(found, one.by_token, one.begins, one.first, strict=True):
         some = part.log_p[start - first : end - first]
@@ -98,9 +102,8 @@ def chosen(one: Encoded, found: Sequence[Continuation]) -> dict[str, tuple[int, 
     lengths = [max(len(rest.removeprefix(" ")), 1) for rest in one.item.rests]
     by_character = [total / n for total, n in zip(sums, lengths, strict=True)]
     values = {"acc_token": by_token, "acc": sums, "acc_norm": by_character}
-    return {
-        name: (int(np.argmax(some)) if np.isfinite(some).all() else -1, some) for name, some in values.items()
-    }
+    finite = all(part.finite for part in found)
+    return {name: (int(np.argmax(some)) if finite else -1, some) for name, some in values.items()}
 
 
 class Tasks:
@@ -163,7 +166,7 @@ class Tasks:
 
         ``items`` has of each what was chosen by the baseline and, with a rule, the rounded model, with the
         sums of ln p that acc compares. ``ln_p_right`` is the mean change of the right answer's sum, over
-        items: finer than which answer is the likeliest.
+        items that are finite: finer than which answer is the likeliest.
         """
         n, paired = self.done, len(self._runs) == 2
         chance = [len(one.item.right) / len(one.sequences) for one in self.items[:n]]
@@ -212,4 +215,6 @@ class Tasks:
                 for one, (base, rounded) in zip(self.items, self._found, strict=False)
             ]
         )
-        return {"mean": float(changes.mean()), "ci95": mean_interval(changes)}
+        changes = changes[np.isfinite(changes)]
+        mean = float(changes.mean()) if len(changes) else None
+        return {"mean": mean, "ci95": mean_interval(changes), "n_items": len(changes)}

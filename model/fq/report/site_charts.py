@@ -55,7 +55,7 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
         key,
         "perplexity",
         "Perplexity ratio by layer",
-        "Change of the perplexity against the unrounded model, (ratio − 1) in %, with 95 % intervals over "
+        "Change of the perplexity against the baseline, (ratio − 1) in %, with 95 % intervals over "
         f"chunks, {_of_what(groups)}. Each panel has a scale of its own.",
         f"Change of the perplexity by layer, with intervals. All together: {'; '.join(said)}.",
         figure,

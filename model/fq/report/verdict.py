@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..measure.inference import ENOUGH_CHUNKS, LEVEL, MIN_CHUNKS
@@ -39,12 +39,12 @@ def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[St
     if not data["n_chunks"]:
         return said
     groups = [group for group in groups_of(data) if group.singles and not group.control]
-    control = _control(data)
+    control, other = _control(data), bool(data.get("baseline") or data.get("base_model"))
     if control.tone:
         said.append(control)
     if data.get("base_model"):
-        other = plain(os.path.basename(data["base_model"]))
-        text = f"All is compared with another file, {other}: a figure holds what this one costs beside it."
+        file = plain(os.path.basename(data["base_model"]))
+        text = f"All is compared with another file, {file}: a figure holds what this one costs beside it."
         said.append(_statement("Baseline", text, tone="warning"))
     if data.get("baseline"):
         rules = listed([plain(rule) for rule in data["baseline"]])
@@ -64,13 +64,20 @@ def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[St
     for group in groups:
         name = f": {group.name}" if len(groups) > 1 else ""
         lines = layers_text(group), chunks_text(group), additivity(group), perplexity_text(group)
-        said.append(_statement(f"Which layers{name}", *lines, noise_text(group)))
+        # of noise beside another baseline most would be what the model itself costs
+        said.append(_statement(f"Which layers{name}", *lines, "" if other else noise_text(group)))
     said += _few_tokens(data)
     if elsewhere is not None:
         said.append(_statement("Elsewhere", *elsewhere.lines()))
     if not control.tone:
         said.append(control)
-    return [*said, _how_sure(data)]
+    said.append(_how_sure(data))
+    return [replace(one, lines=tuple(map(_of_baseline, one.lines))) for one in said] if other else said
+
+
+def _of_baseline(text: str) -> str:
+    """What is said of the unrounded model elsewhere, where the baseline is another."""
+    return text.replace("the unrounded model", "the baseline").replace(" unrounded, changes", ", changes")
 
 
 def _partial(data: dict[str, Any]) -> list[Statement]:
@@ -94,7 +101,8 @@ def _control(data: dict[str, Any]) -> Statement:
     if control["exactly_zero"]:
         text = (
             "The baseline run a second time differs from itself by exactly 0 in every figure, as it must: "
-            "whatever is above 0 here is the rounding's doing."
+            "whatever is above 0 here is "
+            + ("what the two files differ by." if data.get("base_model") else "the rounding's doing.")
         )
         return _statement("Control", text)
     text = "The baseline run a second time does NOT come out as 0: no figure of this run can be trusted."

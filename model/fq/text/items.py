@@ -91,12 +91,13 @@ def _winogrande(name: str, content: bytes) -> Iterator[Item]:
 
 def _multiple_choice(name: str, content: bytes) -> Iterator[Item]:
     """llama-perplexity's binary file, or a line of JSON each: question, choices, answer."""
-    if content[:1] == b"{":
+    # a number of items has a byte of 0, which no text has
+    if b"\0" not in content[:4]:
         yield from _json_lines(name, content)
         return
     reader = _Reader(name, content)
     (n,) = reader.numbers(1)
-    reader.numbers(n)  # where each begins, which follows from the rest
+    reader.take(4 * n)  # where each begins, which follows from the rest
     for i in range(n):
         where = reader.where = f"{name}: item {i + 1}"
         question = reader.string()
@@ -155,7 +156,7 @@ class _Reader:
 
 def _text(where: str, content: bytes) -> str:
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         raise FqError(f"{where}: not UTF-8 at byte {e.start}") from None
 
