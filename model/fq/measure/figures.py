@@ -30,10 +30,10 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     [best, worst] within its group, 1 being the largest mean KL: what is ordered is told by
     `inference.Ordering` over these, and ``pairs`` says how many pairs there are, how many of them are
     ordered, and how many chunks the next one needs. A group's ``additivity`` is the mean KL of all its sites
-    together over the sum of the single ones, its interval that of `inference.ratio_test`; there is none beside
-    a baseline that is not the model without rules. All over the same chunks. A cell with realisations has what they say together of the perplexity (`realisations.summary`),
-    ``resolved`` among all that have any. A unit without a step has ``in_company``: how much more the mean
-    KL is with it.
+    together over the sum of the single ones, its interval that of `inference.ratio_test`; there is none
+    beside a baseline that is not the model without rules. All over the same chunks. A cell with realisations
+    has what they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have
+    any. A unit without a step has ``in_company``: how much more the mean KL is with it.
 
     Cells that an extension has yet to bring up to the others are left out and named in ``behind``.
 
