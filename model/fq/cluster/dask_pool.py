@@ -139,6 +139,7 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
                         processes=True,
                         memory_limit=None,
                         dashboard_address=None,
+                        scheduler_kwargs={"dashboard_address": ":0"},  # any port: another may be there
                         silence_logs=logging.CRITICAL,
                     )
                 )
