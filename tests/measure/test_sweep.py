@@ -122,8 +122,8 @@ def test_memory_is_bounded_and_nothing_else_changes(tiny, tokens, executor):
         started(tiny, tokens, executor, cells, memory_limit=1_000_000)
     least = int(str(e.value).split()[-2]) * 1_000_000
     run = started(tiny, tokens, executor, cells, memory_limit=least + 500_000)
-    assert 1 <= run._per_group
-    run._per_group = 2
+    assert 1 <= run.cells_at_a_time
+    run.cells_at_a_time = 2
     # the baseline runs once more for each further group of a chunk
     assert run.steps == started(tiny, tokens, executor, cells).steps + CHUNKS * 3 * run._fork.steps(
         None, N_CTX - 1, N_CTX // 2
@@ -148,7 +148,7 @@ def test_the_memory_is_what_the_limit_is_held_against(tmp_path, executor, batch)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    fixed, cell = run._memory()
+    fixed, cell = run.memory
     scratch = executor.threads * 4 * PANEL_ELEMENTS
     assert fixed + len(cells) * cell - scratch < 1.3 * peak and peak < fixed + len(cells) * cell
     assert len(cells) * cell > 0.2 * peak  # the cells' share is worth the test

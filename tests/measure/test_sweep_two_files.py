@@ -47,13 +47,13 @@ def test_each_cell_is_perplexitys(models, tokens, executor, base_rules, memory):
             model, tokens, cells(model), base_model=base, baseline=base_rules, memory_limit=limit, **how
         )
 
-    limit = None if memory is None else sum(sweep()._memory())  # one cell at a time
+    limit = None if memory is None else sum(sweep().memory)  # one cell at a time
     run = sweep(limit)
     steps, done = run.steps, []
     run.on_step = lambda: done.append(1)
     list(run)
     if limit is not None:
-        assert run._per_group == 1
+        assert run.cells_at_a_time == 1
     assert len(done) == steps
     data = run.result()
     assert data["base_model"] == base.path

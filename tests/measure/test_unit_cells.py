@@ -175,7 +175,7 @@ def test_a_seeded_baseline_falls_the_same_whatever_runs_beside_it(tiny, tokens):
     for limit in (None, 1):
         with Executor(1) as executor:
             sweep = Sweep(tiny, tokens, cells, executor=executor, n_ctx=24, baseline=rules)
-            sweep._per_group = limit or sweep._per_group
+            sweep.cells_at_a_time = limit or sweep.cells_at_a_time
             list(sweep)
         found.append(sweep.result())
     assert found[0]["cells"] == found[1]["cells"] and found[0]["cells"][0]["exactly_zero"]

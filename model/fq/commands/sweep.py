@@ -29,6 +29,7 @@ from ..measure.cells import (
 )
 from ..measure.chunks import Chunks
 from ..measure.figures import add_nodes
+from ..measure.forecast import forecast
 from ..measure.noise import with_noise
 from ..measure.share import Share
 from ..measure.sweep import ALL, Sweep
@@ -141,6 +142,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="run the I-th of N equal parts alone, whole chunks first, into a store of its own; fq results "
         "merge joins them (docs/scale-out.md)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what it would take: cells, memory, the store, and by a probe of ten seconds the time",
+    )
     add_scheduler(parser)
     add_memory_limit(parser)
     add_store(parser)
@@ -168,6 +174,8 @@ def main(args: argparse.Namespace) -> int:
     each = _each(args)
     if args.shard and len(each) > 1:
         raise FqError("a shard is of one run: one -f, one -c")
+    if args.dry_run and (len(each) > 1 or args.resume or args.scheduler):
+        raise FqError("--dry-run is of one run from its beginning in this process: one -f, one -c")
     if args.shard and args.scheduler:
         raise FqError("--shard is for processes without a scheduler; workers divide the work themselves")
     inputs: dict[str, Any] = {}
@@ -207,7 +215,8 @@ def _all(
 ) -> int:
     if len(each) == 1:
         outcome, data = sweep(each[0])
-        print_figures(_shard_text(data) if args.shard else sweep_text(data), data, args.json)
+        shown = forecast_text if args.dry_run else _shard_text if args.shard else sweep_text
+        print_figures(shown(data), data, args.json)
         return outcome.status
     runs, worst = [], 0
     for one in each:
@@ -274,6 +283,8 @@ def _sweep(
 
         run = sweep_of(asked)
         say_if_short(args, run.text.n)
+        if args.dry_run:
+            return Outcome(), {"model": model.path, "text": text_name} | forecast(run)
         digest = text_sha256(text)
         rules = [parse_rule(rule) for cell in run.cells for rule in cell.rules]
         rules += map(parse_rule, baseline)
@@ -391,6 +402,27 @@ def _more(args: argparse.Namespace, about: Run) -> Run:
         raise FqError("--resume --realisations: name the --sites or the --format that are to fall anew")
     named = args.sites or args.format or args.noise or args.cumulative or args.norm_unit or args.profile
     return replace(about, cells=about.cells if named else (), settings=settings)
+
+
+def forecast_text(data: dict[str, Any]) -> str:
+    def size(n: int) -> str:
+        return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+    lines = [
+        f"cells   {data['n_cells']}, {data['n_chunks']} chunks of {data['n_ctx']}: "
+        f"{data['chunks_of_cells']} chunks of cells",
+        f"memory  {size(data['memory_bytes'])}, {data['cells_at_a_time']} cells at a time, and the model's "
+        f"{size(data['model_bytes'])}",
+    ]
+    if data["store_bytes"] is not None:
+        lines.append(f"store   some {size(data['store_bytes'])}")
+    if data["seconds"] is None:
+        return "\n".join([*lines, "time    not known: no layer ended within the probe"])
+    seconds = data["seconds"]
+    units = (7200, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds")
+    long = next(f"{seconds / unit:.3g} {name}" for least, unit, name in units if seconds >= least)
+    lines.append(f"time    some {long} on {data['threads']} threads")
+    return "\n".join(lines)
 
 
 def _shard_text(data: dict[str, Any]) -> str:

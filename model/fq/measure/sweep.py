@@ -41,6 +41,8 @@ class Sweep:
     memory_limit   bytes; cells are taken in groups that fit. None: all at once
     share          what of it is run here, by default all
     on_step        called as a variant has passed a layer, `steps` times in all
+    cells_at_a_time, memory
+                   how many cells pass a layer together, and bytes: what all take, and each of these
 
     ``finished`` holds what each (cell, chunk) left, by indices; what is in it already is not
     run again: so a finished sweep is extended, by cells after those that it had and by chunks. A
@@ -97,7 +99,7 @@ class Sweep:
         of_fork = self.settings.n_ctx, executor, batch, self.settings.activations
         self._fork = Fork(model, *of_fork, self._baseline if base is model else None)
         self._base_fork = None if base_model is None else Fork(base_model, *of_fork, self._baseline)
-        self._per_group = self._cells_that_fit(memory_limit)
+        self.cells_at_a_time = self._cells_that_fit(memory_limit)
         self._reference = Reference(executor)
 
     def __repr__(self) -> str:
@@ -107,7 +109,8 @@ class Sweep:
             f"{len(self.finished)} of {of} ended>"
         )
 
-    def _memory(self) -> tuple[int, int]:
+    @property
+    def memory(self) -> tuple[int, int]:
         """Bytes that a sweep takes at most whatever the cells, and for each cell at a time.
 
         A cell holds its residual between two layers, and before its first node what later ones read.
@@ -143,7 +146,7 @@ class Sweep:
         """How many cells at a time."""
         if limit is None:
             return len(self.cells)
-        fixed, cell = self._memory()
+        fixed, cell = self.memory
         if limit < fixed + cell:
             raise FqError(
                 f"a memory limit of {limit / 1e6:.0f} MB is too little for one cell, "
@@ -163,7 +166,7 @@ class Sweep:
             if self._key(i) not in done:
                 first.setdefault(self._key(i), i)
         left = list(first.values())
-        return [left[b : b + self._per_group] for b in range(0, len(left), self._per_group)]
+        return [left[b : b + self.cells_at_a_time] for b in range(0, len(left), self.cells_at_a_time)]
 
     def _model_of(self, i: int) -> Model:
         """Whose a cell's rules are."""
