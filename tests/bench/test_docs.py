@@ -204,7 +204,7 @@ def test_the_commands_see_the_text_and_no_folder_of_this_machine(tmp_path):
     block = python("import os; print(open('wiki.test.raw').read(), sorted(os.listdir()))")
     assert docs.output(block, text) == "words ['docs', 'wiki.test.raw']"
     block = Block("b", "a.md", (f"{docs.LLAMA_PYTHON} -c 'print(1)'",), minutes=0)
-    assert docs.output(block, python=sys.executable) == "1"
+    assert docs.output(block, programs={docs.LLAMA_PYTHON: sys.executable}) == "1"
 
 
 def test_a_command_that_fails(tmp_path):
@@ -276,7 +276,10 @@ def test_what_cannot_be_made_is_left_out_or_refused(capsys):
         "replication",
     ]
     assert "bench.docs: peers is left out: needs -f TEXT\n" in capsys.readouterr().err
-    assert [b.name for b in docs.chosen(docs.parse(["-f", "x", "--llama-python", "y"]))] == list(BY_NAME)
+    given = ["-f", "x", "--llama-python", "y", "--llama-perplexity", "z"]
+    assert [b.name for b in docs.chosen(docs.parse(given))] == list(BY_NAME)
+    some = [b.name for b in docs.chosen(docs.parse(given[:4]))]
+    assert set(BY_NAME) - set(some) == {"two files", "tasks"}
     with pytest.raises(ValueError, match="formats needs -f TEXT"):
         docs.chosen(docs.parse(["--only", "sample", "formats"]))
 
