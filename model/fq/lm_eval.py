@@ -31,10 +31,10 @@ from .commands.rules import add_fake_quant, fake_quant_of
 from .errors import BAD_INPUT, NOT_FINITE, FqError, NotFiniteError
 from .gguf.cache import find
 from .machine import default_threads
+from .measure.likelihood import Likelihoods
 from .run.context import Context
 from .run.finite import not_finite_text
 from .run.generation import Sampler, generate
-from .run.likelihood import Likelihoods
 from .run.model import Model
 
 MAX_LENGTH = 2048  # tokens, of a model whose context is longer

@@ -9,10 +9,10 @@ import pytest
 from changed_models import OVERFLOWS, overflowing
 
 from fq import Context, FqError, NotFiniteError
+from fq.measure.likelihood import Continuation, Likelihoods
 from fq.measure.proportions import mcnemar_p, tango_interval, wilson_interval
 from fq.measure.statistics import score
 from fq.measure.tasks import SCORES, Encoded, Tasks, chosen, encoded
-from fq.run.likelihood import Continuation, Likelihoods
 from fq.text.items import Item
 
 COARSE = "*[*].raw=fp4_e2m1"
@@ -164,7 +164,7 @@ def test_figures(tiny, executor, items):
         assert one["difference_ci95"] == tango_interval(lost, gained, 50) and one["p"] == mcnemar_p(
             lost, gained
         )
-        assert run.share(name) == one["base"] and run.share(name, 1) == one["rounded"]
+    assert run.share == data["scores"]["acc_token"]["base"]
     assert sum(one["answers_changed"] for one in data["scores"].values()), "the rule shows nothing"
     changes = [
         np.mean([entry["rounded"]["ln_p"][i] - entry["base"]["ln_p"][i] for i in entry["right"]])

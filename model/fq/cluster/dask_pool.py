@@ -128,9 +128,8 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
             if threads is not None and threads < 1:
                 raise FqError(f"--threads: threads must be at least 1, not {threads}")
             each = threads or max(default_threads() // n, 1)
-            # Dask would have memory given back as soon as it is free, and pages that are fresh each time
-            # take a fifth of a sweep
-            # and its profiler, which looks at all threads a hundred times a second, a thirtieth
+            # Dask would have memory given back as soon as it is free: pages that are fresh each time take a
+            # fifth of a sweep, and its profiler, a hundred looks at all threads a second, a thirtieth
             quiet = {ENVIRONMENT: {"OPENBLAS_NUM_THREADS": 1}, "distributed.worker.profile.enabled": False}
             stack.enter_context(dask.config.set(quiet))
             with _without_ctrl_c():

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import FqError
 from ..measure.chunks import chunk_order
+from ..measure.likelihood import Likelihoods
 from ..measure.tasks import SCORES, Tasks, encoded
-from ..run.likelihood import Likelihoods
 from ..text.items import KINDS, read_items
 from ..words import table
 from .files import check_outputs
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
         run = Tasks(tokens, baseline, rounded)
         outcome = Outcome()
         with outcome.watched():
-            where = lambda _: f"[{run.done}/{len(tokens)}] {100 * run.share():.2f} %"  # noqa: E731
+            where = lambda _: f"[{run.done}/{len(tokens)}] {100 * run.share:.2f} %"  # noqa: E731
             for _ in progress(run, where, lambda _: None):
                 pass
         outcome.lost = bool(run.not_finite)

@@ -24,10 +24,10 @@ from fq_kernels import default_fpu
 
 from ..errors import FqError, NotFiniteError
 from ..run.finite import not_finite_text
-from ..run.likelihood import Continuation, Likelihoods, common_prefix
 from ..text.items import Item
 from ..text.tokenizer import Tokenizer, TokenizerError
 from .inference import mean_interval
+from .likelihood import Continuation, Likelihoods, common_prefix
 from .proportions import mcnemar_p, tango_interval, wilson_interval
 
 SCORES = {
@@ -124,6 +124,7 @@ class Tasks:
         self.items = items
         self._runs = [baseline] if rounded is None else [baseline, rounded]
         self._found: list[list[dict[str, tuple[int, list[float]]]]] = []
+        self._right_so_far = 0  # of the baseline, by acc_token
         self.not_finite: list[int] = []
         self.on_step: Callable[[], Any] = lambda: None
 
@@ -150,12 +151,13 @@ class Tasks:
                     self.not_finite.append(position)
                 answers.append(chosen(one, found))
             self._found.append(answers)
+            self._right_so_far += self._right(position, "acc_token", 0)
             yield position
 
-    def share(self, score: str = "acc_token", run: int = 0) -> float:
-        """Of items so far, that are right."""
-        hits = [self._right(position, score, run) for position in range(self.done)]
-        return sum(hits) / max(len(hits), 1)
+    @property
+    def share(self) -> float:
+        """Of items so far, that the baseline has right, by acc_token."""
+        return self._right_so_far / max(self.done, 1)
 
     def _right(self, position: int, score: str, run: int) -> bool:
         return self._found[position][run][score][0] in self.items[position].item.right

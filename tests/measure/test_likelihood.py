@@ -7,8 +7,8 @@ import pytest
 from changed_models import OVERFLOWS, overflowing
 
 from fq import Context, FqError
+from fq.measure.likelihood import Likelihoods, common_prefix
 from fq.measure.statistics import score
-from fq.run.likelihood import Likelihoods, common_prefix
 
 RULE = "ffn_norm[*].raw=fp8_e4m3fn"
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fq_kernels import Executor, default_fpu, log_sum_exp
+from fq_kernels import Executor
 from fq_kernels.rules import FakeQuant, Rules
 
 from ..errors import FqError
-from .context import Context
-from .finite import all_finite, in_batches
-from .model import Model
+from ..run.context import Context
+from ..run.finite import all_finite, in_batches
+from ..run.model import Model
+from .statistics import score
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,12 @@ class Likelihoods:
         parts = [self.context.eval(part, wanted).copy() for part, wanted in in_batches(ids, first, batch)]
         return [part for part in parts if len(part)]
 
-    @default_fpu()
     def _scored(self, parts: list[np.ndarray], targets: np.ndarray) -> Continuation:
         log_p, greedy, finite, done = [], True, True, 0
         for logits in parts:
             some = targets[done : done + len(logits)]
             done += len(logits)
-            sums = log_sum_exp(logits, executor=self.context.executor)
-            at = np.take_along_axis(logits, some[:, None], axis=1)[:, 0]
-            with np.errstate(invalid="ignore"):
-                log_p.append((at - sums[:, 0]) - sums[:, 1])
+            log_p.append(-score(logits, some, self.context.executor))
             greedy &= bool((logits.argmax(axis=1) == some).all())
             finite &= all_finite(logits)
         return Continuation(np.concatenate(log_p), greedy, finite)
