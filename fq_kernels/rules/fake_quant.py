@@ -77,6 +77,11 @@ class FakeQuant:
         return f"<FakeQuant {rules_text(self.rules)}: {len(self.matched)} sites, {rounded} rows rounded>"
 
     @property
+    def whole_tensor(self) -> bool:
+        """Whether a rule's scale is over all rows that come together."""
+        return any(fmt.whole_tensor for rule in self.rules for fmt in rule.formats)
+
+    @property
     def norms(self) -> tuple[Place, ...]:
         return tuple(value.place for value in self.values if value.is_norm)
 

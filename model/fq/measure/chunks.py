@@ -102,8 +102,8 @@ class Settings:
 
 def batch_of(settings: Settings, rules: Iterable[FakeQuant | None]) -> int:
     """Tokens per evaluation: all of a chunk where a scale is over a tensor, which is the chunk's."""
-    formats = [fmt for each in rules if each is not None for rule in each.rules for fmt in rule.formats]
-    return settings.n_ctx if any(fmt.whole_tensor for fmt in formats) else settings.batch
+    whole = any(each.whole_tensor for each in rules if each is not None)
+    return settings.n_ctx if whole else settings.batch
 
 
 def check_activations(name: str, whose: str = "") -> None:

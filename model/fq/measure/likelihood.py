@@ -57,8 +57,7 @@ class Likelihoods:
         if batch < 1:
             raise FqError(f"batch size must be at least 1, not {batch}")
         self.context = Context(model, n_ctx, executor, fake_quant, activations=activations)
-        formats = [fmt for rule in self.context.fake_quant.rules for fmt in rule.formats]
-        self._whole = any(fmt.whole_tensor for fmt in formats)
+        self._whole = self.context.fake_quant.whole_tensor
         self._batch, self.on_step = batch, on_step
 
     def of(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> list[Continuation]:

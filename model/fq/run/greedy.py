@@ -57,8 +57,7 @@ def agreeing(context: Context, prompt: Sequence[int], text: Sequence[int]) -> tu
 
 def _likeliest(context: Context, ids: Sequence[int], first: int) -> np.ndarray:
     """After each token from ``first`` on, the token with the largest logit."""
-    formats = [fmt for rule in context.fake_quant.rules for fmt in rule.formats]
-    batch = len(ids) if any(fmt.whole_tensor for fmt in formats) else ROWS
+    batch = len(ids) if context.fake_quant.whole_tensor else ROWS
     found = []
     for part, wanted in in_batches(np.asarray(ids, np.int64), first, batch):
         logits = context.eval(part, wanted)
