@@ -1,7 +1,6 @@
 """Builds the one extension module; everything else is in pyproject.toml."""
 
 import os
-import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,7 +95,16 @@ KERNELS = {
 }
 if SIMDE:
     KERNELS["x86_64"]["avx512"] = SIMDE_FLAGS
-MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+
+
+def kernels_for(platform):
+    """That table's part for what is built for, as sysconfig.get_platform() has it: linux-aarch64, win-amd64.
+
+    Where a compiler crosses that is not the host.
+    """
+    machine = platform.rpartition("-")[2].lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    return KERNELS.get(machine, {"scalar": SCALAR_FLAGS})
 
 
 class BuildKernels(build_ext):
@@ -115,7 +123,7 @@ class BuildKernels(build_ext):
                 depends=ext.depends,
             )
 
-        sets = KERNELS.get(MACHINE, {"scalar": SCALAR_FLAGS})
+        sets = kernels_for(self.plat_name)
         # the longest first, so that no processor waits for it in the end
         files = {f"{SRC}/kernels_{isa}.c": COMMON_FLAGS + flags for isa, flags in reversed(sets.items())}
         for source in ext.sources:

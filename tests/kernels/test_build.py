@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import runpy
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+import fq_kernels
 
 ROOT = Path(__file__).parents[2]
 UNIT = '#include "common.h"\nint unit(float f) { return (int)fq_bits(f); }\n'
@@ -107,3 +110,32 @@ assert before == after, (hex(before), hex(after))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "built_for, sets",
+    [
+        ("linux-x86_64", ["scalar", "sse2", "avx2", "avx512"]),
+        ("win-amd64", ["scalar", "sse2", "avx2", "avx512"]),
+        ("linux-aarch64", ["scalar", "neon"]),
+        ("macosx-11.0-arm64", ["scalar", "neon"]),
+        ("macosx-10.9-universal2", ["scalar"]),
+        ("linux-riscv64", ["scalar"]),
+    ],
+)
+def test_the_sets_are_those_of_what_is_built_for(setup_py, monkeypatch, built_for, sets):
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    assert list(setup_py["kernels_for"](built_for)) == sets
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="CPUID is x86's")
+def test_what_the_processor_has_is_found():
+    flags = set(
+        re.findall(r"\S+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0])
+    )
+    there = ["scalar", "sse2"]
+    if flags >= {"avx2", "fma", "f16c"}:
+        there.append("avx2")
+        if flags >= {"avx512f", "avx512bw", "avx512dq", "avx512vl"}:
+            there.append("avx512")
+    assert fq_kernels.supported_isas() == there
