@@ -7,8 +7,9 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -182,30 +183,44 @@ def main(args: argparse.Namespace) -> int:
     for one in each:
         inputs |= {f"{what} {one.file}" if len(each) > 1 else what: x for what, x in inputs_of(one).items()}
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs)
-    texts = {one.file: read_text(one.file) for one in each}
-    model = Model(find_model(args.model, args.offline))
-    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
-    tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
+    with _workers(args, lambda: _Inputs.of(args, each)) as (found, pool):
+        return _all(args, each, lambda one: _sweep(one, found, pool))
 
-    for one in each[1:]:  # what is wrong with a later one is found out before the first
-        Chunks(model, tokens[one.file], settings_of(one))
-    with _workers(args) as pool:
-        return _all(
-            args, each, lambda one: _sweep(one, model, base_model, *texts[one.file], tokens[one.file], pool)
-        )
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the runs read: texts by file, with what each is called, and their tokens."""
+
+    model: Model
+    base_model: Model | None
+    texts: Mapping[str | None, tuple[str, str]]
+    tokens: Mapping[str | None, Sequence[int]]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, each: Sequence[argparse.Namespace]) -> _Inputs:
+        texts = {one.file: read_text(one.file) for one in each}
+        model = Model(find_model(args.model, args.offline))
+        base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
+        tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
+        for one in each[1:]:  # what is wrong with a later one is found out before the first
+            Chunks(model, tokens[one.file], settings_of(one))
+        return cls(model, base_model, texts, tokens)
 
 
 @contextlib.contextmanager
-def _workers(args: argparse.Namespace) -> Iterator[Pool | None]:
-    """Those of a scheduler; None where there is none."""
+def _workers(args: argparse.Namespace, read: Callable[[], _Inputs]) -> Iterator[tuple[_Inputs, Pool | None]]:
+    """The inputs, and the workers of a scheduler; None where there is none."""
     where = args.scheduler or (None if args.shard else os.environ.get(SCHEDULER_VARIABLE))
     if where is None:
-        yield None
+        yield read(), None
         return
     from ..cluster.dask_pool import dask_pool
 
-    with dask_pool(where, args.threads) as pool:
-        yield pool
+    # a cluster is two seconds in starting, and the text is tokenised meanwhile
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(read)
+        with dask_pool(where, args.threads) as pool:
+            yield found.result(), pool
 
 
 def _all(
@@ -245,16 +260,10 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
     ]
 
 
-def _sweep(
-    args: argparse.Namespace,
-    model: Model,
-    base_model: Model | None,
-    text: str,
-    text_name: str,
-    tokens: Sequence[int],
-    pool: Pool | None,
-) -> tuple[Outcome, dict[str, Any]]:
+def _sweep(args: argparse.Namespace, found: _Inputs, pool: Pool | None) -> tuple[Outcome, dict[str, Any]]:
     """One run: how it ended, and its figures."""
+    model, base_model = found.model, found.base_model
+    (text, text_name), tokens = found.texts[args.file], found.tokens[args.file]
     limit = memory_limit_of(args.memory_limit)
     share = ALL if args.shard is None else Share.parse(args.shard)
     start = time.perf_counter()
@@ -288,8 +297,8 @@ def _sweep(
         digest = text_sha256(text)
         rules = [parse_rule(rule) for cell in run.cells for rule in cell.rules]
         rules += map(parse_rule, baseline)
-        found = calibrations_of(rules, digest)
-        calibrated = {"calibrations": found} if found else {}
+        scales = calibrations_of(rules, digest)
+        calibrated = {"calibrations": scales} if scales else {}
         named = {} if engine is None else {"baseline_profile": engine.name}
         if base_model is not None:
             named["base_model_sha256"] = sha256_of(*base_model.file.paths)
