@@ -46,7 +46,7 @@ def rms_norm_f32(
     with np.errstate(all="ignore"):
         mean = (sum_of_squares(x) / n).astype(np.float32)  # divided in double, rounded once
         scale = np.float32(1) / np.sqrt(mean + np.float32(eps))
-        y = (x * scale[..., np.newaxis]).reshape(-1, n)
+        y: Floats = (x * scale[..., np.newaxis]).reshape(-1, n)
         if weight is not None and point == "weighted":
             y = y * weight
         if quant is not None:
@@ -207,8 +207,10 @@ def inverse_root(v: np.float32, unit: NormUnit) -> np.float32:
     """1 / sqrt(v) as the unit computes it, before it is rounded to a format."""
     f32 = np.float32
     root = unit.inverse_root
+    y: np.float32
     if not (root.table_bits or root.newton) or not 0 < v < np.inf:
-        return f32(1) / np.sqrt(v)
+        exact: np.float32 = f32(1) / np.sqrt(v)
+        return exact
     if root.table_bits:
         f, exponent = math.frexp(float(v))
         f, exponent = 2 * f, exponent - 1  # 1 <= f < 2
@@ -250,7 +252,8 @@ def round_trip(x: Floats, quant: str | Format, *, first_index: int = 0) -> Float
 
 def bf16_to_float(bits: npt.NDArray[np.uint16]) -> Floats:
     """(...) uint16 bf16 codes -> float32: the upper half of the bits."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide: npt.NDArray[np.uint32] = bits.astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32)
 
 
 def float_to_bf16(
@@ -339,10 +342,12 @@ def random_bits(seed: int, first_index: int, shape: tuple[int, ...], n: int) -> 
     index = np.arange(size, dtype=np.uint64) + np.uint64((first_index + 1) % 2**64)
     start = _mix(np.array([seed], np.uint64))
     numbers = _mix(start + index * np.uint64(0x9E3779B97F4A7C15))
-    return (numbers >> np.uint64(64 - n)).astype(np.uint32).reshape(shape)
+    upper: npt.NDArray[np.uint64] = numbers >> np.uint64(64 - n)
+    return upper.astype(np.uint32).reshape(shape)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed

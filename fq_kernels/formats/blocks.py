@@ -101,7 +101,9 @@ def signed_largest(blocks: Floats) -> Floats:
     NaN where the block is not finite, +0 where it is zero.
     """
     at = np.abs(blocks).argmax(axis=1)
-    return finite_or_nan(np.take_along_axis(blocks, at[:, np.newaxis], axis=1)) + np.float32(0)
+    largest = finite_or_nan(np.take_along_axis(blocks, at[:, np.newaxis], axis=1))
+    largest += np.float32(0)
+    return largest
 
 
 # ---------------------------------------------------------------- rotation
@@ -138,7 +140,7 @@ def rotated(x: Floats, size: int) -> Floats:
 
     Twice is x again, but for rounding: in float32, the additions in the usual order of butterflies.
     """
-    parts = x.reshape(-1, size).copy()
+    parts: Floats = x.reshape(-1, size).copy()
     half = 1
     while half < size:
         pairs = parts.reshape(-1, size // (2 * half), 2, half)

@@ -50,17 +50,20 @@ def dithered(
 
 def uniform(x: Floats, seed: int) -> npt.NDArray[np.float64]:
     """For each element of x (rows, n) a number in [0, 1)."""
-    return (random_bits(x, seed) >> np.uint64(11)) * 2.0**-53
+    numbers: npt.NDArray[np.uint64] = random_bits(x, seed) >> np.uint64(11)
+    return numbers.astype(np.float64) * 2.0**-53
 
 
 def random_bits(x: Floats, seed: int) -> npt.NDArray[np.uint64]:
     """64 bits for each element of x (rows, n), C-contiguous rows: SplitMix64 from seed and row."""
     rows = np.array([zlib.crc32(row) for row in x.view(np.uint8)], np.uint64)
     start = _mix(_mix(np.array([seed], np.uint64)) ^ rows)[:, np.newaxis]
-    return _mix(start + _GOLDEN * np.arange(1, x.shape[1] + 1, dtype=np.uint64))
+    steps: npt.NDArray[np.uint64] = np.arange(1, x.shape[1] + 1, dtype=np.uint64) * _GOLDEN
+    return _mix(start + steps)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed

@@ -59,9 +59,10 @@ def _half(d: Floats) -> Floats:
 
 def _times_inverse(blocks: Floats, d: Floats) -> Floats:
     """blocks * (1 / d) with 1 / 0 = 0, and 0 where 1 / d overflows."""
-    inverse = np.float32(1) / d
+    inverse: Floats = np.float32(1) / d
     inverse[np.isinf(inverse)] = 0
-    return blocks * inverse
+    scaled: Floats = blocks * inverse
+    return scaled
 
 
 def q8_0(blocks: Floats, rounding: str = "nearest-away") -> Rounded:

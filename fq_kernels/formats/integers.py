@@ -29,7 +29,7 @@ from .kernels import BLOCKS, BY_OTHERS, BY_TENSOR, INT, ZERO_POINT, BlockRule, K
 def symmetric(blocks: Floats, top: int) -> Floats:
     """Codes -top ... top: x / scale, rounded to even; scale = largest |x| / top. All in float32."""
     scale = _symmetric_scale(largest_magnitude(blocks), top)
-    codes = np.rint(blocks / scale)
+    codes: Floats = np.rint(blocks / scale)
     codes += 0.0  # an integer has no -0
     codes *= scale
     return codes
@@ -37,7 +37,8 @@ def symmetric(blocks: Floats, top: int) -> Floats:
 
 def _symmetric_scale(largest: Floats, top: int) -> Floats:
     # a subnormal scale would have few bits of its own, or be 0
-    return np.maximum(largest / np.float32(top), SMALLEST_NORMAL)
+    scale: Floats = np.maximum(largest / np.float32(top), SMALLEST_NORMAL)
+    return scale
 
 
 def asymmetric(blocks: Floats, top: int) -> Floats:
@@ -46,7 +47,7 @@ def asymmetric(blocks: Floats, top: int) -> Floats:
     scale = (highest - lowest) / top with 0 counted among the values, so that 0 has a code.
     """
     scale, zero_point = _asymmetric_scale(*_range(blocks), top)
-    codes = np.rint(blocks / scale)
+    codes: Floats = np.rint(blocks / scale)
     codes += zero_point
     np.clip(codes, 0, top, out=codes)
     codes -= zero_point

@@ -80,7 +80,7 @@ def _mx(
         # E8M0: a power of two from 2**-127 to 2**127, or NaN
         half, exponent = np.frexp(largest)
         exponent = exponent - 1 + rounds_up[fmt.settings[0]](2 * half)
-        scale = np.ldexp(np.float32(1), np.clip(exponent - element.emax, -127, 127))
+        scale: Floats = np.ldexp(np.float32(1), np.clip(exponent - element.emax, -127, 127))
         scale[np.isnan(largest)] = np.nan
         return scale
 
@@ -159,7 +159,8 @@ class _Nvfp4:
 
     def outer_scale(self, largest: Floats, fmt: Format) -> Floats:
         """largest (k,), of each row or of the tensor."""
-        return np.maximum(finite_or_nan(largest) / np.float32(self.outer_top(fmt)), SMALLEST_NORMAL)
+        scale: Floats = np.maximum(finite_or_nan(largest) / np.float32(self.outer_top(fmt)), SMALLEST_NORMAL)
+        return scale
 
     def scales(self, blocks: Floats, rows: int, fmt: Format) -> tuple[Floats, Floats]:
         """What each block's own scale should be, and the outer one: (k, 1)."""

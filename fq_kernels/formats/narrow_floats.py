@@ -91,11 +91,13 @@ class NarrowFloat:
     def step(self, x: Floats) -> Floats:
         """Distance of the numbers around x, as if the range had no end."""
         exponent = np.maximum(np.frexp(x)[1] - 1, self.emin)
-        return np.ldexp(np.float32(1), exponent - self.m)
+        steps: Floats = np.ldexp(np.float32(1), exponent - self.m)
+        return steps
 
     def scale(self, largest: Floats) -> Floats:
         """That under which the largest magnitude becomes the largest number."""
-        return np.maximum(largest / np.float32(self.largest), SMALLEST_NORMAL)
+        scales: Floats = np.maximum(largest / np.float32(self.largest), SMALLEST_NORMAL)
+        return scales
 
     def count_from(self, rounding: str) -> float:
         """The smallest magnitude that counts as beyond the range: for nearest roundings the first that would

@@ -25,7 +25,7 @@ _OTHER_NUMBERS = 0x7369676E73  # than the dither of the same seed draws
 
 def _gaussian(x: Floats, rounded: Floats, seed: int) -> Floats:
     length = np.linalg.norm(rounded.astype(np.float64) - x, axis=1)
-    values = x.copy()
+    values: Floats = x.copy()
     for i in np.flatnonzero(length):
         row = zlib.crc32(x[i])
         noise = np.random.default_rng([row, seed] if seed else row).standard_normal(x.shape[1])

@@ -20,7 +20,8 @@ _HIF8_SMALLEST = 2.0**-22
 
 def _hif8_mantissa_bits(exponent: np.ndarray) -> np.ndarray:
     """What a sign, the prefix that says how long the exponent is, and the exponent leave of 8 bits."""
-    return 3 - np.searchsorted([4, 8, 16], np.abs(exponent), side="right").astype(np.int32)
+    bits: np.ndarray = 3 - np.searchsorted([4, 8, 16], np.abs(exponent), side="right").astype(np.int32)
+    return bits
 
 
 def _hif8_exponent(x: Floats) -> np.ndarray:

@@ -242,7 +242,8 @@ class FakeQuant:
         if read.rule is raw.rule is weighted.rule is None:
             for counter in counters:
                 counter.rows_seen += rows
-            return rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
+            rms_norm_f32(x, eps=eps, weight=weight, out=out, executor=executor)
+            return out
         wanted_raw, wanted_weighted = self._wanted(raw, rows), self._wanted(weighted, rows)
         if read.rule is None:
             read.add(rows, 0, n)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from .run.context import Context
     from .run.generation import Sampler, Timings, generate
     from .run.model import Model
-    from .text.tokenizer import Tokenizer, TokenizerError
+    from .text.tokenizer import Tokenizer
+    from .text.vocabulary import TokenizerError
 
 # name -> where it lives; looked up at first use, so that `fq --help` loads none of it
 _HOMES = {

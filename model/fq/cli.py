@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         args.command_line = shlex.join(["fq", *(sys.argv[1:] if argv is None else argv)])
         args.whole_parser = whole_parser
-        status = _module(args.command).main(args)
+        status: int = _module(args.command).main(args)
         sys.stdout.flush()
         return status
     except NotFiniteError as e:

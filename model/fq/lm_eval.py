@@ -178,7 +178,7 @@ class FqLM(TemplateLM):  # type: ignore[misc]
                 context_len=1,
             )
             pairs = [(None, *make_disjoint_window(window)) for window in windows]
-            found = [self._of_one_context([pair]) for pair in pairs]  # type: ignore[list-item]
+            found = [self._of_one_context([pair]) for pair in pairs]
             totals.append(sum(log_p for each in found for log_p, _ in each))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
         return totals

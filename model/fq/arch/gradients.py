@@ -79,7 +79,8 @@ def _by_rows(run: Differentiation, some: Callable[[slice], None], x: np.ndarray)
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Over the last axis, of products in float64."""
     total: np.ndarray = np.sum(a.astype(np.float64) * b, axis=-1)
-    return total / a.shape[-1]
+    total /= a.shape[-1]
+    return total
 
 
 def mul_mat(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
@@ -169,7 +170,8 @@ def _weights(scores: np.ndarray, hidden: np.ndarray, a: AttentionAttributes) -> 
 
 
 def _tanh(x: np.ndarray) -> np.ndarray:
-    return 1 - 2 / (exp(2 * np.clip(x, -300, 300)) + 1)
+    y: np.ndarray = 1 - 2 / (exp(2 * np.clip(x, -300, 300)) + 1)
+    return y
 
 
 def swiglu(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:

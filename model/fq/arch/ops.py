@@ -108,7 +108,9 @@ def _mul_mat(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
 
 def _add(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     x, y = inputs
-    return np.add(x, y, out=run.buffer(*x.shape))
+    out = run.buffer(*x.shape)
+    np.add(x, y, out=out)
+    return out
 
 
 def _rope(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
@@ -140,7 +142,8 @@ def _geglu(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
 def _scale(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     (x,) = inputs
     assert isinstance(node.attributes, ScaleAttributes)
-    return np.multiply(x, np.float32(node.attributes.factor), out=x)
+    np.multiply(x, np.float32(node.attributes.factor), out=x)
+    return x
 
 
 def _soft_cap(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:

@@ -121,6 +121,9 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
         raise FqError(
             "workers need the package distributed, which is not installed: pip install 'fq[dask]'"
         ) from None
+    # distributed has no types here
+    local_cluster: Callable[..., Any] = distributed.LocalCluster
+    client: Callable[..., Any] = distributed.Client
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is to be said we say
     with contextlib.ExitStack() as stack:
         if where.startswith(HERE):
@@ -134,7 +137,7 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
             stack.enter_context(dask.config.set(quiet))
             with _without_ctrl_c():
                 cluster = stack.enter_context(
-                    distributed.LocalCluster(
+                    local_cluster(
                         n_workers=n,
                         threads_per_worker=each,
                         processes=True,
@@ -146,11 +149,11 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
                 )
 
             def connect() -> Any:
-                return distributed.Client(cluster)
+                return client(cluster)
         else:
 
             def connect() -> Any:
-                return _connected(distributed.Client, where)
+                return _connected(client, where)
 
         pool = DaskPool(connect(), connect)
         stack.callback(pool.close)

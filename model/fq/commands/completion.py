@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
         for action in command._actions:
             kind = KINDS.get(str(action.metavar or action.dest.upper()))
             if kind is not None:
-                action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]
+                action.complete = getattr(shtab, kind)
     print(shtab.complete(parser, args.shell))
     return 0
 

@@ -72,7 +72,9 @@ class BaseFile:
         scale, least = np.ascontiguousarray(data[:, :4]).view("<f4").T
         if not (np.isfinite(scale).all() and np.isfinite(least).all() and (scale >= 0).all()):
             raise FqError(f"{self.path}: chunk {chunk + 1} has rows whose scale is none")
-        return data[:, 4 : 4 + self.n_vocab] * scale[:, None] + least[:, None]
+        log_p: np.ndarray = data[:, 4 : 4 + self.n_vocab] * scale[:, None]
+        log_p += least[:, None]
+        return log_p
 
 
 class BaseWriter:

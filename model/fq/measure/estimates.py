@@ -164,7 +164,8 @@ class Estimates:
     def spread(self) -> np.ndarray:
         """By which cells' own errors scale: how little their chunks, and their tokens, are alike."""
         se, largest = self.relative_se, self.figures["largest"]
-        return np.maximum(np.sqrt(se * se + largest * largest), LEAST_SPREAD)
+        spread: np.ndarray = np.maximum(np.sqrt(se * se + largest * largest), LEAST_SPREAD)
+        return spread
 
 
 def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimates:

@@ -190,9 +190,9 @@ def _carrying(values: np.ndarray) -> float:
 def _sums_without_each(values: np.ndarray) -> np.ndarray:
     """The sum of all others, for each; by addition, since a chunk may be nearly all of the sum."""
     zero = np.zeros(1)
-    before = np.cumsum(np.concatenate([zero, values[:-1]]))
-    after = np.cumsum(np.concatenate([zero, values[:0:-1]]))[::-1]
-    return before + after
+    before: np.ndarray = np.cumsum(np.concatenate([zero, values[:-1]]))
+    before += np.cumsum(np.concatenate([zero, values[:0:-1]]))[::-1]
+    return before
 
 
 def _log_ratio(ratio: float, se: float, df: float, n: int) -> RatioTest:

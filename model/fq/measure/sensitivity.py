@@ -368,15 +368,17 @@ def _worth_by_token(own: np.ndarray, errors: np.ndarray, c: np.ndarray, rows: in
         return total
 
     c = c[:, None]
-    return of(errors, 2) - c * (2 * of(errors, 3) - c * of(own, 2))
+    worth: np.ndarray = of(errors, 2) - c * (2 * of(errors, 3) - c * of(own, 2))
+    return worth
 
 
 def _mean_square(grads: np.ndarray) -> np.ndarray:
     """Of gradients (samples, rows, n), over the samples."""
-    total = grads[0] * grads[0]
+    total: np.ndarray = grads[0] * grads[0]
     for grad in grads[1:]:
         total += grad * grad
-    return np.divide(total, np.float32(len(grads)), out=total)
+    total /= np.float32(len(grads))
+    return total
 
 
 def _sums(products: np.ndarray) -> np.ndarray:

@@ -43,7 +43,8 @@ def _log_p_of(targets: np.ndarray, logits: np.ndarray, parts: np.ndarray) -> np.
     """ln p of a token in each row, of which log_sum_exp says the parts."""
     correct = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     with np.errstate(invalid="ignore"):
-        return (correct - parts[:, 0]) - parts[:, 1]
+        log_p: np.ndarray = (correct - parts[:, 0]) - parts[:, 1]
+    return log_p
 
 
 @dataclass

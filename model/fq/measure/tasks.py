@@ -25,7 +25,8 @@ from fq_kernels import default_fpu
 from ..errors import FqError, NotFiniteError
 from ..run.finite import not_finite_text
 from ..text.items import Item
-from ..text.tokenizer import Tokenizer, TokenizerError
+from ..text.tokenizer import Tokenizer
+from ..text.vocabulary import TokenizerError
 from .inference import mean_interval
 from .likelihood import Continuation, Likelihoods, common_prefix
 from .proportions import mcnemar_p, tango_interval, wilson_interval

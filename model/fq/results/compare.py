@@ -248,7 +248,7 @@ def compare_text(data: dict[str, Any]) -> str:
 
 def _verdict_text(entry: dict[str, Any]) -> str:
     needed = entry.get("chunks_needed")
-    return entry.get("verdict", "") + (f": some {needed} chunks would tell" if needed else "")
+    return str(entry.get("verdict", "")) + (f": some {needed} chunks would tell" if needed else "")
 
 
 def _interval(interval: tuple[float, float] | None, form: str) -> str:

@@ -178,7 +178,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], index: str | None = None) -> pd.Da
     except ImportError:
         raise FqError("frames need pandas: pip install 'fq[pandas]'; rows() and list() do without") from None
     frame = pd.DataFrame(list(rows))
-    return frame if index is None or index not in frame else frame.set_index(index)
+    indexed: pd.DataFrame = frame if index is None or index not in frame else frame.set_index(index)
+    return indexed
 
 
 def _html(rows: Sequence[Mapping[str, Any]], caption: str) -> str:

@@ -64,4 +64,5 @@ def round_as_ggml(x: np.ndarray, fmt: str, out: np.ndarray, executor: Executor) 
 def minimums(packed: np.ndarray, type_: GGMLType) -> np.ndarray:
     """The minimums of packed rows of Q4_1 or Q5_1: (k, row_bytes) uint8 -> float32 (k, n_in / 32)."""
     blocks = packed.reshape(len(packed), -1, type_.type_size)
-    return blocks[:, :, 2:4].copy().view(np.float16)[:, :, 0].astype(np.float32)
+    minima: np.ndarray = blocks[:, :, 2:4].copy().view(np.float16)[:, :, 0]
+    return minima.astype(np.float32)

@@ -110,7 +110,8 @@ def first_not_finite(
         try:
             context.eval(ids, outputs, decoding=decoding)
         except _Found:
-            return look.where
+            found: dict[str, Any] = look.where
+            return found
     return {}
 
 

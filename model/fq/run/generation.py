@@ -68,8 +68,9 @@ class Sampler:
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:
-    p = exp(values - values.max())
-    return p / p.sum()
+    p: np.ndarray = exp(values - values.max())
+    p /= p.sum()
+    return p
 
 
 @dataclass

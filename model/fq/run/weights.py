@@ -35,7 +35,7 @@ class Weight:
 
     @property
     def n_out(self) -> int:
-        return self.packed.shape[0]
+        return len(self.packed)
 
     def cut(self, begin: int, end: int) -> Weight:
         """Some of its rows; nothing is copied."""
