@@ -22,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 def pytest_collection_modifyitems(items):
     for item in items:
         if {"smollm2_path", "gemma3_path"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker("downloads")
+            item.add_marker("model")
 
 
 @pytest.fixture(scope="session")
