@@ -84,7 +84,7 @@ def digest(case: Case, args: argparse.Namespace) -> str:
         environment = os.environ | {"FQ_KERNELS_ISA": case.isa}
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         result = json.loads(path.read_text())
-    del result["seconds"]
+    del result["schema"], result["seconds"]
     for name in ("model", "text"):
         result[name] = os.path.basename(result[name])
     result["numerics"] = {k: v for k, v in result["numerics"].items() if k not in MACHINES_OWN}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from json_documents import check_written
+
 from fq.cli import __file__ as CLI
 
 # Ctrl-C must end a run within a second; the rest is for a busy machine.
@@ -53,4 +55,6 @@ def fq(*args, status=0, **options):
         out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == status, err
     assert "Traceback" not in err and "Warning" not in err, err
+    if status != 2:  # there may be a partial result
+        check_written(args, out, options.get("cwd", HERE))
     return out, err

@@ -40,6 +40,7 @@ COMMANDS = {
     "report": "Write a sweep as one HTML page: the verdict, charts, tables.",
     "trace": "Summarise the kernel calls that --trace has written.",
     "bench": "Time fake quantisation against the baseline, in turns.",
+    "schema": "Print the JSON Schema of what --json writes, or list the kinds of documents.",
     "completion": "Print what completes fq's commands and options in a shell, at the Tab key.",
     "replicate": "Run the original report's experiments again, its figures beside ours.",
 }

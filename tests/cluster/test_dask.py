@@ -109,7 +109,7 @@ def test_a_scheduler_by_address_by_file_and_by_the_variable(command, whole, tmp_
             _, err = fq(*command, "--store", path, *option, env=environment(**variables))
             assert re.search(r"worker (one|two) \(tcp://", err) and figures(path) == whole
         out, _ = fq("worker-check", "-m", command[2], "--scheduler", address, "--json", tmp_path / "w.json")
-        found = json.loads((tmp_path / "w.json").read_text())
+        found = json.loads((tmp_path / "w.json").read_text())["workers"]
         assert [one["ready"] for one in found] == [True, True] and "one (tcp://" in out
         assert {one["model"] for one in found} == {str(command[2])} and found[0]["threads"] == 1
 
@@ -188,7 +188,7 @@ def test_workers_find_the_model_in_a_folder_of_their_own(command, tmp_path):
     shutil.copy(command[2], there)
     with cluster(tmp_path, []) as address:
         options = ["-m", command[2], "--scheduler", address, "--worker-model-dir", there, "--json", "-"]
-        (one,) = json.loads(fq("worker-check", *options)[0])
+        (one,) = json.loads(fq("worker-check", *options)[0])["workers"]
         assert one["model"] == str(there / "tiny.gguf")
 
 

@@ -28,6 +28,7 @@ COMMANDS = (
     "sites",
     "formats",
     "profiles",
+    "schema",
     "trace",
     "bench",
     "replicate",
@@ -256,7 +257,7 @@ def test_formats():
     out, err = fq("formats")
     assert "\neXmY " in out
     numbers, options, notes = (part.splitlines() for part in out.split("\n\n"))
-    data = json.loads(fq("formats", "--json")[0])
+    data = json.loads(fq("formats", "--json")[0])["formats"]
     assert not err
     assert [line.split()[0] for line in numbers] == ["format", *(entry["name"] for entry in data)]
     assert {"bf16", "f16"} <= {entry["name"] for entry in data}

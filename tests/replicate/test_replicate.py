@@ -335,6 +335,7 @@ def test_the_page_and_the_json(result, tiny_path):
     page, data = result
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(TITLES)
     assert data.keys() == {
+        "schema",
         "command",
         "provenance",
         "machine",

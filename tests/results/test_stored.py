@@ -337,7 +337,7 @@ def test_any_damage(path, tmp_path, seed):
                     text.encode()
                 for cell in data["cells"]:
                     comparison_text(cell["comparison"])
-                write_json(data, os.devnull)
+                write_json("sweep", data, os.devnull)
                 if i % 25 == 0:
                     report_html(data)
                 sides = [Side(n, store.get(n), store.load(n)) for n in (1, 2)]

@@ -189,7 +189,7 @@ def test_the_commands(path, tmp_path):
         "aiter-bf16 bf16 bf16 bf16 chunk=8,f32" in words and "on gemma x acc" in words and "norm.cuh" in words
     )
     assert "on olmo2 x acc order weight out residual hf bf16 f32 torch bf16 bf16 bf16 " in words
-    assert json.loads(fq("profiles", "--type", "f16", "--json")[0])[1]["residual"] == "f16"
+    assert json.loads(fq("profiles", "--type", "f16", "--json")[0])["profiles"][1]["residual"] == "f16"
     text = tmp_path / "text.txt"
     text.write_text("Some words of a text. " * 60)
     out, _ = fq(

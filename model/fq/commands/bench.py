@@ -83,5 +83,5 @@ def main(args: argparse.Namespace) -> int:
     if outcome.interrupted and measurement.done < 2:
         return outcome.status
     data = measurement.result() | {"machine": about, "numerics": numerics(executor)}
-    print_figures(overhead.overhead_text(data), data, args.json)
+    print_figures("bench", overhead.overhead_text(data), data, args.json)
     return outcome.status

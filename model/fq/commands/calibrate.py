@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
     data = run.result(text_name, text_sha256(text), sha256_of(*model.file.paths))
     write(_file_of(data), args.output)
     if args.json:
-        write_json(data, args.json)
+        write_json("calibrate", data, args.json)
     print(f"{args.output}: {len(data['sites'])} sites, {args.per} scales by {method}")
     return 0
 

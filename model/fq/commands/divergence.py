@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
         data["base_model"] = base_model.path
     if fake_quant is not None:
         data["fake_quant"] = fake_quant.as_dict()
-    print_figures(divergence_text(data), data, args.json)
+    print_figures("divergence", divergence_text(data), data, args.json)
     return outcome.status
 
 

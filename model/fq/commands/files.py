@@ -18,6 +18,40 @@ FileName = str | os.PathLike[str]
 SAMPLE_TEXT = Path(__file__).parents[1] / "data" / "sample.txt"
 MAX_TEXT_BYTES = 1 << 30
 
+# What --json writes: kind of document -> its schema's version, in data/schema.json too. docs/json.md says
+# when a version rises.
+DOCUMENTS = {
+    "bench": 1,
+    "calibrate": 1,
+    "compare": 1,
+    "compare-estimate": 1,
+    "divergence": 1,
+    "forecast": 1,
+    "formats": 1,
+    "graph": 1,
+    "inspect": 1,
+    "pareto": 1,
+    "perplexity": 1,
+    "plan": 1,
+    "profiles": 1,
+    "ranges": 1,
+    "rank": 1,
+    "replicate": 1,
+    "results": 1,
+    "results-check": 1,
+    "results-delete": 1,
+    "results-merge": 1,
+    "run": 1,
+    "sensitivity": 1,
+    "shard": 1,
+    "sites": 1,
+    "sweep": 1,
+    "sweeps": 1,
+    "tasks": 1,
+    "trace": 1,
+    "worker-check": 1,
+}
+
 
 def read_text(name: str | None) -> tuple[str, str]:
     """(the text, what to call it)."""
@@ -101,8 +135,10 @@ def _part_of(path: str) -> str:
     return os.path.join(os.path.dirname(path), f".fq-{os.getpid()}.part")
 
 
-def write_json(data: Any, target: FileName) -> None:
-    text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+def write_json(kind: str, data: Mapping[str, Any], target: FileName) -> None:
+    """A document of a kind (`DOCUMENTS`) whose first key names its schema; "-" is stdout."""
+    document = {"schema": f"fq/{kind}/{DOCUMENTS[kind]}"} | dict(data)
+    text = json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     data = describe_formats()
     if args.json:
-        write_json(data, "-")
+        write_json("formats", {"formats": data}, "-")
     else:
         print(_text(data))
     return 0

@@ -13,7 +13,7 @@ add_options = add_described_model
 
 
 def main(args: argparse.Namespace) -> int:
-    return describe_model(args, _data, _text)
+    return describe_model("graph", args, _data, _text)
 
 
 def _data(model: Model) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
             model, fault = None, str(error)
         data = _data(model.file if model else file, model) | {"fault": fault}
     if args.json:
-        write_json(data, "-")
+        write_json("inspect", data, "-")
     else:
         print(_text(data))
     return 0

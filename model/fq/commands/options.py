@@ -325,6 +325,7 @@ def find_model(name: str, offline: bool) -> Path:
 
 
 def describe_model(
+    kind: str,
     args: argparse.Namespace,
     describe: Callable[[Model], dict[str, Any]],
     as_text: Callable[[dict[str, Any]], str],
@@ -333,7 +334,7 @@ def describe_model(
 
     data = describe(Model(find_model(args.model, args.offline)))
     if args.json:
-        write_json(data, "-")
+        write_json(kind, data, "-")
     else:
         print(as_text(data))
     return 0

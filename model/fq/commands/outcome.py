@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import INTERRUPTED, NOT_FINITE, NotFiniteError
@@ -49,8 +49,9 @@ class Outcome:
         return INTERRUPTED if self.interrupted else NOT_FINITE if self.lost else 0
 
 
-def print_figures(text: str, data: Any, json: FileName | None) -> None:
-    """The text, and the figures as JSON where they are asked for; with "-" stdout is for JSON alone."""
+def print_figures(kind: str, text: str, data: Mapping[str, Any], json: FileName | None) -> None:
+    """The text, and where they are asked for the figures as a document of the kind; with "-" stdout is for
+    JSON alone."""
     print(text, file=sys.stderr if json == "-" else sys.stdout)
     if json:
-        write_json(data, json)
+        write_json(kind, data, json)

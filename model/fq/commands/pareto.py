@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         chosen = {each.unit for each in best}
         write_json(
+            "pareto",
             {
                 "run": number,
                 "prices": prices,

@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> int:
     shown = perplexity_text(data)
     if args.who_pays and "comparison" in data:
         shown += "\n\n" + "\n".join(who_pays_text(data["comparison"]["who_pays"], data["largest_tokens"]))
-    print_figures(shown, data, args.json)
+    print_figures("perplexity", shown, data, args.json)
     return outcome.status
 
 

@@ -205,7 +205,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.json != "-":
         print(_text(data))
     if args.json:
-        write_json(data, args.json)
+        write_json("plan", data, args.json)
     return 0
 
 

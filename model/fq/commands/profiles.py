@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     data = describe_profiles(args.type)
     if args.json:
-        write_json(data, "-")
+        write_json("profiles", {"profiles": data}, "-")
     else:
         print(_text(data))
     return 0

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     if not run.done:
         return outcome.status
     data = run.result() | {"text": text_name, "command": args.command_line}
-    print_figures(ranges_text(data), data, args.json)
+    print_figures("ranges", ranges_text(data), data, args.json)
     if args.output:
         from ..report.ranges import ranges_html
 

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         print(page, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json:
-        write_json(data, args.json)
+        write_json("replicate", data, args.json)
     for model in data["models"]:
         for mode in ("report", "right"):
             where = model.get("perplexity", {}).get(mode, {}).get("not_finite")

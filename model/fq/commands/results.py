@@ -72,17 +72,18 @@ def main(args: argparse.Namespace) -> int:
             raise FqError(f"--{option} needs the number of a run")
     _check_outputs(args)
     with Results(args.store, must_exist=True) as store:
-        data: Any
+        data: dict[str, Any]
         if not args.run:
-            data = store.list()
-            text = _list_text(data)
+            kind, data = "results", {"runs": store.list()}
+            text = _list_text(data["runs"])
         elif args.run[0] == RANK:
-            data, text = _rank(store, args.run[1:])
+            kind, (data, text) = "rank", _rank(store, args.run[1:])
         elif number is None:
-            data, text = _compare(store, args.run[1:])
+            kind, data, text = _compare(store, args.run[1:])
         else:
             data = stored_figures(store, number)
-            if "estimate" in data:
+            kind = "sensitivity" if "estimate" in data else "sweep"
+            if kind == "sensitivity":
                 if args.cell:
                     names = {f"{cell['site']}={cell['format']}": cell for cell in data["cells"]}
                     wanted = [_cell_name(name, dict.fromkeys(names, ""), number) for name in args.cell]
@@ -100,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
     if "-" not in (args.json, args.csv):
         print("\n".join(map(ascii_safe, text.split("\n"))))
     if args.json:
-        write_json(data, args.json)
+        write_json(kind, data, args.json)
     if args.csv == "-":
         sys.stdout.write(csv_text(data))
     elif args.csv:
@@ -148,19 +149,20 @@ def _rank(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
     return {"runs": numbers, "agreement": found}, agreement_text(found, names)
 
 
-def _compare(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _compare(store: Results, wanted: Sequence[str]) -> tuple[str, dict[str, Any], str]:
+    """The kind of document, its figures, and as text."""
     if len(wanted) < 2:
         raise FqError("compare needs two runs or more: fq results compare 1 2, or 1:CELL 1:CELL")
     numbers, colons, cells = zip(*(text.partition(":") for text in wanted), strict=True)
     runs = [run_number(number) for number in numbers]
     if any(store.get(number).asked for number in runs):
-        return _compare_estimate(store, runs, colons)
+        return "compare-estimate", *_compare_estimate(store, runs, colons)
     sides = {number: Side(number, store.get(number), store.load(number)) for number in dict.fromkeys(runs)}
     if not any(colons):
         if len(sides) < len(runs):
             raise FqError("compare needs different runs, or a CELL of each")
         data = compare_runs([sides[number] for number in runs])
-        return data, compare_text(data)
+        return "compare", data, compare_text(data)
     if not all(colons):
         raise FqError("compare takes a CELL of each run, or of none")
     pairs = []
@@ -168,7 +170,7 @@ def _compare(store: Results, wanted: Sequence[str]) -> tuple[dict[str, Any], str
         side = sides[number]
         pairs.append((side, _cell_name(cell, {c.name: label_of(vars(c)) for c in side.run.cells}, number)))
     data = compare_cells(pairs)
-    return data, compare_text(data)
+    return "compare", data, compare_text(data)
 
 
 def _compare_estimate(

@@ -125,5 +125,5 @@ def main(args: argparse.Namespace) -> int:
         }
         if fake_quant:
             data["fake_quant"] = fake_quant.as_dict()
-        write_json(data, args.json)
+        write_json("run", data, args.json)
     return outcome.status

@@ -164,7 +164,7 @@ def main(args: argparse.Namespace) -> int:
     outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start
     print(f"fq: {seconds:.1f} s, {executor.threads} threads; run {number} of {args.store}", file=sys.stderr)
-    print_figures(sensitivity_text(data), data, args.json)
+    print_figures("sensitivity", sensitivity_text(data), data, args.json)
     return outcome.status
 
 

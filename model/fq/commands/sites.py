@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
         except ValueError as e:
             raise FqError(f"{option_of(args)}: {e}") from None
 
-    return describe_model(args, describe, _text)
+    return describe_model("sites", args, describe, _text)
 
 
 def _data(model: Model, fake_quant: FakeQuant) -> dict[str, Any]:

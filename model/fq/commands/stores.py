@@ -15,7 +15,7 @@ from ..words import ascii_safe, table
 from .files import FileName, check_outputs, write_json
 from .options import store_files
 
-Found = tuple[Any, str]  # as JSON, as text
+Found = tuple[dict[str, Any], str]  # as JSON, as text
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json != "-":
         print("\n".join(map(ascii_safe, text.split("\n"))))
     if args.json:
-        write_json(data, args.json)
+        write_json(f"results-{args.run[0]}", data, args.json)
     return 0
 
 
@@ -73,16 +73,16 @@ def _store_and_run(word: str) -> tuple[str, int | None]:
 
 def _check(args: argparse.Namespace, words: Sequence[str]) -> Found:
     """Of all runs, or some, every row is read. Raises FqError for the first that is damaged."""
-    data = []
+    runs = []
     with Results(args.store, must_exist=True) as store:
         store.whole()
         for number in list(map(run_number, words)) or [about["run"] for about in store.list()]:
             rows = sum(1 for _ in store.rows(number))
             estimates = len(store.load_estimates(number))
-            data.append({"run": number, "rows": rows, "estimates": estimates})
+            runs.append({"run": number, "rows": rows, "estimates": estimates})
     lines = [["run", "chunks of cells", "chunks of estimates"]]
-    lines += [[str(value) for value in one.values()] for one in data]
-    return data, f"{table(lines, {0, 1, 2})}\nall can be read"
+    lines += [[str(value) for value in one.values()] for one in runs]
+    return {"runs": runs}, f"{table(lines, {0, 1, 2})}\nall can be read"
 
 
 def _delete(args: argparse.Namespace, words: Sequence[str]) -> Found:

@@ -230,8 +230,12 @@ def _all(
 ) -> int:
     if len(each) == 1:
         outcome, data = sweep(each[0])
-        shown = forecast_text if args.dry_run else _shard_text if args.shard else sweep_text
-        print_figures(shown(data), data, args.json)
+        kind, shown = "sweep", sweep_text
+        if args.dry_run:
+            kind, shown = "forecast", forecast_text
+        elif args.shard:
+            kind, shown = "shard", _shard_text
+        print_figures(kind, shown(data), data, args.json)
         return outcome.status
     runs, worst = [], 0
     for one in each:
@@ -243,7 +247,7 @@ def _all(
             break
     found = agreement([data for data in runs if data["n_chunks"]])
     names = [f"{os.path.basename(data['text'] or '')}, {data['n_ctx']}" for data in runs if data["n_chunks"]]
-    print_figures(agreement_text(found, names), {"runs": runs, "agreement": found}, args.json)
+    print_figures("sweeps", agreement_text(found, names), {"runs": runs, "agreement": found}, args.json)
     return worst
 
 

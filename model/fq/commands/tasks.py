@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
         data["fake_quant"] = fake_quant.as_dict()
     if base_rules is not None:
         data["base_fake_quant"] = base_rules.as_dict()
-    print_figures(tasks_text(data), data, args.json)
+    print_figures("tasks", tasks_text(data), data, args.json)
     return outcome.status
 
 

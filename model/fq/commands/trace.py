@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     data = summarise(args.file)
     if args.json:
-        write_json(data, "-")
+        write_json("trace", data, "-")
     else:
         print(summary_text(data))
     return 0

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json != "-":
         print(_text(data))
     if args.json:
-        write_json(data, args.json)
+        write_json("worker-check", {"workers": data}, args.json)
     if not data:
         raise FqError(f"{where} has no workers")
     return 0 if all(one["ready"] for one in data) else BAD_INPUT
