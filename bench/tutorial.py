@@ -1,8 +1,8 @@
 """Runs the commands of a page of the docs and puts what they print beneath them.
 
-A ```console block has commands, on lines that begin with "$ ", and beneath each what it prints to stdout. All of a
-page are run in order in one folder, by bash. What is not the same on every machine and in every run, and what the page
-leaves out, stands there as `...`, which is anything, as for doctest.
+A ```console block has commands, on lines that begin with "$ ", and beneath each what it prints to stdout.
+All of a page are run in order in one folder, by bash. What is not the same on every machine and in every run,
+and what the page leaves out, stands there as `...`, which is anything, as for doctest.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def difference(step: Step, printed: str) -> str:
 
 
 def abridged(printed: str, shown: str) -> str:
-    """As many lines of the beginning and of the end as are shown, where a line of `...` stands between them."""
+    """As many lines of the beginning and the end as are shown, where a line of `...` stands between them."""
     before, dots, after = shown.partition("\n...\n")
     if not dots:
         return printed
@@ -149,10 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as e:
         print(f"bench.tutorial: {e}", file=sys.stderr)
         return 2
-    print(
-        f"bench.tutorial: {args.page.name}: {len(printed)} commands, {differences} other outputs, {seconds:.0f} s",
-        file=sys.stderr,
-    )
+    counts = f"{len(printed)} commands, {differences} other outputs, {seconds:.0f} s"
+    print(f"bench.tutorial: {args.page.name}: {counts}", file=sys.stderr)
     return int(args.check and differences > 0)
 
 

@@ -1,0 +1,99 @@
+"""The commands of the tutorial, and of the how-to pages, print what the pages say that they print."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed package goes before the sources
+
+from bench import tutorial
+from bench.tutorial import ROOT, Step, steps_of
+
+# The model is looked for in the cache of this process.
+PAGES = [
+    page
+    for page in sorted([ROOT / "docs/tutorial.md", *(ROOT / "docs/how-to").glob("*.md")])
+    if "```console\n" in page.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_prints_what_it_says(page, smollm2_path, tmp_path):
+    ran = list(tutorial.run_page(page.read_text("utf-8"), tmp_path))
+    assert ran
+    wrong = [
+        tutorial.difference(step, printed) for step, printed in ran if not tutorial.matches(step, printed)
+    ]
+    assert not wrong, "\n\n".join(wrong)
+
+
+def test_the_tutorial_answers_its_question():
+    """A page without the commands that it is about would pass the test above."""
+    steps = [
+        step
+        for block in re.findall(r"^```console\n(.*?)^```$", tutorial.PAGE.read_text("utf-8"), re.M | re.S)
+        for step in steps_of(block)
+    ]
+    commands = {" ".join(step.command.split()[:2]) for step in steps}
+    assert commands >= {"fq perplexity", "fq sweep", "fq results", "fq sensitivity", "fq plan", "fq report"}
+    assert any("control (baseline against itself)" in step.output for step in steps)
+    bare = [step.command for step in steps if not step.output and "report" not in step.command]
+    assert not bare, "commands whose output is not shown"
+
+
+def test_blocks_are_taken_apart():
+    assert steps_of("$ a \\\n  b\n1\n\n2\n$ c\n") == [Step("a \\\n  b", "1\n\n2\n"), Step("c", "")]
+    with pytest.raises(ValueError, match="begins with no command: 'fq'"):
+        steps_of("fq\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "same"),
+    [
+        ("time 2 s\nKL 1.5\n", True),
+        ("time ... s\nKL 1.5\n", True),
+        ("...\nKL 1.5\n", True),
+        ("time 2 s\nKL 1.4\n", False),
+        ("time ... s\nKL 1.4\n", False),
+        ("KL 1.5\n", False),
+        ("", False),
+    ],
+)
+def test_an_output_is_compared_as_it_stands(said, same):
+    assert tutorial.matches(Step("c", said), "time 2 s\nKL 1.5\n") is same
+
+
+PAGE = """before
+```console
+$ printf 'time   2 s, 2 threads\\nKL 1\\n'
+{}$ seq 6
+{}```
+```sh
+$ never run
+```
+"""
+
+
+def test_a_page_is_written_anew(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.format("KL 2\n", "1\n0\n...\n6\n"))
+    assert tutorial.main([str(page), "--check"]) == 1
+    assert page.read_text() == PAGE.format("KL 2\n", "1\n0\n...\n6\n")
+    assert tutorial.main([str(page)]) == 0
+    made = PAGE.format("time   ... s, ... threads\nKL 1\n", "1\n2\n...\n6\n")
+    assert page.read_text() == made
+    assert tutorial.main([str(page), "--check"]) == 0
+    assert tutorial.main([str(page)]) == 0
+    assert page.read_text() == made
+
+
+def test_a_command_that_fails_is_named(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ fq perplexity --chunks nothing\n```\n")
+    assert tutorial.main([str(page)]) == 2
+    said = capsys.readouterr().err
+    assert "$ fq perplexity --chunks nothing\nexit status 2" in said and "invalid" in said
