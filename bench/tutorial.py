@@ -1,8 +1,9 @@
 """Runs the commands of a page of the docs and puts what they print beneath them.
 
-A ```console block has commands, on lines that begin with "$ ", and beneath each what it prints to stdout.
-All of a page are run in order in one folder, by bash. What is not the same on every machine and in every run,
-and what the page leaves out, stands there as `...`, which is anything, as for doctest.
+A ```console block has commands, on lines that begin with "$ ", and beneath each what it prints to stdout, or
+the one line of error of a command that fq refuses. All of a page are run in order in one folder, by bash; a
+block after a line `<!-- script: NAME -->` is a file in it. What is not the same on every machine and in every
+run, and what the page leaves out, stands there as `...`, which is anything, as for doctest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,14 @@ import fq_kernels
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tutorial.md"
 _BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.M | re.S)
+_SCRIPT = re.compile(r"^<!-- script: (\S+) -->\n```\w*\n(.*?)^```$", re.M | re.S)
+BAD_INPUT = 2  # fq's exit status
 # Of an output, what the page has as `...`.
-_VARIES = ((re.compile(r"^time .*", re.M), "time   ... s, ... threads"),)
+_VARIES = (
+    (re.compile(r"^time   .* s, \d+ threads$", re.M), "time   ... s, ... threads"),
+    (re.compile(r"^time    some .*$", re.M), "time    some ..."),
+    (re.compile(r"^memory  .*$", re.M), "memory  ..."),
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Folder:
         }
 
     def run(self, command: str) -> str:
-        """What it prints. Raises ValueError with the end of stderr where its status is not 0."""
+        """What it prints, or fq's line of error. Raises ValueError with the end of stderr where it fails
+        otherwise."""
         run = subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
@@ -87,6 +95,9 @@ class Folder:
             encoding="utf-8",
             check=False,
         )
+        said = "".join(re.findall(r"^fq: error: .*\n", run.stderr, re.M))
+        if run.returncode == BAD_INPUT and said:
+            return run.stdout + said
         if run.returncode:
             raise ValueError(f"$ {command}\nexit status {run.returncode}\n{run.stdout}{run.stderr[-2000:]}")
         return run.stdout
@@ -95,6 +106,8 @@ class Folder:
 def run_page(text: str, folder: Path) -> Iterator[tuple[Step, str]]:
     """Each step of a page as it is run, with what it printed. Raises ValueError, as Folder.run."""
     here = Folder(folder)
+    for name, script in _SCRIPT.findall(text):
+        (here.folder / name).write_text(script, "utf-8")
     for block in _BLOCK.findall(text):
         for step in steps_of(block):
             yield step, here.run(step.command)
@@ -114,11 +127,12 @@ def abridged(printed: str, shown: str) -> str:
     return "".join([*lines[:head], "...\n", *lines[len(lines) - tail :]])
 
 
-def rewritten(text: str, printed: dict[str, str]) -> str:
-    """The page with other outputs where they do not match, by command: all others stay, with their `...`."""
+def rewritten(text: str, printed: Sequence[str]) -> str:
+    """The page with other outputs where they do not match: all others stay, with their `...`."""
+    outputs = iter(printed)
 
     def step_again(step: Step) -> str:
-        new = printed[step.command]
+        new = next(outputs)
         if matches(step, new):
             return str(step)
         for pattern, instead in _VARIES:
@@ -135,11 +149,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         text = args.page.read_text("utf-8")
-        printed, differences = {}, 0
+        printed, differences = [], 0
         with tempfile.TemporaryDirectory() as folder:
             begin = time.monotonic()
             for step, output in run_page(text, Path(folder)):
-                printed[step.command] = output
+                printed.append(output)
                 if not matches(step, output):
                     differences += 1
                     print(difference(step, output))

@@ -91,9 +91,32 @@ def test_a_page_is_written_anew(tmp_path):
     assert page.read_text() == made
 
 
-def test_a_command_that_fails_is_named(tmp_path, capsys):
+def test_the_same_command_twice(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```console\n$ fq perplexity --chunks nothing\n```\n")
+    page.write_text("```console\n$ echo x >> f; cat f\n$ echo x >> f; cat f\n```\n")
+    assert tutorial.main([str(page)]) == 0
+    assert page.read_text() == "```console\n$ echo x >> f; cat f\nx\n$ echo x >> f; cat f\nx\nx\n```\n"
+
+
+def test_files_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    script = "<!-- script: a.py -->\n```python\nimport fq\nprint(fq.__name__)\n```\n"
+    page.write_text(f"{script}```console\n$ python a.py\n```\n")
+    assert tutorial.main([str(page)]) == 0
+    assert page.read_text() == f"{script}```console\n$ python a.py\nfq\n```\n"
+
+
+def test_what_fq_refuses_is_an_output(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ fq inspect none.gguf\n```\n")
+    assert tutorial.main([str(page)]) == 0
+    assert "\nfq: error: none.gguf: no such file" in page.read_text()
+
+
+@pytest.mark.parametrize("command", ["ls nowhere", "fq perplexity --chunks nothing", "exit 2"])
+def test_a_command_that_fails_is_named(tmp_path, capsys, command):
+    page = tmp_path / "page.md"
+    page.write_text(before := f"```console\n$ {command}\n```\n")
     assert tutorial.main([str(page)]) == 2
-    said = capsys.readouterr().err
-    assert "$ fq perplexity --chunks nothing\nexit status 2" in said and "invalid" in said
+    assert f"$ {command}\nexit status 2" in capsys.readouterr().err
+    assert page.read_text() == before
