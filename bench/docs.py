@@ -75,14 +75,14 @@ BLOCKS = (
     ),
     Block(
         "deployed",
-        "README.md",
+        "docs/rules.md",
         ("fq perplexity -f wiki.test.raw --chunks 8 --activations ggml --baseline-activations exact",),
         minutes=1,
         plain=True,
     ),
     Block(
         "example report",
-        "README.md",
+        "docs/sweep.md",
         (
             "fq sweep -m smollm2 -f wiki.test.raw --chunks 8 --format bf16 --format fp8_e4m3fn "
             "--format noise_bf16 --format signs_bf16",

@@ -1,4 +1,4 @@
-"""The commands of the tutorial, and of the how-to pages, print what the pages say that they print."""
+"""The commands of the tutorial, and of other pages, print what the pages say that they print."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.tutorial import ROOT, Step, steps_of
 # The model is looked for in the cache of this process.
 PAGES = [
     page
-    for page in sorted([ROOT / "docs/tutorial.md", *(ROOT / "docs/how-to").glob("*.md")])
+    for page in [ROOT / "docs/tutorial.md", ROOT / "docs/python.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
     if "```console\n" in page.read_text("utf-8")
 ]
 

@@ -82,7 +82,10 @@ def test_readme_shows_the_commands_of_its_blocks():
     readme = (ROOT / "README.md").read_text("utf-8")
     first = only(r"<!-- measure -->\n```sh\n(.*)\n```", readme)
     assert first.endswith(f".venv/bin/{BY_NAME['sample'].commands[0]}")
-    assert f"\n    {BY_NAME['deployed'].commands[0]}\n" in readme
+
+
+def test_rules_show_the_command_of_their_block():
+    assert f"\n    {BY_NAME['deployed'].commands[0]}\n" in (ROOT / "docs/rules.md").read_text("utf-8")
 
 
 def test_readme_has_its_figures_in_blocks_alone():
