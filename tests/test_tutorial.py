@@ -16,7 +16,11 @@ from bench.tutorial import ROOT, Step, steps_of
 # The model is looked for in the cache of this process.
 PAGES = [
     page
-    for page in [ROOT / "docs/tutorial.md", ROOT / "docs/python.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
+    for page in [
+        ROOT / "docs/tutorial.md",
+        ROOT / "docs/python.md",
+        *sorted((ROOT / "docs/how-to").glob("*.md")),
+    ]
     if "```console\n" in page.read_text("utf-8")
 ]
 
