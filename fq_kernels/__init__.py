@@ -60,9 +60,9 @@ from .formats import Format, describe_formats, format_names, get_format, registe
 from .norm_unit import rms_norm_unit
 from .units import NormUnit
 
-# Names the orders of summation and the functions in src/*/contract.h: what is computed under one has the
-# same bits on every machine.
 CONTRACT = "fq-1"
+"""Names the orders of summation and the functions in src/*/contract.h: what is computed under one has the
+same bits on every machine."""
 
 
 def __getattr__(name: str) -> str:

@@ -24,10 +24,15 @@ _Out = TypeVar("_Out", bound=_Floats)
 
 N_STATS: int
 ATTENTION_MAX_DIM: int
+"""The longest head, in elements, up to which ``attention`` adds up in one order for any number of tokens."""
 MAX_GRADS: int
+"""The most gradients that ``error_products`` takes at a time."""
 MATVEC_MAX_TOKENS: int
+"""The most tokens that ``matvec`` takes; with more ``mul_mat`` is faster."""
 MATVECS_MAX: int
+"""The most weights that ``matvecs`` and ``mul_mats`` take at a time."""
 PACKED_TYPES: dict[int, tuple[int, int]]
+"""ggml's number of a tensor type that kernels read -> values and bytes of a block."""
 
 def supported_isas() -> list[str]: ...
 def get_include() -> str: ...

@@ -1,14 +1,13 @@
-"""Runs llama-architecture GGUF files and measures what rounding their norms and other values costs.
+"""Runs GGUF files and measures what rounding their norms and other values costs.
 
-from fq import Executor, FakeQuant, Model, Perplexity, Rule, find
-
-model = Model(find("smollm2"))
-rules = FakeQuant(model.values, [Rule("bf16", kind="ffn_norm")])
-run = Perplexity(model, model.tokenizer.encode(text), chunks=8, fake_quant=rules,
-                 executor=Executor(2))
-for chunk in run:
-    print(chunk, run.ppl)
-print(run.result()["comparison"]["mean_kld"])
+>>> from fq import Executor, FakeQuant, Model, Perplexity, Rule, find
+>>> model = Model(find("smollm2"))
+>>> rules = FakeQuant(model.values, [Rule("bf16", kind="ffn_norm")])
+>>> run = Perplexity(model, model.tokenizer.encode(text), chunks=8, fake_quant=rules,
+...                  executor=Executor(2))
+>>> for chunk in run:
+...     print(chunk, run.ppl)
+>>> print(run.result()["comparison"]["mean_kld"])
 """
 
 import importlib
