@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
+from fq_kernels import force_isa, isa, supported_isas
 from fq_kernels.rules import RowStat
 
 # Around the vector widths, the kernels' span of 512, and the models' row lengths.
@@ -24,6 +26,20 @@ epsilons = st.one_of(
     st.sampled_from([0.0, 1e-45, 1e-40, 1e-12, 1e-6, 1e-5, 1.0, 1e30, 3e38]),
     st.floats(0, 1, width=32),
 )
+
+
+def every_isa() -> Iterator[str]:
+    """Each instruction set in turn, forced for the body of the loop.
+
+    For tests whose reference takes longer than the kernel: it is computed once for all sets.
+    """
+    before = isa()
+    try:
+        for name in supported_isas():
+            force_isa(name)
+            yield name
+    finally:
+        force_isa(before)
 
 
 def make_row(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,15 +119,17 @@ def layouts(draw, ndim: int) -> Layout:
     )
 
 
-def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
-    """The same float32 bits; a NaN where a NaN is, of any payload."""
+def assert_same_bits(got: np.ndarray, expected: np.ndarray, where: str = "") -> None:
+    """The same float32 bits; a NaN where a NaN is, of any payload. ``where`` is said if not."""
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype == np.float32
     got, expected = np.ascontiguousarray(got), np.ascontiguousarray(expected)
     different = (got.view(np.uint32) != expected.view(np.uint32)) & ~(np.isnan(got) & np.isnan(expected))
     if different.any():
         at = tuple(int(i[0]) for i in np.nonzero(different))
-        raise AssertionError(f"{int(different.sum())} differ; at {at} {got[at]!r}, expected {expected[at]!r}")
+        raise AssertionError(
+            f"{where} {int(different.sum())} differ; at {at} {got[at]!r}, expected {expected[at]!r}"
+        )
 
 
 def assert_row_stats(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import assert_same_bits, epsilons, float_arrays, seeds
+from strategies import assert_same_bits, epsilons, every_isa, float_arrays, seeds
 
 from fq_kernels import Executor, add_rms_norm_f32, rms_norm_f32
 from fq_kernels._kernels import N_STATS
@@ -27,18 +27,19 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 @given(x=float_arrays(), eps=epsilons, seed=seeds, point=st.sampled_from(["raw", "weighted"]))
 @pytest.mark.parametrize("quant", FORMATS)
-def test_is_the_addition_and_then_the_norm(isa, quant, x, eps, seed, point):
+def test_is_the_addition_and_then_the_norm(quant, x, eps, seed, point):
     residual, weight = normal(*x.shape, seed=seed), normal(x.shape[-1], seed=seed + 1)
     with np.errstate(all="ignore"):
         expected = x + residual
     rows = expected.size // expected.shape[-1]
     theirs, ours = np.empty((rows, N_STATS)), np.empty((rows, N_STATS))
     options = {"eps": eps, "weight": weight, "quant": quant, "point": point}
-    wanted = rms_norm_f32(expected, **options, row_stats=theirs)
-    out, total = add_rms_norm_f32(x, residual, **options, row_stats=ours)
-    assert_same_bits(total, expected)
-    assert_same_bits(out, wanted)
-    assert ours.tobytes() == theirs.tobytes()
+    for isa in every_isa():
+        wanted = rms_norm_f32(expected, **options, row_stats=theirs)
+        out, total = add_rms_norm_f32(x, residual, **options, row_stats=ours)
+        assert_same_bits(total, expected, isa)
+        assert_same_bits(out, wanted, isa)
+        assert ours.tobytes() == theirs.tobytes(), isa
 
 
 def test_where_the_sum_and_the_norm_go():

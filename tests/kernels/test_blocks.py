@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from float_environments import FTZ_AND_DAZ, X86_64_GLIBC, foreign_environment
 from format_specs import SCALED
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
-from strategies import ROW_KINDS, assert_row_stats, assert_same_bits, make_row, seeds
+from strategies import ROW_KINDS, assert_row_stats, assert_same_bits, every_isa, make_row, seeds
 
 from fq_kernels import Executor, get_format, reference, rms_norm_f32, round_trip
 from fq_kernels._kernels import N_STATS
@@ -46,31 +46,35 @@ def rows_for(draw, spec: str) -> np.ndarray:
 @pytest.mark.parametrize("spec", SPECS)
 class TestEverySet:
     @given(data=st.data())
-    def test_equals_the_reference(self, isa, spec, data):
+    def test_equals_the_reference(self, spec, data):
         fmt = get_format(spec)
         x = data.draw(rows_for(spec))
         values, clipped = fmt.quantise(x)
-        stats = np.full((len(x), N_STATS), np.nan)
-        assert_same_bits(round_trip(x, fmt, row_stats=stats), values)
-        if fmt.number("had"):  # of the rotated, codes are cut: their number is one of them, not of the values
-            return
-        assert_row_stats(stats, x, values, np.zeros(x.shape, bool) if clipped is None else clipped)
+        for isa in every_isa():
+            note(isa)
+            stats = np.full((len(x), N_STATS), np.nan)
+            assert_same_bits(round_trip(x, fmt, row_stats=stats), values)
+            if not fmt.number("had"):  # else codes of the rotated are cut: their number is not of the values
+                assert_row_stats(stats, x, values, np.zeros(x.shape, bool) if clipped is None else clipped)
 
-    def test_many_blocks(self, isa, spec):
+    def test_many_blocks(self, spec):
         # some ties and orders show in one block of thousands
         rng = np.random.default_rng(1)
         x = (rng.standard_normal((64, 2048)) * 2.0 ** rng.integers(-8, 8, (64, 1))).astype(F32)
-        assert_same_bits(round_trip(x, spec), get_format(spec).quantise(x).values)
+        values = get_format(spec).quantise(x).values
+        for isa in every_isa():
+            assert_same_bits(round_trip(x, spec), values, isa)
 
-    def test_fused_into_the_norm(self, isa, spec):
+    def test_fused_into_the_norm(self, spec):
         rng = np.random.default_rng(2)
         x, weight = rng.standard_normal((5, 1024)).astype(F32), rng.standard_normal(1024).astype(F32)
         for point in ("raw", "weighted"):
             expected = reference.rms_norm_f32(x, weight=weight, quant=spec, point=point)
-            assert_same_bits(rms_norm_f32(x, weight=weight, quant=spec, point=point), expected)
-            in_place = x.copy()
-            rms_norm_f32(in_place, weight=weight, quant=spec, point=point, out=in_place)
-            assert_same_bits(in_place, expected)
+            for isa in every_isa():
+                assert_same_bits(rms_norm_f32(x, weight=weight, quant=spec, point=point), expected, isa)
+                in_place = x.copy()
+                rms_norm_f32(in_place, weight=weight, quant=spec, point=point, out=in_place)
+                assert_same_bits(in_place, expected, isa)
 
 
 @pytest.mark.parametrize("spec", SPECS)
