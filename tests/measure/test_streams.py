@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from fq import FqError, Perplexity, Stream, Streams
 from fq.gguf.synthetic import SAMPLE_TEXT
+from fq.measure.base_file import BaseFile, save_base
 from fq.measure.statistics import is_exactly_zero
+from fq.run.fork import Fork
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 32
@@ -126,3 +129,51 @@ def test_an_interrupted_baselines_rows_are_in_no_counter(tiny, tokens, executor,
 def test_unknown_activations(tiny, tokens, executor):
     with pytest.raises(FqError, match="odd activations must be exact or ggml, not 'q8'"):
         Streams(tiny, tokens, [Stream("odd", activations="q8")], n_ctx=N_CTX, executor=executor)
+
+
+ALONE = {
+    "no baseline": {"baseline": False, "fake_quant": "ffn_norm=bf16"},
+    "a baseline with other activations": {"activations": "ggml", "baseline_activations": "exact"},
+    "a baseline with rules": {"base_fake_quant": "k=int8", "fake_quant": "*=bf16", "realisations": 2},
+    "a baseline in a file": {"base_file": None, "fake_quant": "ffn_norm=bf16", "control": True},
+}
+
+
+@pytest.mark.parametrize("how", ALONE)
+def test_logits_that_do_not_fit_are_cut(tiny, tokens, executor, monkeypatch, tmp_path, how):
+    """Where streams share nothing with the baseline, too; nothing else of it changes."""
+    options = {"n_ctx": N_CTX, "chunks": CHUNKS, "chunk_order": "first", "executor": executor} | ALONE[how]
+    if "base_file" in options:
+        indices = tokens[: CHUNKS * N_CTX]
+        with save_base(tmp_path / "base", N_CTX, tiny.hparams.n_vocab, np.array(indices), executor) as writer:
+            alone = Perplexity(
+                tiny, tokens, **options | {"base_file": None, "fake_quant": None, "control": False}
+            )
+            alone.on_logits = writer.add
+            assert len(list(alone)) == CHUNKS
+        options["base_file"] = BaseFile(tmp_path / "base")
+        tokens = options["base_file"].tokens
+
+    def result():
+        rules = {
+            k: FakeQuant(tiny.values, options[k]) for k in ("fake_quant", "base_fake_quant") if k in options
+        }
+        run = Perplexity(tiny, tokens, **options | rules)
+        steps, ended = run.steps, []
+        run.on_step = lambda: ended.append(1)
+        assert len(list(run)) == CHUNKS and len(ended) == steps
+        return run.result()
+
+    whole, most = result(), []
+    made = Fork.logits_of
+
+    def logits_of(*args):
+        logits = made(*args)
+        most.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(Fork, "logits_of", logits_of)
+    monkeypatch.setattr("fq.run.fork.MAX_LOGITS", 4 * 4 * tiny.hparams.n_vocab)
+    monkeypatch.setattr("fq.run.fork.MIN_BLOCK_ROWS", 1)
+    assert json.dumps(result()) == json.dumps(whole)
+    assert 0 < max(most) <= 4

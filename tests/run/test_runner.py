@@ -346,7 +346,7 @@ def test_large_scores_and_gates_do_not_overflow(write: Write, executor: Executor
 @pytest.mark.parametrize("name", [t.name for t in GGML_TYPES.values() if can_unpack(t)])
 def test_every_weight_type(write: Write, tmp_path: Path, name: str) -> None:
     """All matrices of one type: a prompt of one token, of few, and of many go different ways."""
-    plain = write(n_embd=256, n_ff=512, n_vocab=530)
+    plain = write(n_layer=1, n_embd=256, n_ff=512, n_vocab=530)
     type_ = gguf.GGMLQuantizationType[name]
     tensors = {
         t.name: (random_matrix(name, *t.shape[::-1].tolist(), seed=i), type_)

@@ -63,12 +63,13 @@ class BaseFile:
             raise FqError(f"{self.path}: it has tokens that are not in its vocabulary of {self.n_vocab}")
         self._begin, self._row = begin, row
 
-    def log_p(self, chunk: int) -> np.ndarray:
-        """ln p of every token at each scored position of a chunk, float32 (n, n_vocab)."""
-        n = self._rows
-        data = np.fromfile(
-            self.path, "<u2", n * self._row // 2, offset=self._begin + chunk * n * self._row
-        ).reshape(n, -1)
+    def log_p(self, chunk: int, rows: slice = slice(None)) -> np.ndarray:
+        """ln p of every token at each scored position of a chunk, or at some that follow one another, float32
+        (n, n_vocab)."""
+        first, last, _ = rows.indices(self._rows)
+        at = self._begin + (chunk * self._rows + first) * self._row
+        data = np.fromfile(self.path, "<u2", (last - first) * self._row // 2, offset=at)
+        data = data.reshape(last - first, -1)
         scale, least = np.ascontiguousarray(data[:, :4]).view("<f4").T
         if not (np.isfinite(scale).all() and np.isfinite(least).all() and (scale >= 0).all()):
             raise FqError(f"{self.path}: chunk {chunk + 1} has rows whose scale is none")

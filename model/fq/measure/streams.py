@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ class Stream:
     fake_quant   its rules and counters, no other stream's; None: no rules
     activations  "exact" or "ggml" (see Context); None: the settings'
     model        of the same vocabulary, whose its rules are; None: the measurement's
-    logits       of the scored positions of a chunk by its position in the run, float32, where they are known
+    logits       of some scored positions of a chunk by its position in the run, float32, where they are known
                  and no model is evaluated; None: they are not
     """
 
@@ -39,7 +41,7 @@ class Stream:
     fake_quant: FakeQuant | None = None
     activations: str | None = None
     model: Model | None = None
-    logits: Callable[[int], np.ndarray] | None = None
+    logits: Callable[[int, slice], np.ndarray] | None = None
 
 
 class _Chunk(NamedTuple):
@@ -59,9 +61,9 @@ class Streams:
     settings       on which chunks, and how; they may be given by name too, as in ``n_ctx=64``
     trace          gets the kernel calls, labelled with stream and chunk: its place in the text, from 0
 
-    What streams share with the baseline is computed once, by `Fork`, unless there is a trace, which shows
-    each evaluation whole, or nothing is shared: other activations, rules for the baseline, another model. The
-    bits are the same.
+    What streams share with the baseline is computed once, by `Fork`, unless nothing is shared: other
+    activations, rules for the baseline, another model. Logits are made by blocks of rows, which those of a
+    large vocabulary need. A trace shows each evaluation whole, logits and all. The bits are the same.
 
     ``for chunk in run: ...`` yields each chunk's position in the run as it ends. An interrupted run loses at
     most one chunk, whose rows are in no counter either; iterating again goes on with it.
@@ -100,11 +102,15 @@ class Streams:
         models = list({id(each): each for each in (model, *map(self._model, self._all))}.values())
         alike = alike and len(models) == 1 and all(stream.logits is None for stream in self._all)
         self._fork: Fork | None = None
+        # of each stream, where they share nothing; None: its logits are known
+        self._forks: list[Fork | None] = []
         if alike and trace is None:
             self._fork = Fork(model, n_ctx, executor, self._batch, self._activations(self._all[0]))
             self._contexts = {id(model): self._fork.context}
         else:
             self._contexts = {id(each): Context(each, n_ctx, executor) for each in models}
+            if trace is None:
+                self._forks = [None if stream.logits else self._alone(stream) for stream in self._all]
         self.context = self._contexts[id(model)]
         self.on_step: Callable[[], None] = lambda: None
         self.on_logits: Callable[[np.ndarray], None] = lambda logits: None  # of a baseline that is alone
@@ -125,6 +131,11 @@ class Streams:
     def _model(self, stream: Stream) -> Model:
         return stream.model or self.model
 
+    def _alone(self, stream: Stream) -> Fork:
+        model = self._model(stream)
+        of_stream = self._activations(stream), stream.fake_quant, self._contexts[id(model)]
+        return Fork(model, self.settings.n_ctx, self.executor, self._batch, *of_stream)
+
     @property
     def done(self) -> int:
         """Chunks that ended."""
@@ -133,8 +144,10 @@ class Streams:
     @property
     def steps(self) -> int:
         """What is left to do, in layers passed or nodes computed; ``on_step`` is called as each is."""
-        if self._fork is not None:
-            sizes = self.n_ctx - 1, self.settings.first_scored
+        sizes = self.n_ctx - 1, self.settings.first_scored
+        if self._forks:
+            per_chunk = sum(fork.steps(None, *sizes) for fork in self._forks if fork is not None)
+        elif self._fork is not None:
             per_chunk = sum(self._fork.steps(stream.fake_quant, *sizes) for stream in self._all)
         else:
             batches = -(-(self.n_ctx - 1) // self._batch)
@@ -180,12 +193,16 @@ class Streams:
         seen = [rows_seen(stream.fake_quant) for stream in self._all]
         nll: list[np.ndarray] = []
         if self.baseline is None:
-            for logits in self._evaluation(position, ids):
-                finite = all_finite(logits)
-                nll.append(score(logits, targets, self.executor))
+            parts: list[list[np.ndarray]] = [[] for _ in self.streams]
+            finite = [True] * len(parts)
+            for i, logits in zip(cycle(range(len(parts))), self._evaluation(position, ids), strict=False):
+                done = sum(map(len, parts[i]))
+                finite[i] &= all_finite(logits)
+                parts[i].append(score(logits, targets[done : done + len(logits)], self.executor))
                 del logits  # before the next ones are made
-                self._look(len(nll) - 1, finite, position, seen[len(nll) - 1])
-            return _Chunk(None, nll, [])
+            for i, whole in enumerate(finite):
+                self._look(i, whole, position, seen[i])
+            return _Chunk(None, [np.concatenate(part) for part in parts], [])
         if not self.streams:
             for logits in self._evaluation(position, ids):
                 if not all_finite(logits):
@@ -196,7 +213,7 @@ class Streams:
                 nll.append(score(logits, targets[done : done + len(logits)], self.executor))
             return _Chunk(np.concatenate(nll), [], [])
         baseline, paired = self.baseline, []
-        for i, (found, finite) in enumerate(
+        for i, (found, whole) in enumerate(
             compared(
                 self._evaluation(position, ids),
                 targets,
@@ -207,7 +224,7 @@ class Streams:
             )
         ):
             paired.append(found)
-            self._look(i, finite, position, seen[i + 1])
+            self._look(i, whole, position, seen[i + 1])
         return _Chunk(paired[0].nll_base, [one.nll for one in paired], paired)
 
     def _look(self, i: int, finite: bool, position: int, seen: dict[Place, int]) -> None:
@@ -222,16 +239,45 @@ class Streams:
 
     def _evaluation(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
         """Logits of the scored positions of a chunk, by blocks of rows; of each, each stream's in turn."""
-        if self._fork is None:
+        if self._forks:
+            yield from self._each_alone(position, ids[:-1])
+        elif self._fork is not None:
+            rules = [stream.fake_quant for stream in self.streams]
+            yield from self._fork.logits(ids[:-1], self.settings.first_scored, rules, self.on_step)
+        else:
             for stream in self._all:
                 yield self._logits(position, ids, stream)
-            return
-        rules = [stream.fake_quant for stream in self.streams]
-        yield from self._fork.logits(ids[:-1], self.settings.first_scored, rules, self.on_step)
+
+    def _each_alone(self, position: int, ids: np.ndarray) -> Generator[np.ndarray, None, None]:
+        first = self.settings.first_scored
+        blocks = next(fork for fork in self._forks if fork is not None).blocks(len(ids), first)
+        passed = [
+            (stream, fork, fork.through_layers(ids, first, (), self.on_step) if fork else [])
+            for stream, fork in zip(self._all, self._forks, strict=True)
+        ]
+        done = 0
+        for block in blocks:
+            rows = slice(done, done := done + block.n)
+            with contextlib.ExitStack() as held:
+                for i, (stream, fork, variants) in enumerate(passed):
+                    if fork is None:
+                        assert stream.logits is not None
+                        yield stream.logits(position, rows)
+                        continue
+                    logits = fork.logits_of(variants[0], block)
+                    self.on_step()
+                    yield logits
+                    if i == 0:  # the others are compared with these
+                        held.callback(fork.give, logits)
+                    else:
+                        fork.give(logits)
+        for _, fork, variants in passed:
+            if fork is not None:
+                fork.release(variants)
 
     def _logits(self, position: int, ids: np.ndarray, stream: Stream) -> np.ndarray:
         if stream.logits is not None:
-            return stream.logits(position)
+            return stream.logits(position, slice(None))
         context = self._contexts[key := id(self._model(stream))]
         context.clear()
         context.fake_quant = self._no_rules[key] if stream.fake_quant is None else stream.fake_quant

@@ -38,7 +38,18 @@ def row_blocks(n_tokens: int, n_vocab: int) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
-class _Variant(NamedTuple):
+class Block(NamedTuple):
+    """Some of the wanted rows of a batch of a sequence, whose logits are made at a time."""
+
+    batch: int
+    rows: slice
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+
+class Variant(NamedTuple):
     """start: its first node; values: those still to be read, by node, of each batch of the sequence."""
 
     rules: FakeQuant
@@ -52,6 +63,7 @@ class Fork:
     batch        tokens per matrix product, as of an evaluation by Context
     activations  "exact" or "ggml" (see Context), of all variants
     baseline     rules of the baseline, with which variants then share nothing; None: none
+    context      of the model, which others may use as long as nothing is being evaluated here; None: its own
     """
 
     def __init__(
@@ -62,10 +74,11 @@ class Fork:
         batch: int,
         activations: str = "exact",
         baseline: FakeQuant | None = None,
+        context: Context | None = None,
     ) -> None:
-        self.model, self.batch = model, batch
-        self.context = Context(model, n_ctx, executor, activations=activations)
-        self._no_rules = self.context.fake_quant
+        self.model, self.batch, self.activations = model, batch, activations
+        self.context = context or Context(model, n_ctx, executor, activations=activations)
+        self._no_rules = FakeQuant(model.values)
         self._baseline_rules = baseline
         self._sizes = (0, 0)
         self._nodes = model.graph.nodes
@@ -91,7 +104,7 @@ class Fork:
         """How many layers a variant computes, embedding and last norm among them, and blocks of logits."""
         first = self.first_node(rules)
         layers = sum(nodes.stop > first for nodes in self._layers)
-        return layers + sum(len(blocks) for blocks in self._blocks(n_tokens, first_output))
+        return layers + len(self.blocks(n_tokens, first_output))
 
     def logits(
         self,
@@ -109,10 +122,30 @@ class Fork:
         Yields float32 (rows, n_vocab), which hold until the next ones, the baseline's for its block. A
         variant's rows are in its counters before the first.
         """
+        base, *others = passed = self.through_layers(ids, first_output, variants, on_step)
+        for block in self.blocks(len(ids), first_output):
+            held = self.logits_of(base, block)
+            on_step()
+            yield held
+            for variant in others:
+                logits = self.logits_of(variant, block)
+                on_step()
+                yield logits
+                self.give(logits)
+            self.give(held)
+        self.release(passed)
+
+    def through_layers(
+        self,
+        ids: np.ndarray,
+        first_output: int,
+        variants: Sequence[FakeQuant | None] = (),
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[Variant]:
+        """The baseline and then each variant, up to their logits; to be given to `release` in the end."""
         self._begin(ids, first_output)
         base = self._variant(self._baseline_rules)
         others = [self._variant(rules) for rules in variants]
-        give = self.context.buffers.give
         for layer in self._layers:
             self._baseline(layer, base, others)
             on_step()
@@ -120,29 +153,38 @@ class Fork:
                 if variant.start < layer.stop:
                     self._advance(range(max(layer.start, variant.start), layer.stop), variant)
                     on_step()
-        for part, blocks in enumerate(self._blocks(len(ids), first_output)):
-            for rows in blocks:
-                held = self._logits(base, part, rows)
-                on_step()
-                yield held
-                for variant in others:
-                    logits = self._logits(variant, part, rows)
-                    on_step()
-                    yield logits
-                    give(logits)
-                give(held)
-        for variant in (base, *others):
+        return [base, *others]
+
+    def logits_of(self, variant: Variant, block: Block) -> np.ndarray:
+        """Float32 (rows, n_vocab), in memory that is given back by `give`."""
+        context, last = self.context, self._head.stop - 1
+        source = self._head.start - 1
+        # a copy, as each input's memory is taken back
+        values = {source: context.buffers.copy(variant.values[block.batch][source][block.rows])}
+        context.fake_quant, context.activations = variant.rules, self.activations
+        context.evaluate(self._head, values, self._ids[self._parts[block.batch]], self._outputs[block.batch])
+        return values[last]
+
+    def give(self, logits: np.ndarray) -> None:
+        self.context.buffers.give(logits)
+
+    def release(self, variants: Sequence[Variant]) -> None:
+        for variant in variants:
             for values in variant.values:
                 self.context.buffers.release(values, self._head.start - 1)
 
     def _batches(self, n_tokens: int) -> list[slice]:
         return [slice(b, min(b + self.batch, n_tokens)) for b in range(0, n_tokens, self.batch)]
 
-    def _blocks(self, n_tokens: int, first_output: int) -> list[list[slice]]:
-        """Of each batch, the rows whose logits are made at a time, among those that are wanted."""
-        wanted = (batch.stop - max(batch.start, first_output) for batch in self._batches(n_tokens))
+    def blocks(self, n_tokens: int, first_output: int) -> list[Block]:
+        """Of a sequence, in order. They are the same for all models of a vocabulary."""
         n_vocab = self.model.hparams.n_vocab
-        return [row_blocks(n, n_vocab) if n > 0 else [] for n in wanted]
+        return [
+            Block(i, rows)
+            for i, batch in enumerate(self._batches(n_tokens))
+            if (n := batch.stop - max(batch.start, first_output)) > 0
+            for rows in row_blocks(n, n_vocab)
+        ]
 
     def _begin(self, ids: np.ndarray, first_output: int) -> None:
         self._ids = ids
@@ -155,10 +197,10 @@ class Fork:
             self.context.buffers.clear()
             self._sizes = len(ids), first_output
 
-    def _variant(self, rules: FakeQuant | None) -> _Variant:
-        return _Variant(rules or self._no_rules, self.first_node(rules), [{} for _ in self._parts])
+    def _variant(self, rules: FakeQuant | None) -> Variant:
+        return Variant(rules or self._no_rules, self.first_node(rules), [{} for _ in self._parts])
 
-    def _baseline(self, layer: range, base: _Variant, others: list[_Variant]) -> None:
+    def _baseline(self, layer: range, base: Variant, others: list[Variant]) -> None:
         """The baseline through a layer; variants that start in it get its values on the way."""
         starts = {variant.start for variant in others if variant.start and variant.start in layer}
         for begin, end in pairwise([layer.start, *sorted(starts - {layer.start}), layer.stop]):
@@ -167,7 +209,7 @@ class Fork:
                     self._fork(base, variant)
             self._advance(range(begin, end), base)
 
-    def _fork(self, base: _Variant, variant: _Variant) -> None:
+    def _fork(self, base: Variant, variant: Variant) -> None:
         for values, own in zip(base.values, variant.values, strict=True):
             own.update((i, self.context.buffers.copy(value)) for i, value in values.items())
         for node in self._nodes[: variant.start]:
@@ -175,19 +217,9 @@ class Fork:
             for value in node.values:
                 variant.rules.pass_by(value.place, n_tokens * value.rows)
 
-    def _advance(self, nodes: range, variant: _Variant) -> None:
+    def _advance(self, nodes: range, variant: Variant) -> None:
         context = self.context
-        context.fake_quant = variant.rules
+        context.fake_quant, context.activations = variant.rules, self.activations
         for part, outputs, values in zip(self._parts, self._outputs, variant.values, strict=True):
             context.n_past = part.start
             context.evaluate(nodes, values, self._ids[part], outputs)
-
-    def _logits(self, variant: _Variant, part: int, rows: slice) -> np.ndarray:
-        """Of some of the wanted rows of a batch."""
-        context, last = self.context, self._head.stop - 1
-        source = self._head.start - 1
-        # a copy, as each input's memory is taken back
-        values = {source: context.buffers.copy(variant.values[part][source][rows])}
-        context.fake_quant = variant.rules
-        context.evaluate(self._head, values, self._ids[self._parts[part]], self._outputs[part])
-        return values[last]
