@@ -21,5 +21,5 @@ def example(chunks=4, specs=(), **options):
     return data_of(run, means)
 
 
-CHARTS = ["together", "layers-1", "cumulative-1", "layers-2", "cumulative-2", "heat-map", "perplexity-1",
-          "who-pays", "errors-1", "errors-2", "distribution-1"]  # fmt: skip
+CHARTS = ["together", "layers-1", "cumulative-1", "layers-2", "cumulative-2", "one-scale", "heat-map",
+          "perplexity-1", "who-pays", "errors-1", "errors-2", "distribution-1"]  # fmt: skip

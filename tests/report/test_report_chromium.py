@@ -47,11 +47,21 @@ addEventListener("load", () => {
     width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
     tables: [...document.querySelectorAll("table")].filter(t => t.closest("details:not([open])") == null)
       .map(t => box(t)),
+    contents: [...document.querySelectorAll("nav a")].map(box),
+    beyond: [...document.querySelectorAll("body *")].filter(e => !e.closest(".wide, .skip, .unseen"))
+      .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80)),
     fetched: performance.getEntriesByType("resource").map(e => e.name),
   });
   document.body.append(found);
+  if (parent !== window) parent.document.body.append(found.cloneNode(true));
 });
 </script>"""
+# Chromium's own windows are wider than a phone.
+PHONE = 390
+FRAME = (
+    '<!DOCTYPE html><iframe src="looked-at.html" '
+    f'style="border: 0; width: {PHONE}px; height: 844px"></iframe>'
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +122,23 @@ def rgb(colour):
 SCHEMES = [pytest.param((), LIGHT, id="light"), pytest.param(("--force-dark-mode",), DARK, id="dark")]
 
 
-@pytest.mark.parametrize("options, palette", SCHEMES)
-def test_it_renders(chromium, page, tmp_path, options, palette):
-    looked_at = tmp_path / "looked-at.html"
+def looked_at(page, tmp_path):
+    copy = tmp_path / "looked-at.html"
     text = re.sub(r"<meta http-equiv[^>]*>", LOOK, page.read_text("utf-8"), count=1)
     assert LOOK in text
-    looked_at.write_text(text, encoding="utf-8")
-    out, _ = chromium(looked_at, f"--window-size={WIDTH},900", "--dump-dom", *options)
-    found = json.loads(html_entities.unescape(re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1]))
+    # what is shown on demand is looked at, too
+    copy.write_text(text.replace('<details class="figure">', '<details class="figure" open>'), "utf-8")
+    return copy
+
+
+def found_in(out):
+    return json.loads(html_entities.unescape(re.search(r'<pre id="found">(.*?)</pre>', out, re.S)[1]))
+
+
+@pytest.mark.parametrize("options, palette", SCHEMES)
+def test_it_renders(chromium, page, tmp_path, options, palette):
+    out, _ = chromium(looked_at(page, tmp_path), f"--window-size={WIDTH},900", "--dump-dom", *options)
+    found = found_in(out)
     assert found["errors"] == [] and found["fetched"] == []
     scrolled, seen = found["width"]
     assert scrolled <= seen == WIDTH
@@ -141,6 +160,23 @@ def test_it_renders(chromium, page, tmp_path, options, palette):
                 a, b = one["box"], other["box"]
                 across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
                 assert across <= 1 or down <= 4, (key, one["said"], other["said"])
+
+
+def test_on_a_phone(chromium, page, tmp_path):
+    """Nothing is wider than the screen but what scrolls by itself; words of a figure can be read there."""
+    looked_at(page, tmp_path)
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME, encoding="utf-8")
+    out, _ = chromium(frame, "--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom")
+    found = found_in(out)
+    assert found["errors"] == [] and found["width"] == [PHONE, PHONE]
+    assert found["beyond"] == []
+    assert len({top for _, top, _, _ in found["contents"]}) > 1, "the contents stand in one line"
+    assert all(right <= PHONE for _, _, right, _ in found["contents"])
+    assert len(found["charts"]) == len(CHARTS)
+    for key, chart in zip(CHARTS, found["charts"], strict=True):
+        assert chart["box"][2] > PHONE, (key, "as wide as the screen: too small to be read")
+        assert min(word["size"] for word in chart["words"]) >= 10, key
 
 
 @pytest.mark.parametrize("options, palette", SCHEMES)

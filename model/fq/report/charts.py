@@ -20,7 +20,9 @@ from .axes import (
     whiskers,
 )
 from .data import Group, between, finite, groups_of, kl_text, kld, kld_interval, plain
+from .downloads import CI95, SITE, ends, site_row
 from .elsewhere import Elsewhere
+from .overlay import one_scale
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
 from .unit_charts import of_norms, unit_charts, who_pays
@@ -51,6 +53,8 @@ def charts(data: dict[str, Any], ink: Ink, elsewhere: Elsewhere | None = None) -
         yield _by_layer(f"layers-{i + 1}", group, ink)
         if group.cumulative:
             yield _cumulative(f"cumulative-{i + 1}", group, ink)
+    if chart := one_scale(groups, ink):
+        yield chart
     yield _heat_map(groups, ink, "heat-map", "layer × format")
     for i, page in enumerate(_pages(formats)):
         yield perplexity(f"perplexity-{i + 1}", page, ink)
@@ -99,6 +103,13 @@ def _together(groups: Sequence[Group], ink: Ink) -> Chart:
         f"A point and its 95 % interval over chunks for each group. {POINTWISE}",
         f"Mean KL divergence of each group with all its sites rounded together: {figures}.",
         figure,
+        [
+            ["group", "mean_kld", *CI95],
+            *(
+                [group.name, value, *ends(interval)]
+                for group, value, interval in zip(groups, values, intervals, strict=True)
+            ),
+        ],
     )
 
 
@@ -109,6 +120,7 @@ def _by_layer(key: str, group: Group, ink: Ink, what: str = "rounds one site alo
     series = series_of(group, group.kinds)
     width = 0.8 / len(series)
     tips, everything = {}, []
+    rows: list[list[Any]] = [["series", "cell", *SITE, "mean_kld", *CI95]]
     for j, one in enumerate(series):
         entries = [entry for entry in one.entries if math.isfinite(kld(entry))]
         at = [places[layer_of(entry)] + (j - (len(series) - 1) / 2) * width for entry in entries]
@@ -138,6 +150,10 @@ def _by_layer(key: str, group: Group, ink: Ink, what: str = "rounds one site alo
             bar.set_gid(f"tip-{j}-{i}")
             around = between(kld_interval(entry))
             tips[f"tip-{j}-{i}"] = f"{plain(entry['name'])}: mean KL {kl_text(kld(entry), 4)}, {around}"
+        rows += [
+            [one.label, plain(entry["name"]), *site_row(entry), value, *ends(interval)]
+            for entry, value, interval in zip(entries, values, intervals, strict=True)
+        ]
         everything += [v for v in values if v > 0] + [end for i in intervals if i for end in i if end > 0]
     log = value_axis(axis, "y", everything, "mean KL divergence")
     layer_axis(axis, places)
@@ -160,6 +176,7 @@ def _by_layer(key: str, group: Group, ink: Ink, what: str = "rounds one site alo
             ]
         ),
         figure,
+        rows,
         tips,
     )
 
@@ -197,6 +214,13 @@ def _cumulative(key: str, group: Group, ink: Ink) -> Chart:
         f"A line from {kl_text(values[0])} with one site to {kl_text(values[-1])} with {at[-1]}; the "
         f"single ones add up to {kl_text(sums[-1])}.",
         figure,
+        [
+            ["sites_rounded", "mean_kld", *CI95, "sum_of_singles"],
+            *(
+                [n, value, *ends(kld_interval(entry)), total]
+                for n, entry, value, total in zip(at, cells, values, sums, strict=True)
+            ),
+        ],
     )
 
 
@@ -218,6 +242,7 @@ def _heat_map(groups: Sequence[Group], ink: Ink, key: str, what: str) -> Chart:
     figure = figure_of(0.85 + 0.23 * len(rows))
     axis = figure.subplots()
     tips = {}
+    data: list[list[Any]] = [["group", "cell", *SITE, "mean_kld", *CI95, "in_first_place"]]
     for y, (group, _, cells) in enumerate(rows):
         for entry in cells:
             x, value = places[layer_of(entry)], kld(entry)
@@ -234,11 +259,11 @@ def _heat_map(groups: Sequence[Group], ink: Ink, key: str, what: str) -> Chart:
             cell.set_gid(f"tip-{y}-{x}")
             tips[f"tip-{y}-{x}"] = f"{plain(entry['name'])}: mean KL {kl_text(value, 4)}"
             axis.add_patch(cell)
-            if (
-                ok
-                and any(entry is one for one in group.order.first)
-                and len(group.order.first) < len(group.singles)
-            ):
+            told = len(group.order.first) < len(group.singles)
+            first = told and any(entry is one for one in group.order.first)
+            about = [group.name, plain(entry["name"]), *site_row(entry)]
+            data.append([*about, value, *ends(kld_interval(entry)), int(first)])
+            if ok and first:
                 axis.plot([x], [y], "o", markersize=3.2, color="white" if norm(value) < 0.55 else "black")
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_yticks(
@@ -272,5 +297,6 @@ def _heat_map(groups: Sequence[Group], ink: Ink, key: str, what: str) -> Chart:
         + "".join(f" “{short}” is {name}." for short, name in OUTSIDE.items() if short in places),
         f"A heat map of the mean KL divergence of each site alone. {found}.",
         figure,
+        data,
         tips,
     )

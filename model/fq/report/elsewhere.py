@@ -53,10 +53,16 @@ class Elsewhere:
         if not shown:
             return None
         figure, axes = panels_of(len(shown), 2.6)
+        data: list[list[Any]] = [["group", "cell", "mean_kld_here", "other_run", "mean_kld_there"]]
         for axis, each in zip(axes, shown, strict=True):
             other = self._others[each["other"]]
             here, there = (_cells(data, each["group"]) for data in (self._data, other))
             both = [(kld(here[name]), kld(there[name])) for name in here if name in there]
+            data += [
+                [plain(each["group"]), plain(name), kld(here[name]), other["run"], kld(there[name])]
+                for name in here
+                if name in there
+            ]
             known = [(x, y) for x, y in both if x > 0 and y > 0]
             axis.plot([x for x, _ in known], [y for _, y in known], "o", color=ink.s0, markersize=3)
             everything = [value for pair in known for value in pair]
@@ -73,6 +79,7 @@ class Elsewhere:
             "more there. Beside the group's name: the rank correlation.",
             " ".join(self.lines()),
             figure,
+            data,
         )
 
 

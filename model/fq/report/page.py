@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from . import svg
 from .charts import charts
 from .data import between, plain, significant
 from .elsewhere import Elsewhere
+from .pages import pngs_of, render, sections_of
 from .tables import at_a_glance, cell_tables, provenance
-from .verdict import verdict
+from .verdict import in_short_and_in_full
 
 SECTIONS = {
     "units": "Steps, units and engines",
@@ -23,19 +22,6 @@ SECTIONS = {
     "elsewhere": "The same cells elsewhere",
     "sites": "Errors and distributions by site",
 }
-
-
-def render(template: str, **what: Any) -> str:
-    """One of the templates beside this module, filled in and escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(light=svg.LIGHT, dark=svg.DARK, **what)
 
 
 def _norms_alone(data: dict[str, Any]) -> bool:
@@ -53,16 +39,23 @@ def report_html(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> str
     Raises FqError where matplotlib is missing.
     """
     model = plain(os.path.basename(data["model"]))
+    sections = sections_of(partial(charts, data, elsewhere=elsewhere), SECTIONS, f"fq-run-{data['run']}")
+    first, in_full = in_short_and_in_full(data, elsewhere)
+    tables = cell_tables(data)
+    entries = [(section["key"], section["title"]) for section in sections]
+    entries += [("figures", "All figures")] * bool(tables) + [("provenance", "Provenance")]
     return render(
         "page.html",
         title=f"{model}: what rounding its {'norms' if _norms_alone(data) else 'values'} costs",
         data=data,
         baseline=_baseline(data),
         text=plain(os.path.basename(data.get("text") or "a text")),
-        verdict=verdict(data, elsewhere),
+        verdict=first,
+        in_full=in_full,
         glance=at_a_glance(data) if data["n_chunks"] else None,
-        sections=_sections(data, elsewhere),
-        tables=cell_tables(data),
+        sections=sections,
+        entries=entries,
+        tables=tables,
         provenance=provenance(data),
         command=plain(data.get("command") or ""),
     )
@@ -77,23 +70,6 @@ def _baseline(data: dict[str, Any]) -> str:
     return significant(data["ppl_base"], 6) + around
 
 
-def _sections(data: dict[str, Any], elsewhere: Elsewhere | None) -> list[dict[str, Any]]:
-    from markupsafe import Markup
-
-    drawn: Mapping[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
-    with svg.style(svg.FOR_PAGE):
-        for chart in charts(data, svg.FOR_PAGE, elsewhere):
-            # matplotlib and ElementTree have escaped what stands in it
-            drawn[chart.section].append({"chart": chart, "svg": Markup(svg.svg(chart))})
-    return [
-        {"key": key, "title": title, "charts": drawn[key]} for key, title in SECTIONS.items() if drawn[key]
-    ]
-
-
 def pngs(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light. Raises FqError as `report_html`."""
-    found = {}
-    with svg.style(svg.FOR_PNG):
-        for chart in charts(data, svg.FOR_PNG, elsewhere):
-            found[f"{chart.key}.png"] = svg.png(chart)
-    return found
+    return pngs_of(partial(charts, data, elsewhere=elsewhere))

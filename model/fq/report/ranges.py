@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from . import svg
 from .axes import figure_of, shared_legend, value_axis
 from .data import plain
-from .page import render
+from .pages import render, sections_of
 from .svg import Chart, Ink
 
 Site = dict[str, Any]
@@ -30,25 +30,17 @@ def ranges_html(data: dict[str, Any]) -> str:
 
     Raises FqError where matplotlib is missing.
     """
-    from markupsafe import Markup
-
-    drawn: dict[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
-    with svg.style(svg.FOR_PAGE):
-        for chart in charts(data, svg.FOR_PAGE):
-            drawn[chart.section].append({"chart": chart, "svg": Markup(svg.svg(chart))})
+    sections = sections_of(partial(charts, data), SECTIONS, "fq-ranges")
+    entries = [(section["key"], section["title"]) for section in sections]
     return render(
         "ranges.html",
         title=f"{plain(os.path.basename(data['model']))}: how large its values are",
         text=plain(os.path.basename(data["text"])),
         command=plain(data.get("command") or ""),
         data=data,
-        sections=[
-            {"key": key, "title": title, "charts": drawn[key]}
-            for key, title in SECTIONS.items()
-            if drawn[key]
-        ],
-        head=HEAD,
-        rows=[_row(site) for site in data["sites"]],
+        sections=sections,
+        entries=[*entries, ("figures", "All figures")],
+        table={"title": "All figures", "head": HEAD, "rows": [_row(site) for site in data["sites"]]},
     )
 
 
@@ -143,6 +135,14 @@ def _exponents(key: str, name: str, sites: list[Site], ink: Ink) -> Chart:
         "smallest normal number they lose bits.",
         f"A heat map of exponents from {low} to {high} over {len(sites)} sites.",
         figure,
+        [
+            ["site", "exponent", "values", "share", "first_tokens_largest_exponent"],
+            *(
+                [plain(site["site"]), exponent, count, count / site["rest"]["values"], first]
+                for site, first in zip(sites, firsts, strict=True)
+                for exponent, count in site["rest"]["exponents"].items()
+            ),
+        ],
     )
 
 
@@ -182,6 +182,10 @@ def _magnitudes(key: str, name: str, sites: list[Site], ink: Ink) -> Chart:
         f"The largest of all is {most:.4g}, at {largest['site']}.",
         f"Lines by layer; the largest value is {most:.4g} at {largest['site']}.",
         figure,
+        [
+            ["site", *lines],
+            *map(list, zip([plain(site["site"]) for site in sites], *lines.values(), strict=True)),
+        ],
     )
 
 
@@ -205,6 +209,7 @@ def _outliers(key: str, name: str, sites: list[Site], ink: Ink) -> Chart:
                 f"{site['site']}, channel {each['channel']}: up to {each['times_median']:.0f} times the "
                 f"median, {each['tokens']} tokens"
             )
+    shown = ("channel", "times_median", "tokens")
     ratios = [each["times_median"] for site in sites for each in site["channels"]["outliers"]]
     value_axis(axis, "y", ratios, "largest over median", log=True)
     axis.set_title(name)
@@ -224,6 +229,14 @@ def _outliers(key: str, name: str, sites: list[Site], ink: Ink) -> Chart:
         f"Most often: channels {said}.",
         f"Dots by layer; the channels seen most often are {said}.",
         figure,
+        [
+            ["site", "channel", "largest_over_median", "tokens", "of_tokens"],
+            *(
+                [plain(site["site"]), *(each[key] for key in shown), site["rest"]["rows"]]
+                for site in sites
+                for each in site["channels"]["outliers"]
+            ),
+        ],
         tips,
     )
 
@@ -258,6 +271,18 @@ def _squares(key: str, name: str, sites: list[Site], ink: Ink) -> Chart:
         f"What the norm's accumulator holds in the end: from {smallest:.4g} to {largest:.4g}.",
         f"A band by layer, from {smallest:.4g} to {largest:.4g}.",
         figure,
+        [
+            ["site", "smallest", "largest", "first_tokens_largest"],
+            *(
+                [
+                    plain(site["site"]),
+                    of["smallest"],
+                    of["largest"],
+                    site["sum_of_squares"]["first"]["largest"],
+                ]
+                for site, of in zip(sites, rest, strict=True)
+            ),
+        ],
     )
 
 

@@ -6,16 +6,17 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 from fq_kernels import get_format
 
 from ..measure.estimates import MARKS
-from . import svg
 from .axes import figure_of, panels_of, tick, value_axis
 from .data import between, kl_text, plain
-from .page import render
+from .downloads import CI95, ends
+from .pages import pngs_of, render, sections_of
 from .svg import Chart, Ink
 from .tables import provenance
 
@@ -29,23 +30,16 @@ def sensitivity_html(data: dict[str, Any]) -> str:
 
     Raises FqError where matplotlib is missing.
     """
-    from markupsafe import Markup
-
-    drawn: dict[str, list[dict[str, Any]]] = {key: [] for key in SECTIONS}
-    with svg.style(svg.FOR_PAGE):
-        for chart in charts(data, svg.FOR_PAGE):
-            drawn[chart.section].append({"chart": chart, "svg": Markup(svg.svg(chart))})
+    sections = sections_of(partial(charts, data), SECTIONS, f"fq-run-{data['run']}")
+    entries = [(section["key"], section["title"]) for section in sections]
     marks = Counter(cell["mark"] for cell in data["cells"] if cell["mark"])
     return render(
         "sensitivity.html",
         title=f"{plain(os.path.basename(data['model']))}: what rounding each of its sites would cost",
         data=data,
         text=plain(os.path.basename(data.get("text") or "a text")),
-        sections=[
-            {"key": key, "title": title, "charts": drawn[key]}
-            for key, title in SECTIONS.items()
-            if drawn[key]
-        ],
+        sections=sections,
+        entries=[*entries, ("figures", "Figures"), ("provenance", "Provenance")],
         marks=[(marks[name], name, why) for name, why in MARKS.items() if marks[name]],
         tables=_tables(data),
         provenance=provenance(data),
@@ -55,11 +49,7 @@ def sensitivity_html(data: dict[str, Any]) -> str:
 
 def pngs(data: dict[str, Any]) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light."""
-    found = {}
-    with svg.style(svg.FOR_PNG):
-        for chart in charts(data, svg.FOR_PNG):
-            found[f"{chart.key}.png"] = svg.png(chart)
-    return found
+    return pngs_of(partial(charts, data))
 
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
@@ -109,6 +99,14 @@ def _of_kinds(kinds: Mapping[str, Sequence[Cell]], formats: Sequence[str], ink: 
         if flat
         else "An empty heat map.",
         figure,
+        [
+            ["kind", "format", "sum_of_mean_kld"],
+            *(
+                [plain(kind), plain(spec), x]
+                for spec, row in zip(formats, sums, strict=True)
+                for kind, x in zip(kinds, row, strict=True)
+            ),
+        ],
     )
 
 
@@ -116,7 +114,7 @@ def _of_sites(
     key: str,
     kinds: Mapping[str, Sequence[Cell]],
     formats: Sequence[str],
-    ends: tuple[float, float],
+    scale: tuple[float, float],
     ink: Ink,
 ) -> Chart:
     figure, axes = panels_of(len(kinds), 0.9 + 0.125 * len(formats), sharey=True)
@@ -126,7 +124,7 @@ def _of_sites(
         place = {(cell["format"], cell["layer"]): cell for cell in cells}
         rows = [[place[spec, layer]["mean_kld"] or math.nan for layer in layers] for spec in formats]
         last = axis is axes[-1]
-        _heat_map(figure, axis, rows, formats, ends, ink, bar=last, small=True)
+        _heat_map(figure, axis, rows, formats, scale, ink, bar=last, small=True)
         marked = [
             (x, y)
             for y, spec in enumerate(formats)
@@ -149,6 +147,22 @@ def _of_sites(
         "trusted.",
         f"A heat map of layers and formats. {'; '.join(found)}.",
         figure,
+        [
+            ["site", "kind", "layer", "format", "mean_kld", *CI95, "mark"],
+            *(
+                [
+                    plain(cell["site"]),
+                    name,
+                    cell["layer"],
+                    plain(cell["format"]),
+                    cell["mean_kld"],
+                    *ends(cell["mean_kld_ci95"]),
+                    cell["mark"],
+                ]
+                for name, cells in kinds.items()
+                for cell in cells
+            ),
+        ],
     )
 
 
@@ -157,20 +171,20 @@ def _heat_map(
     axis: Any,
     rows: Sequence[Sequence[float]],
     formats: Sequence[str],
-    ends: tuple[float, float] | None,
+    scale: tuple[float, float] | None,
     ink: Ink,
     *,
     bar: bool = True,
     small: bool = False,
 ) -> None:
-    """Of formats from top to bottom; ends of the scale, None: those of the values."""
+    """Of formats from top to bottom; scale is its ends, None: those of the values."""
     import numpy as np
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     values = np.array(rows, np.float64)
     values[~(values > 0)] = np.nan
-    low, high = ends or (
+    low, high = scale or (
         (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (1.0, 2.0)
     )
     norm = LogNorm(low, high if high > low else 2 * low)
@@ -204,6 +218,7 @@ def _verified(data: dict[str, Any], ink: Ink) -> Chart:
     value_axis(axis, "y", x + y, "measured exactly", log=True)
     both = [min(x + y), max(x + y)] if cells else [1.0, 1.0]
     axis.plot(both, both, color=ink.muted, linewidth=0.8)
+    shown = ("mean_kld", "exact", "ratio", "mark")
     ratios = [one["ratio"] for one in cells]
     said = f"exact / estimate from {min(ratios):.2f} to {max(ratios):.2f}" if ratios else "none above 0"
     return Chart(
@@ -213,6 +228,10 @@ def _verified(data: dict[str, Any], ink: Ink) -> Chart:
         f"On the line both are equal: {said}.",
         f"{len(cells)} points beside a diagonal; {said}.",
         figure,
+        [
+            ["site", "format", "estimate", "exact", "exact_over_estimate", "mark"],
+            *([plain(one["site"]), plain(one["format"]), *(one[key] for key in shown)] for one in cells),
+        ],
         tips,
     )
 

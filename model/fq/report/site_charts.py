@@ -20,7 +20,8 @@ from .axes import (
     value_axis,
     whiskers,
 )
-from .data import Group, finite, kl_text, ppl_change, ppl_interval, realisations, significant
+from .data import Group, finite, kl_text, plain, ppl_change, ppl_interval, realisations, significant
+from .downloads import CI95, SITE, ends, site_row
 from .perplexity import ONE_ROUNDING, ppl_text
 from .svg import Chart, Ink
 
@@ -32,6 +33,7 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
     kinds = list(dict.fromkeys(kind for group in groups for kind in group.kinds))
     figure, axes = panels_of(len(groups), 2.0)
     said = []
+    data: list[list[Any]] = [["group", "cell", "what", "ppl_change_percent", *CI95]]
     for axis, group in zip(axes, groups, strict=True):
         places = positions([group])
         series = series_of(group, kinds)
@@ -45,6 +47,10 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
             _dots(axis, [places[layer_of(entry)] + shift for entry in one.entries], one, ink)
         for j, one in enumerate(wholes):
             _dots(axis, [end + (j - (len(wholes) - 1) / 2) * 0.5 for _ in one.entries], one, ink)
+        for what, drawn in (("one site", series), ("all together", wholes)):
+            for entry in chain.from_iterable(one.entries for one in drawn):
+                change = [finite(ppl_change(entry)), *ends(ppl_interval(entry))]
+                data.append([plain(entry["group"]), plain(entry["name"]), what, *change])
         value_axis(axis, "y", [], "change of PPL, %", log=False)
         layer_axis(axis, places, [(end, "all")] if group.together else [])
         axis.set_title(group.name)
@@ -59,6 +65,7 @@ def perplexity(key: str, groups: Sequence[Group], ink: Ink) -> Chart:
         f"chunks, {_of_what(groups)}. Each panel has a scale of its own.",
         f"Change of the perplexity by layer, with intervals. All together: {'; '.join(said)}.",
         figure,
+        data,
     )
 
 
@@ -157,6 +164,14 @@ def errors(key: str, kinds: str, groups: Sequence[Group], ink: Ink) -> Chart:
         "rounding error; a bias of 0 is an error that leans neither way.",
         f"Small panels of the rounding error at each {kinds} by layer. SQNR: {'; '.join(said) or 'none'}.",
         figure,
+        [
+            ["group", *SITE, *(what for what, _ in _ERRORS)],
+            *(
+                [group.name, *site_row(entry), *(value_of(entry["sites"][0]) for _, value_of in _ERRORS)]
+                for group in mine
+                for entry in group.panels[kinds]
+            ),
+        ],
     )
 
 
@@ -201,4 +216,12 @@ def distributions(key: str, panels: Sequence[tuple[Group, str]], ink: Ink) -> Ch
         "largest. All panels share one logarithmic scale.",
         f"Percentiles of the KL divergence of single tokens, by layer. Medians: {'; '.join(said)}.",
         figure,
+        [
+            ["group", *SITE, *names],
+            *(
+                [group.name, *site_row(entry), *(finite(entry["comparison"]["kld"][name]) for name in names)]
+                for group, kinds in panels
+                for entry in group.panels[kinds]
+            ),
+        ],
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -49,6 +49,7 @@ DARK = {
     "s7": "#bfce5e",
 }
 N_SERIES = sum(name[0] == "s" for name in LIGHT)
+SERIES = "series-"
 _STAND_INS = {name: f"#fe01{i:02x}" for i, name in enumerate(LIGHT)}
 SVG = "{http://www.w3.org/2000/svg}"
 _STYLE: dict[Any, Any] = {
@@ -97,7 +98,10 @@ class Chart:
 
     key      file name and id; section is the part of the page that it stands in
     alt      what it shows, for those who do not see it
+    data     the numbers that are drawn, as rows of a table, the first its head
     tips     by gid of an artist: what a mouse over it says
+    series   (mark, colour, name) of those that a reader may hide: artists whose gid is SERIES and its place
+    on_demand  whether the page shows it only when it is asked for
     """
 
     key: str
@@ -106,7 +110,10 @@ class Chart:
     caption: str
     alt: str
     figure: Figure
+    data: list[list[Any]]
     tips: dict[str, str] = field(default_factory=dict)
+    series: list[tuple[str, str, str]] = field(default_factory=list)
+    on_demand: bool = False
 
 
 @contextlib.contextmanager
@@ -153,6 +160,8 @@ def svg(chart: Chart) -> str:
     chart.figure.savefig(out, format="svg", metadata=nothing)
     root = ElementTree.fromstring(out.getvalue())
     _clean(root, chart)
+    _thin(root)
+    _join(root)
     _hoist(root)
     for at, tag, text in ((0, "title", chart.title), (1, "desc", chart.alt)):
         element = ElementTree.Element(tag, {"id": f"{chart.key}-{tag}"})
@@ -163,7 +172,7 @@ def svg(chart: Chart) -> str:
     root.set("viewBox", f"0 0 {width:.0f} {height:.0f}")
     root.set("role", "img")
     root.set("aria-labelledby", f"{chart.key}-title {chart.key}-desc")
-    text = ElementTree.tostring(root, encoding="unicode")
+    text = ElementTree.tostring(root, encoding="unicode").replace(" />", "/>")
     for name, colour in _STAND_INS.items():
         text = text.replace(colour, f"var(--{name})")
     return text
@@ -172,7 +181,8 @@ def svg(chart: Chart) -> str:
 def _clean(root: Any, chart: Chart) -> None:
     """Plain names, ids of this chart alone and only where something refers to them, short numbers."""
     text = ElementTree.tostring(root, encoding="unicode")
-    wanted = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    found = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    wanted = {name: f"{chart.key}-{i}" for i, name in enumerate(found)}
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == f"{SVG}metadata":
@@ -188,9 +198,45 @@ def _clean(root: Any, chart: Chart) -> None:
             element.insert(0, title)
         for name, value in list(element.attrib.items()):
             del element.attrib[name]
-            element.set(name.replace("{http://www.w3.org/1999/xlink}", ""), _value(name, value, chart.key))
+            if not value.startswith("rotate(-0 "):
+                element.set(name.replace("{http://www.w3.org/1999/xlink}", ""), _value(name, value, wanted))
         if identity in wanted:
-            element.set("id", f"{chart.key}-{identity}")
+            element.set("id", wanted[identity])
+        if identity and identity.startswith(SERIES):
+            element.set("class", identity)
+
+
+def _thin(root: Any) -> None:
+    """Without what draws nothing, and groups around one element that say nothing of it."""
+    for parent in reversed(list(root.iter())):
+        for at, child in reversed(list(enumerate(parent))):
+            if child.tag == "path" and child.get("style") == "fill:none" and "id" not in child.attrib:
+                parent.remove(child)
+            elif child.tag == "g" and not child.attrib and not len(child):
+                parent.remove(child)
+            elif child.tag == "g" and not child.attrib and len(child) == 1:
+                parent[at] = child[0]
+
+
+def _join(root: Any) -> None:
+    """Lines that follow each other and look alike are one path."""
+    for parent in root.iter():
+        before: Any = None
+        for child in list(parent):
+            if not _is_line(child):
+                before = None
+            elif before is not None and child.attrib | {"d": ""} == before.attrib | {"d": ""}:
+                before.set("d", before.get("d", "") + child.get("d", ""))
+                parent.remove(child)
+            else:
+                before = child
+
+
+def _is_line(path: Any) -> bool:
+    """Whether one path may hold it and others: where lines cross, nothing shows it."""
+    style = path.get("style", "")
+    plain = path.tag == "path" and not len(path) and "id" not in path.attrib
+    return plain and "fill:none" in style and "opacity" not in style and "dasharray" not in style
 
 
 def _hoist(root: Any) -> None:
@@ -210,12 +256,15 @@ def _hoist(root: Any) -> None:
             group.set(name, value)
 
 
-def _value(name: str, value: str, key: str) -> str:
-    value = value.replace("url(#", f"url(#{key}-")
+def _value(name: str, value: str, wanted: Mapping[str, str]) -> str:
+    value = re.sub(r"url\(#([^)]+)\)", lambda of: f"url(#{wanted[of[1]]})", value)
     if name.endswith("href") and value.startswith("#"):
-        return f"#{key}-{value[1:]}"
+        return f"#{wanted[value[1:]]}"
     if name == "style":  # the font is the page's
         value = re.sub(r"font-family:[^;]*(;|$)", "", value)
+        value = re.sub(r"\s*([:;])\s*", r"\1", value).rstrip(";")
     if name in ("d", "x", "y", "transform", "points"):
         value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
+    if name in ("d", "points"):
+        value = re.sub(r"\s*([A-Za-z,])\s*", r"\1", value)
     return " ".join(value.split())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .axes import MARKERS, figure_of, panels_of, shared_legend, value_axis
 from .data import Entry, Group, between, finite, is_finite, kl_text, kld, kld_interval
+from .downloads import CI95, ends
 from .svg import Chart, Ink
 from .units import name_of
 
@@ -43,15 +45,17 @@ def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
     left_out, rows = max(len(rows) - MOST_ROWS, 0), rows[:MOST_ROWS]
     figure = figure_of(0.85 + 0.21 * len(rows))
     axis = figure.subplots()
-    values, ends = [finite(kld(entry)) for entry, *_ in rows], []
+    values, around = [finite(kld(entry)) for entry, *_ in rows], []
     for at, (entry, colour, _) in enumerate(rows):
         if (interval := kld_interval(entry)) is not None:
             axis.plot(interval, [at, at], color=colour, linewidth=2.2, alpha=0.6)
-            ends += [end for end in interval if end > 0]
-    edge = min((value for value in (*values, *ends) if value > 0), default=1.0) / 2  # left of all the others
+            around += [end for end in interval if end > 0]
+    edge = (
+        min((value for value in (*values, *around) if value > 0), default=1.0) / 2
+    )  # left of all the others
     for at, (entry, colour, marker) in enumerate(rows):
         axis.plot([kld(entry) or edge], [at], marker, color=colour, markersize=4.5)
-    value_axis(axis, "x", [*values, *ends, *([edge] if 0 in values else [])], "mean KL")
+    value_axis(axis, "x", [*values, *around, *([edge] if 0 in values else [])], "mean KL")
     axis.set_yticks(range(len(rows)), [_short(name_of(entry)) for entry, *_ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(True, axis="x")
@@ -71,6 +75,13 @@ def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
         f"each holds by itself.{zero}{more}",
         f"Mean KL divergence of each {what}: {said}.",
         figure,
+        [
+            ["cell", "what", "mean_kld", *CI95],
+            *(
+                [name_of(entry), entry["kind"], value, *ends(kld_interval(entry))]
+                for (entry, *_), value in zip(rows, values, strict=True)
+            ),
+        ],
     )
 
 
@@ -100,6 +111,7 @@ def who_pays(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
         return
     confident = all(found.get("confidence") for _, found, _ in known)
     figure, axes = panels_of(2 if confident else 1, 1.9 + 0.15 * len(known))
+    data: list[list[Any]] = [["cell", "by", "from", "to", "tokens", "mean_kld", *CI95, "over_mean_of_all"]]
     for i, (name, found, mean) in enumerate(known):
         look = {
             "marker": MARKERS[i % len(MARKERS)],
@@ -114,6 +126,9 @@ def who_pays(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
         for key, axis, at in parts:
             points = [(x, p["mean_kld"] / mean) for x, p in zip(at, found[key], strict=True) if p["n"]]
             axis.plot([x for x, _ in points], [y for _, y in points], label=label, **look)
+            for p in filter(lambda p: p["n"], found[key]):
+                about = [name, key, p["from"], p["to"], p["n"], p["mean_kld"]]
+                data.append([*about, *ends(p["mean_kld_ci95_chunks"]), p["mean_kld"] / mean])
     for axis in axes:
         axis.axhline(1, color=ink.muted, linewidth=0.9)
         axis.set_ylim(bottom=0)
@@ -133,4 +148,5 @@ def who_pays(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
         f"{told} Beside each name: the share that the 1 % of tokens with the largest have.",
         f"{told} Share of the 1 % of tokens with the largest: {shares}.",
         figure,
+        data,
     )

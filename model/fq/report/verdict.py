@@ -19,18 +19,33 @@ from .perplexity import perplexity_text
 from .units import units_text
 from .words import NAMED, count
 
+MOST_CHOICES = 8  # whose statements stand on the page without being asked for
+
 
 @dataclass(frozen=True)
 class Statement:
-    """tone is "bad" where the figures cannot be trusted, "warning" where they are not all there."""
+    """tone is "bad" where the figures cannot be trusted, "warning" where they are not all there; of_choice
+    where it is about one of the run's choices alone."""
 
     about: str
     lines: tuple[str, ...]
     tone: str = ""
+    of_choice: bool = False
 
 
-def _statement(about: str, *lines: str, tone: str = "") -> Statement:
-    return Statement(about, tuple(line for line in lines if line), tone)
+def _statement(about: str, *lines: str, tone: str = "", of_choice: bool = False) -> Statement:
+    return Statement(about, tuple(line for line in lines if line), tone, of_choice)
+
+
+def in_short_and_in_full(
+    data: dict[str, Any], elsewhere: Elsewhere | None = None
+) -> tuple[list[Statement], list[Statement]]:
+    """The verdict; where it would be long, without what is said of each choice, which comes second."""
+    said = verdict(data, elsewhere)
+    of_choice = [statement for statement in said if statement.of_choice]
+    if len(of_choice) <= MOST_CHOICES:
+        return said, []
+    return [statement for statement in said if not statement.of_choice], of_choice
 
 
 def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[Statement]:
@@ -59,13 +74,14 @@ def verdict(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> list[St
         said.append(_in_short(groups, control.tone == ""))
     for group in units:
         about, texts = units_text(group)
-        said.append(_statement(about, *texts))
-    said += [_statement(about, text) for about, text in formats.orders(groups)]
+        said.append(_statement(about, *texts, of_choice=True))
+    said += [_statement(about, text, of_choice=True) for about, text in formats.orders(groups)]
     for group in groups:
         name = f": {group.name}" if len(groups) > 1 else ""
         lines = layers_text(group), chunks_text(group), additivity(group), perplexity_text(group)
         # of noise beside another baseline most would be what the model itself costs
-        said.append(_statement(f"Which layers{name}", *lines, "" if other else noise_text(group)))
+        noise = "" if other else noise_text(group)
+        said.append(_statement(f"Which layers{name}", *lines, noise, of_choice=True))
     said += _few_tokens(data)
     if elsewhere is not None:
         said.append(_statement("Elsewhere", *elsewhere.lines()))
