@@ -22,4 +22,4 @@ def example(chunks=4, specs=(), **options):
 
 
 CHARTS = ["together", "layers-1", "cumulative-1", "layers-2", "cumulative-2", "one-scale", "heat-map",
-          "perplexity-1", "who-pays", "errors-1", "errors-2", "distribution-1"]  # fmt: skip
+          "perplexity-1", "who-pays", "few-tokens", "errors-1", "errors-2", "distribution-1"]  # fmt: skip

@@ -51,6 +51,13 @@ def test_a_plan_and_its_measurement(store, tiny_path, text, tmp_path):
     assert (
         "binds  the budget: " in out and "what any budget buys" in out and picture.read_text().count("<svg")
     )
+    # on the page of the estimate that it was made from, and of no other run
+    page = tmp_path / "page.html"
+    fq("report", 1, "--store", store, "--plan", file, "-o", page)
+    html = page.read_text("utf-8")
+    assert html.index('id="plan"') < html.index('id="kinds"') and "Measured on other.txt, held out" in html
+    _, err = fq("report", 2, "--store", store, "--plan", file, "-o", page, status=2)
+    assert "--plan: run 2 is a sweep" in err
     # what is written is what was measured
     lines = rules.read_text().splitlines()
     assert lines[0].startswith("# fq plan") and lines[2:] == plan["rules"]

@@ -253,9 +253,9 @@ def test_the_same_figures_make_the_same_page(data, html):
 @pytest.mark.parametrize(
     "data, charts",
     [
-        (data_for(WINNER, done=3), 6),
-        (data_for([(1e-6, 2e-6)]), 6),
-        (data_for(TIED, chunks=1, specs=("bf16", "int8")), 9),
+        (data_for(WINNER, done=3), 7),
+        (data_for([(1e-6, 2e-6)]), 7),
+        (data_for(TIED, chunks=1, specs=("bf16", "int8")), 10),
         (data_for(WINNER, done=0), 0),
     ],
     ids=["partial", "single cell", "one chunk", "nothing yet"],
@@ -288,7 +288,7 @@ def test_a_big_sweep_stays_small():
     seed = np.random.default_rng(1)
     html = report_html(data_of(run, lambda cell: seed.lognormal(-12, 2) * np.array([1, 1.2])))
     assert len(html.encode()) < 3e6
-    assert len(Page(html).all("figure")) == 15
+    assert len(Page(html).all("figure")) == 16
 
 
 # ---------------------------------------------------------------- the command
@@ -320,7 +320,7 @@ def test_the_newest_run_and_others(store, tmp_path):
     assert out == "" and "run 2 of" in err and "partial: 1 of 2 chunks: fq-report-2.html" in err
     assert "second.gguf" in Page((tmp_path / "fq-report-2.html").read_text("utf-8")).text("h1")
     _, err = fq("report", 1, "--store", store, "-o", "a.html", "--png", "x/y", cwd=tmp_path)
-    assert "6 plots in x/y" in err and len(list((tmp_path / "x/y").iterdir())) == 6
+    assert "7 plots in x/y" in err and len(list((tmp_path / "x/y").iterdir())) == 7
     out, err = fq("report", 1, "--store", store, "-o", "-", cwd=tmp_path)
     assert out == (tmp_path / "a.html").read_text("utf-8") and err == ""
 

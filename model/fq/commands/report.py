@@ -6,11 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FqError
 from ..results.runs import Results, stored_figures
 from .files import check_outputs, write
 from .options import add_store, store_files
+
+if TYPE_CHECKING:
+    from ..report.pages import Part
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="another run of the store, as of another text or context: whether its cells rank alike; may be "
         "repeated",
     )
+    parser.add_argument(
+        "--plan", metavar="FILE", help="the plan that fq plan --json wrote of this estimate, on its page"
+    )
+    parser.add_argument(
+        "--ranges", metavar="FILE", help="what fq ranges --json wrote of the run's model, on the page, too"
+    )
     add_store(parser)
 
 
@@ -44,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
             raise FqError(f"{store.path}: there is no run in it")
         number = max(runs) if args.run is None else args.run
         output = args.output or f"fq-report-{number}.html"
-        inputs = store_files("the store", args.store)
+        given = {"the plan": args.plan, "the ranges": args.ranges}
+        inputs = store_files("the store", args.store) | {what: path for what, path in given.items() if path}
         check_outputs({"-o": output}, inputs)
         data = stored_figures(store, number)
         data["started"] = runs[number]["started"]
@@ -54,17 +65,18 @@ def main(args: argparse.Namespace) -> int:
         if beside and any(store.get(each).asked for each in (number, *beside)):
             raise FqError("--beside takes sweeps; an estimate is put beside one by fq results compare")
         elsewhere = Elsewhere(data, [stored_figures(store, other) for other in beside]) if beside else None
+    more = _more(args, data)
     if args.png:
         try:
             os.makedirs(args.png, exist_ok=True)
         except OSError as e:
             raise FqError(f"--png {args.png}: {e.strerror}") from None
     if "estimate" in data:
-        html = sensitivity.sensitivity_html(data)
-        pngs = sensitivity.pngs(data) if args.png else {}
+        html = sensitivity.sensitivity_html(data, more)
+        pngs = sensitivity.pngs(data, more) if args.png else {}
     else:
-        html = page.report_html(data, elsewhere)
-        pngs = page.pngs(data, elsewhere) if args.png else {}
+        html = page.report_html(data, elsewhere, more)
+        pngs = page.pngs(data, elsewhere, more) if args.png else {}
     targets = {name: os.path.join(args.png, name) for name in pngs}
     # only now are the plots' names known; nothing has been written
     check_outputs({"-o": output} | {f"--png's {name}": target for name, target in targets.items()}, inputs)
@@ -81,3 +93,17 @@ def main(args: argparse.Namespace) -> int:
     if said:
         print(f"fq: run {data['run']} of {args.store}{partial}: {', '.join(said)}", file=sys.stderr)
     return 0
+
+
+def _more(args: argparse.Namespace, data: dict[str, Any]) -> list[Part]:
+    """What other commands have found of the run, or of its model."""
+    from ..report import given, plan_charts, ranges
+
+    more = []
+    if args.plan is not None:
+        if "estimate" not in data:
+            raise FqError(f"--plan: run {data['run']} is a sweep; a plan is of an estimate (fq sensitivity)")
+        more.append(plan_charts.plan_part(given.read_plan(args.plan, data["run"])))
+    if args.ranges is not None:
+        more.append(ranges.part_of(given.read_ranges(args.ranges, data["model"])))
+    return more

@@ -25,7 +25,8 @@ from .elsewhere import Elsewhere
 from .overlay import one_scale
 from .site_charts import distributions, errors, perplexity
 from .svg import Chart, Ink
-from .unit_charts import of_norms, unit_charts, who_pays
+from .unit_charts import of_norms, unit_charts
+from .who import few_tokens, who_pays
 
 POINTWISE = "Each holds by itself: what is ordered is told by the paired tests above, not by overlaps."
 PANELS = 8  # at most so many in one chart: more do not fit on a printed page
@@ -41,6 +42,7 @@ def charts(data: dict[str, Any], ink: Ink, elsewhere: Elsewhere | None = None) -
     if norms:
         yield _heat_map(norms, ink, "heat-map-norms", "norm × step")
     yield from who_pays(everything, ink)
+    yield from few_tokens(everything, ink)
     if elsewhere is not None and (chart := elsewhere.chart(ink)):
         yield chart
     groups = [group for group in everything if group.singles]

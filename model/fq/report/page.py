@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from .charts import charts
 from .data import between, plain, significant
 from .elsewhere import Elsewhere
-from .pages import pngs_of, render, sections_of
-from .tables import at_a_glance, cell_tables, provenance
+from .pages import Part, in_order, pngs_of, render, sections_of
+from .provenance import provenance
+from .tables import at_a_glance, cell_tables
 from .verdict import in_short_and_in_full
 
 SECTIONS = {
@@ -30,16 +32,17 @@ def _norms_alone(data: dict[str, Any]) -> bool:
     return all(site["point"] is not None for site in sites)
 
 
-def report_html(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> str:
+def report_html(data: dict[str, Any], elsewhere: Elsewhere | None = None, more: Sequence[Part] = ()) -> str:
     """The page; the same for the same figures and the same matplotlib.
 
     data       `figures` of a stored run, with ``run``, its number, and ``started``
     elsewhere  it beside other runs
+    more       parts of other sources
 
     Raises FqError where matplotlib is missing.
     """
     model = plain(os.path.basename(data["model"]))
-    sections = sections_of(partial(charts, data, elsewhere=elsewhere), SECTIONS, f"fq-run-{data['run']}")
+    sections = sections_of(_parts(data, elsewhere, more), f"fq-run-{data['run']}")
     first, in_full = in_short_and_in_full(data, elsewhere)
     tables = cell_tables(data)
     entries = [(section["key"], section["title"]) for section in sections]
@@ -70,6 +73,12 @@ def _baseline(data: dict[str, Any]) -> str:
     return significant(data["ppl_base"], 6) + around
 
 
-def pngs(data: dict[str, Any], elsewhere: Elsewhere | None = None) -> dict[str, bytes]:
+def pngs(
+    data: dict[str, Any], elsewhere: Elsewhere | None = None, more: Sequence[Part] = ()
+) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light. Raises FqError as `report_html`."""
-    return pngs_of(partial(charts, data, elsewhere=elsewhere))
+    return pngs_of(_parts(data, elsewhere, more))
+
+
+def _parts(data: dict[str, Any], elsewhere: Elsewhere | None, more: Sequence[Part]) -> list[Part]:
+    return in_order(Part(partial(charts, data, elsewhere=elsewhere), SECTIONS), more)

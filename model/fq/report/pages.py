@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,45 @@ def render(template: str, **what: Any) -> str:
     )
 
 
-def sections_of(charts: Charts, titles: Mapping[str, str], stem: str) -> list[Section]:
-    """Of a page, in the order of titles, those that have a chart.
+@dataclass(frozen=True)
+class Part:
+    """Of a page: sections that come from one source.
 
-    titles  by the key of a chart's section
-    stem    what the names of downloaded files begin with
+    titles  by the key of a chart's section, in order
+    lines   what is said of a section before its charts
+    leads   whether it comes before what the page is of
+    """
+
+    charts: Charts
+    titles: Mapping[str, str]
+    lines: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    leads: bool = False
+
+
+def in_order(own: Part, more: Iterable[Part]) -> list[Part]:
+    more = list(more)
+    return [*(part for part in more if part.leads), own, *(part for part in more if not part.leads)]
+
+
+def sections_of(parts: Iterable[Part], stem: str) -> list[Section]:
+    """Of a page, those that have a chart.
+
+    stem  what the names of downloaded files begin with
 
     Raises FqError where matplotlib is missing.
     """
-    drawn: dict[str, list[dict[str, Any]]] = {key: [] for key in titles}
-    with svg.style(svg.FOR_PAGE):
-        for chart in charts(svg.FOR_PAGE):
-            drawn[chart.section].append(_figure(chart, f"{stem}-{chart.key}"))
-    return [{"key": key, "title": title, "charts": drawn[key]} for key, title in titles.items() if drawn[key]]
+    found: list[Section] = []
+    for part in parts:
+        drawn: dict[str, list[dict[str, Any]]] = {key: [] for key in part.titles}
+        with svg.style(svg.FOR_PAGE):
+            for chart in part.charts(svg.FOR_PAGE):
+                drawn[chart.section].append(_figure(chart, f"{stem}-{chart.key}"))
+        found += [
+            {"key": key, "title": title, "lines": part.lines.get(key, ()), "charts": drawn[key]}
+            for key, title in part.titles.items()
+            if drawn[key]
+        ]
+    return found
 
 
 def _figure(chart: Chart, name: str) -> dict[str, Any]:
@@ -62,10 +89,11 @@ def _figure(chart: Chart, name: str) -> dict[str, Any]:
     }
 
 
-def pngs_of(charts: Charts) -> dict[str, bytes]:
+def pngs_of(parts: Iterable[Part]) -> dict[str, bytes]:
     """Each chart by its file's name, KEY.png, in the light. Raises FqError where matplotlib is missing."""
     found = {}
     with svg.style(svg.FOR_PNG):
-        for chart in charts(svg.FOR_PNG):
-            found[f"{chart.key}.png"] = svg.png(chart)
+        for part in parts:
+            for chart in part.charts(svg.FOR_PNG):
+                found[f"{chart.key}.png"] = svg.png(chart)
     return found

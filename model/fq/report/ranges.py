@@ -10,7 +10,7 @@ from typing import Any
 
 from .axes import figure_of, shared_legend, value_axis
 from .data import plain
-from .pages import render, sections_of
+from .pages import Part, render, sections_of
 from .svg import Chart, Ink
 
 Site = dict[str, Any]
@@ -30,7 +30,7 @@ def ranges_html(data: dict[str, Any]) -> str:
 
     Raises FqError where matplotlib is missing.
     """
-    sections = sections_of(partial(charts, data), SECTIONS, "fq-ranges")
+    sections = sections_of([Part(partial(charts, data), SECTIONS)], "fq-ranges")
     entries = [(section["key"], section["title"]) for section in sections]
     return render(
         "ranges.html",
@@ -42,6 +42,16 @@ def ranges_html(data: dict[str, Any]) -> str:
         entries=[*entries, ("figures", "All figures")],
         table={"title": "All figures", "head": HEAD, "rows": [_row(site) for site in data["sites"]]},
     )
+
+
+def part_of(data: dict[str, Any]) -> Part:
+    """Of a page that is of something else."""
+    titles = {key: f"Ranges: {title[:1].lower()}{title[1:]}" for key, title in SECTIONS.items()}
+    about = (
+        f"{plain(os.path.basename(data['text']))}: {data['n_chunks']} chunks of {data['n_ctx']} tokens, each "
+        "chunk's first token told apart. fq ranges -o FILE writes them with their table."
+    )
+    return Part(partial(charts, data), titles, {next(iter(SECTIONS)): [about]})
 
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:

@@ -16,21 +16,22 @@ from ..measure.estimates import MARKS
 from .axes import figure_of, panels_of, tick, value_axis
 from .data import between, kl_text, plain
 from .downloads import CI95, ends
-from .pages import pngs_of, render, sections_of
+from .pages import Part, in_order, pngs_of, render, sections_of
+from .provenance import provenance
 from .svg import Chart, Ink
-from .tables import provenance
 
 Cell = Mapping[str, Any]
 SECTIONS = {"kinds": "Kinds of site × formats", "sites": "Sites × formats", "verified": "Measured exactly"}
 DEAREST = 20  # cells that a table names
 
 
-def sensitivity_html(data: dict[str, Any]) -> str:
-    """The page; data is `sensitivity_figures` of a stored run, with ``run``, its number, and ``started``.
+def sensitivity_html(data: dict[str, Any], more: Sequence[Part] = ()) -> str:
+    """The page; data is `sensitivity_figures` of a stored run, with ``run``, its number, and ``started``;
+    more are parts of other sources.
 
     Raises FqError where matplotlib is missing.
     """
-    sections = sections_of(partial(charts, data), SECTIONS, f"fq-run-{data['run']}")
+    sections = sections_of(_parts(data, more), f"fq-run-{data['run']}")
     entries = [(section["key"], section["title"]) for section in sections]
     marks = Counter(cell["mark"] for cell in data["cells"] if cell["mark"])
     return render(
@@ -47,9 +48,13 @@ def sensitivity_html(data: dict[str, Any]) -> str:
     )
 
 
-def pngs(data: dict[str, Any]) -> dict[str, bytes]:
+def pngs(data: dict[str, Any], more: Sequence[Part] = ()) -> dict[str, bytes]:
     """Each chart of the page by its file's name, KEY.png, in the light."""
-    return pngs_of(partial(charts, data))
+    return pngs_of(_parts(data, more))
+
+
+def _parts(data: dict[str, Any], more: Sequence[Part]) -> list[Part]:
+    return in_order(Part(partial(charts, data), SECTIONS), more)
 
 
 def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:

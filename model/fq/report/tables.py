@@ -1,9 +1,8 @@
-"""The report's tables: every figure of a cell that the store has, and where it comes from."""
+"""The report's tables: every figure of a cell that the store has."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from .data import (
 )
 from .layers import additivity_text, additivity_words, largest_chunk
 from .perplexity import ONE_ROUNDING, ppl_text
+from .who import dearest
 
 Row = list[str]
 
@@ -149,7 +149,7 @@ def _tables(entries: Sequence[Entry], group: Group | None) -> list[Table]:
         ),
         Table("± of llama-perplexity, which takes tokens as independent", errors_head, errors, kinds),
     ]
-    tables += _who_pays(entries, names, kinds)
+    tables += [*_who_pays(entries, names, kinds), *_largest_tokens(entries, names, group)]
     sites = _sites(entries, names)
     return [*tables, sites] if sites.rows else tables
 
@@ -176,6 +176,24 @@ def _who_pays(entries: Sequence[Entry], names: Sequence[str], kinds: Sequence[st
         "chunk, and by the baseline's probabilities"
     )
     return [Table(title, head, rows, [kind for *_, kind in known])]
+
+
+def _largest_tokens(entries: Sequence[Entry], names: Sequence[str], group: Group | None) -> list[Table]:
+    """Of all sites together, and of the one that costs most alone."""
+    if group is None or group.control is not None:
+        return []
+    wanted = [group.whole, *dearest(group, 1)]
+    rows, kinds = [], []
+    for name, entry in zip(names, entries, strict=True):
+        if not any(entry is one for one in wanted):
+            continue
+        for token in (entry["comparison"].get("who_pays") or {}).get("largest", []):
+            chunk = str(group.indices[token["chunk"]])
+            share = f"{100 * token['share']:.1f} %"
+            rows.append([name, chunk, str(token["token"]), kl_text(token["kld"]), share])
+            kinds.append(entry["kind"])
+    head = ["rounded", "chunk", "after its token", "KL", "share of the cell's KL"]
+    return [Table("The tokens with the largest KL divergence", head, rows, kinds)] if rows else []
 
 
 def _interval(entry: Entry) -> str:
@@ -254,44 +272,3 @@ def _signed_kl(value: Any) -> str:
 
 def _times100(value: Any) -> float:
     return 100 * number(value)
-
-
-# ---------------------------------------------------------------- provenance
-
-
-def provenance(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Model by its file's name alone: a page travels, folders do not concern its readers."""
-    numerics, versions = dict(data["numerics"]), dict(data["versions"])
-    rows = [
-        ("run", str(data["run"])),
-        ("started", data.get("started", "")),
-        ("model", os.path.basename(data["model"])),
-        ("model SHA-256", data["model_sha256"]),
-        ("text", os.path.basename(data.get("text") or "")),
-        ("text SHA-256", data["text_sha256"]),
-        *(
-            (
-                f"static scales: {os.path.basename(each['file'])}",
-                f"{each['method']} per {each['per']}, on {os.path.basename(each['text']['name'])}, SHA-256 "
-                f"{each['text']['sha256']}",
-            )
-            for each in data.get("calibrations", [])
-        ),
-        (
-            "measured",
-            f"{data['n_tokens']} tokens; {data['n_chunks']} of {data['n_chunks_asked']} chunks of "
-            f"{data['n_ctx']}, {data['n_scored']} tokens scored, batches of {data['batch']}",
-        ),
-        ("numerics", _pairs(numerics)),
-        ("versions", _pairs(versions)),
-        *((f"machine: {name}", _value(value)) for name, value in data["machine"].items()),
-    ]
-    return [(plain(name), plain(value)) for name, value in rows if value]
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,19 +1,17 @@
-"""The report's charts of steps, units and profiles, and of whose the KL divergence is."""
+"""The report's charts of steps, units and profiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from .axes import MARKERS, figure_of, panels_of, shared_legend, value_axis
-from .data import Entry, Group, between, finite, is_finite, kl_text, kld, kld_interval
+from .axes import MARKERS, figure_of, value_axis
+from .data import Group, between, finite, is_finite, kl_text, kld, kld_interval
 from .downloads import CI95, ends
 from .svg import Chart, Ink
 from .units import name_of
 
 MOST_ROWS = 40  # of a chart; what costs most comes first
-MOST_LINES = 8
 EACH_NORM = ", each norm"
 
 
@@ -56,7 +54,7 @@ def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
     for at, (entry, colour, marker) in enumerate(rows):
         axis.plot([kld(entry) or edge], [at], marker, color=colour, markersize=4.5)
     value_axis(axis, "x", [*values, *around, *([edge] if 0 in values else [])], "mean KL")
-    axis.set_yticks(range(len(rows)), [_short(name_of(entry)) for entry, *_ in rows])
+    axis.set_yticks(range(len(rows)), [short(name_of(entry)) for entry, *_ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
@@ -85,68 +83,5 @@ def _side_by_side(key: str, group: Group, ink: Ink) -> Chart:
     )
 
 
-def _short(name: str, most: int = 64) -> str:
+def short(name: str, most: int = 64) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-# ---------------------------------------------------------------- who pays
-
-
-def who_pays(groups: Sequence[Group], ink: Ink) -> Iterator[Chart]:
-    """Of the groups, all their sites together, and of units and profiles: mean KL by place and confidence."""
-    named: list[tuple[str, Entry]] = []
-    for group in groups:
-        if group.control is not None or of_norms(group):
-            continue
-        if group.whole is not None:
-            named.append((group.name, group.whole))
-        else:
-            named += [(name_of(entry), entry) for entry in sorted(group.parts, key=kld, reverse=True)]
-    known = [
-        (name, entry["comparison"]["who_pays"], finite(kld(entry)))
-        for name, entry in named
-        if entry["comparison"].get("who_pays")
-    ][:MOST_LINES]
-    if not known:
-        return
-    confident = all(found.get("confidence") for _, found, _ in known)
-    figure, axes = panels_of(2 if confident else 1, 1.9 + 0.15 * len(known))
-    data: list[list[Any]] = [["cell", "by", "from", "to", "tokens", "mean_kld", *CI95, "over_mean_of_all"]]
-    for i, (name, found, mean) in enumerate(known):
-        look = {
-            "marker": MARKERS[i % len(MARKERS)],
-            "color": ink.series(i),
-            "markersize": 3,
-            "linewidth": 0.9,
-        }
-        label = f"{_short(name, 48)} (top 1 %: {100 * found['top']['1%']:.0f} %)"
-        parts = [("position", axes[0], [(part["from"] + part["to"]) / 2 for part in found["position"]])]
-        if confident:
-            parts.append(("confidence", axes[1], list(range(len(found["confidence"])))))
-        for key, axis, at in parts:
-            points = [(x, p["mean_kld"] / mean) for x, p in zip(at, found[key], strict=True) if p["n"]]
-            axis.plot([x for x, _ in points], [y for _, y in points], label=label, **look)
-            for p in filter(lambda p: p["n"], found[key]):
-                about = [name, key, p["from"], p["to"], p["n"], p["mean_kld"]]
-                data.append([*about, *ends(p["mean_kld_ci95_chunks"]), p["mean_kld"] / mean])
-    for axis in axes:
-        axis.axhline(1, color=ink.muted, linewidth=0.9)
-        axis.set_ylim(bottom=0)
-    axes[0].set_xlabel("token of the chunk")
-    axes[0].set_ylabel("mean KL / that of all")
-    if confident:
-        bins = known[0][1]["confidence"]
-        axes[1].set_xticks(range(len(bins)), [f"{p['from']:g}–{p['to']:g}" for p in bins])
-        axes[1].set_xlabel("the baseline's probability of its top token")
-    shared_legend(figure, axes)
-    shares = "; ".join(f"{name} {100 * found['top']['1%']:.1f} %" for name, found, _ in known)
-    told = "Mean KL divergence by place in the chunk and by how sure the baseline is, over the mean of all."
-    yield Chart(
-        "who-pays",
-        "who",
-        "Whose the KL divergence is",
-        f"{told} Beside each name: the share that the 1 % of tokens with the largest have.",
-        f"{told} Share of the 1 % of tokens with the largest: {shares}.",
-        figure,
-        data,
-    )
