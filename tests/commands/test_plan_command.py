@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import sqlite3
+from urllib.parse import unquote
 
 import pytest
 from command_line import fq
+from html_page import Page
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +255,23 @@ def test_files_of_rules_that_are_none(tiny_path, tmp_path, content, words):
         path.write_bytes(content)
     _, err = fq("perplexity", "-m", tiny_path, "-c", 64, "--chunks", 1, "--fake-quant", f"@{path}", status=2)
     assert words in err
+
+
+def test_the_numbers_on_an_estimates_page(store, tmp_path):
+    """Each cell's estimate is in the file that its figure saves, to the last bit."""
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    fq("report", 1, "--store", store, "-o", page)
+    fq("results", 1, "--store", store, "--json", figures)
+    links = [a for a in Page(page.read_text("utf-8")).all("a") if "-sites-" in a.get("download", "")]
+    files = [unquote(a["href"].partition(",")[2]) for a in links if a["download"].endswith(".csv")]
+    rows = [row for text in files for row in csv.DictReader(io.StringIO(text))]
+    found = {(row["site"], row["format"]): row for row in rows}
+    # of a kind with one site alone the table of kinds says it all
+    several = [c for c in json.loads(figures.read_text())["cells"] if (c["site"], c["format"]) in found]
+    assert len(found) == len(rows) == len(several) > 100
+    for cell in several:
+        row = found[cell["site"], cell["format"]]
+        assert row["mean_kld"] == ("" if cell["mean_kld"] is None else repr(cell["mean_kld"]))
+        ends = cell["mean_kld_ci95"] or ("", "")
+        assert [row["ci95_low"], row["ci95_high"]] == [end if end == "" else repr(end) for end in ends]
+        assert row["mark"] == (cell["mark"] or "")

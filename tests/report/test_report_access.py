@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 from example_page import example
 from html_page import Page
+from matplotlib import colormaps
 
 from fq.report.page import report_html
+from fq.report.plan_charts import letter_on
 from fq.report.svg import N_SERIES
 
 
@@ -46,6 +48,15 @@ def test_contrast(html, scheme):
         for name in (*words, *series):
             dark, light = sorted((luminance(palette[name]), luminance(palette[ground])))
             assert (light + 0.05) / (dark + 0.05) >= (4.5 if name in words else 3), (name, ground)
+
+
+def test_a_letter_on_any_colour_can_be_read():
+    for i in range(256):
+        colour = colormaps["cividis"](i)
+        ground = luminance("#" + "".join(f"{round(255 * c):02x}" for c in colour[:3]))
+        of_letter = {"black": 0.0, "white": 1.0}[letter_on(colour)]
+        dark, light = sorted((ground, of_letter))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, i
 
 
 def test_headings_go_down_one_at_a_time(page):

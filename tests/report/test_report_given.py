@@ -8,6 +8,7 @@ import io
 import json
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from html_page import Page, references
 
@@ -16,6 +17,7 @@ from fq.report import ranges
 from fq.report.given import read_plan, read_ranges
 from fq.report.pages import Part, in_order, pngs_of, sections_of
 from fq.report.plan_charts import plan_part
+from fq.report.sensitivity import _scale
 
 HOSTILE = "<script>alert(1)</script>=\"'"
 
@@ -155,6 +157,13 @@ def test_ranges_on_a_page(tmp_path):
     shares = {(row["site"], row["exponent"]): float(row["share"]) for row in rows_of(figures["exponents-1"])}
     assert shares["ffn_norm[1].in", "-2"] == 20 / 64 and len(shares) == 4
     assert sorted(pngs_of([part])) == sorted(f"{key}.png" for key in figures)
+
+
+def test_few_small_cells_do_not_take_the_colours():
+    """Of an estimate's heat maps: a format that costs next to nothing shares the darkest."""
+    costs = [1e-16, *np.geomspace(1e-6, 1, 99)]
+    low, high = _scale(costs)
+    assert 1e-6 < low < 1e-5 and high == 1
 
 
 def test_a_plan_leads_and_ranges_follow():

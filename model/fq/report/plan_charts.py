@@ -90,7 +90,6 @@ def _map(sites: Sequence[dict[str, Any]], ink: Ink) -> Chart:
         cell.set_gid(f"tip-{i}")
         tips[f"tip-{i}"] = f"{plain(one['site'])}: {plain(spec or NONE)}, mean KL {kl_text(one['mean_kld'])}"
         axis.add_patch(cell)
-        dark = sum(colours[spec][:3]) < 1.5
         axis.text(
             x,
             y,
@@ -98,7 +97,7 @@ def _map(sites: Sequence[dict[str, Any]], ink: Ink) -> Chart:
             ha="center",
             va="center_baseline",
             fontsize=6.5,
-            color="white" if dark else "black",
+            color=letter_on(colours[spec]),
         )
         rows.append(
             [plain(one["site"]), plain(name), layer, plain(spec or NONE), one["cost"], one["mean_kld"]]
@@ -113,7 +112,7 @@ def _map(sites: Sequence[dict[str, Any]], ink: Ink) -> Chart:
     for spine in axis.spines.values():
         spine.set_visible(False)
     names = [f"{letters.get(spec, '?')} {plain(spec or NONE)}, {cost[spec]:.3g}" for spec in formats]
-    handles = [Patch(color=colours[spec]) for spec in formats]
+    handles = [Patch(facecolor=colours[spec], edgecolor=ink.muted, linewidth=0.5) for spec in formats]
     figure.legend(handles, names, loc="outside upper left", ncols=min(5, len(formats)))
     counts = {spec: sum(one["format"] == spec for one in sites) for spec in formats}
     said = ", ".join(
@@ -130,6 +129,13 @@ def _map(sites: Sequence[dict[str, Any]], ink: Ink) -> Chart:
         rows,
         tips,
     )
+
+
+def letter_on(colour: Sequence[float]) -> str:
+    """Black or white: which of them the colour, sRGB from 0 to 1, is farther from, by WCAG's luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
 def _front(data: dict[str, Any], ink: Ink) -> Chart:

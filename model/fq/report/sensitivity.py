@@ -22,6 +22,7 @@ from .svg import Chart, Ink
 
 Cell = Mapping[str, Any]
 SECTIONS = {"kinds": "Kinds of site × formats", "sites": "Sites × formats", "verified": "Measured exactly"}
+LEFT_OUT = 0.05  # of the cells, those of least KL, that share the darkest colour
 DEAREST = 20  # cells that a table names
 
 
@@ -67,12 +68,19 @@ def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
         return
     yield _of_kinds(kinds, data["formats"], ink)
     # those of many layers, two side by side on the same scale
+    scale = _scale(known)
     several = [name for name, cells in kinds.items() if len({cell["site"] for cell in cells}) > 1]
     for i in range(0, len(several), 2):
         some = {name: kinds[name] for name in several[i : i + 2]}
-        yield _of_sites(f"sites-{i // 2 + 1}", some, data["formats"], (min(known), max(known)), ink)
+        yield _of_sites(f"sites-{i // 2 + 1}", some, data["formats"], scale, ink)
     if data["verified"]:
         yield _verified(data, ink)
+
+
+def _scale(known: Sequence[float]) -> tuple[float, float]:
+    """Few cells that cost next to nothing would take most of the colours."""
+    ordered = sorted(known)
+    return ordered[math.floor(LEFT_OUT * len(ordered))], ordered[-1]
 
 
 def kind_of(cell: Cell) -> str:
@@ -148,8 +156,8 @@ def _of_sites(
         key,
         "sites",
         f"Estimated mean KL divergence of each site: {', '.join(kinds)}",
-        "On one logarithmic scale in all charts of this section; a cross is on what is marked: not to be "
-        "trusted.",
+        "On one logarithmic scale in all charts of this section, whose darkest colour is "
+        f"{kl_text(scale[0], 1)} and less; a cross is on what is marked: not to be trusted.",
         f"A heat map of layers and formats. {'; '.join(found)}.",
         figure,
         [
@@ -195,7 +203,7 @@ def _heat_map(
     norm = LogNorm(low, high if high > low else 2 * low)
     # one pixel a value, which the browser enlarges
     mesh = axis.imshow(values, aspect="auto", interpolation="none", cmap="cividis", norm=norm)
-    size = {"labelsize": 5.5} if small else {"labelsize": 7}
+    size = {"labelsize": 6.5} if small else {"labelsize": 7}
     axis.set_yticks(range(len(formats)), list(formats))
     axis.tick_params(axis="both", length=0, labelcolor=ink.text, **size)
     axis.grid(False)
