@@ -16,6 +16,7 @@ from example_page import CHARTS, example
 from html_page import Page
 from report_store import CONTROL, cells_for, data_of, layers, run_of
 
+from fq.report.data import kl_text
 from fq.report.downloads import csv_text, svg_url
 from fq.report.page import report_html
 from fq.report.svg import LIGHT
@@ -112,6 +113,39 @@ def test_csv_of_the_other_figures(data, files):
     for row in rows_of(files["fq-run-1-errors-1.csv"]):
         site = by_name[f"{row['site']}={row['group'].partition('=')[2]}"]["sites"][0]
         assert float(row["SQNR, dB"]) == site["sqnr_db"]
+
+
+def test_csv_of_who_pays(data, files):
+    """Of each format all sites together and those that cost most alone; a chunk's share is of the sum."""
+    rows = {row["cell"]: row for row in rows_of(files["fq-run-1-few-tokens.csv"])}
+    assert not any("noise" in name for name in rows)
+    for spec in ("bf16", "fp8_e4m3fn"):
+        singles = [e for e in data["cells"] if e["group"].endswith(f"={spec}") and e["kind"] == "single"]
+        most = max(singles, key=lambda entry: entry["comparison"]["mean_kld"])
+        by_few = max(singles, key=lambda entry: entry["comparison"]["who_pays"]["top"]["1%"])
+        whole = next(e for e in data["cells"] if e["name"] == f"*[*].raw={spec}")
+        for name, entry in (
+            (most["name"], most),
+            (by_few["name"], by_few),
+            (f"*[*].raw={spec}, together", whole),
+        ):
+            klds, top = entry["comparison"]["chunks"]["mean_kld"], entry["comparison"]["who_pays"]["top"]
+            assert float(rows[name]["largest_chunk"]) == pytest.approx(max(klds) / sum(klds))
+            assert [float(rows[name][f"top_{part}"]) for part in top] == list(top.values())
+
+
+def test_the_largest_tokens_are_named(data):
+    rows = Page(report_html(data)).rows
+    whole = next(e for e in data["cells"] if e["name"] == "*[*].raw=bf16")
+    for token in whole["comparison"]["who_pays"]["largest"]:
+        share = f"{100 * token['share']:.1f} %"
+        wanted = [
+            str(data["chunks_of_text"][token["chunk"]]),
+            str(token["token"]),
+            kl_text(token["kld"]),
+            share,
+        ]
+        assert ["all together", *wanted] in rows
 
 
 def test_a_broken_models_numbers_are_left_out():

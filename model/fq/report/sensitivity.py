@@ -7,23 +7,20 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
-
-from fq_kernels import get_format
 
 from ..measure.estimates import MARKS
 from .axes import figure_of, panels_of, tick, value_axis
-from .data import between, kl_text, plain
+from .data import kl_text, plain
 from .downloads import CI95, ends
 from .pages import Part, in_order, pngs_of, render, sections_of
 from .provenance import provenance
+from .sensitivity_tables import tables
 from .svg import Chart, Ink
 
 Cell = Mapping[str, Any]
 SECTIONS = {"kinds": "Kinds of site × formats", "sites": "Sites × formats", "verified": "Measured exactly"}
 LEFT_OUT = 0.05  # of the cells, those of least KL, that share the darkest colour
-DEAREST = 20  # cells that a table names
 
 
 def sensitivity_html(data: dict[str, Any], more: Sequence[Part] = ()) -> str:
@@ -43,7 +40,7 @@ def sensitivity_html(data: dict[str, Any], more: Sequence[Part] = ()) -> str:
         sections=sections,
         entries=[*entries, ("figures", "Figures"), ("provenance", "Provenance")],
         marks=[(marks[name], name, why) for name, why in MARKS.items() if marks[name]],
-        tables=_tables(data),
+        tables=tables(data),
         provenance=provenance(data),
         command=plain(data.get("command") or ""),
     )
@@ -247,61 +244,3 @@ def _verified(data: dict[str, Any], ink: Ink) -> Chart:
         ],
         tips,
     )
-
-
-def _tables(data: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for spec in data["formats"]:
-        cells = [cell for cell in data["cells"] if cell["format"] == spec]
-        known = [cell for cell in cells if cell["mean_kld"] is not None]
-        most = max(known, key=lambda cell: cell["mean_kld"], default=None)
-        bits = get_format(spec).bits_per_value
-        row = [spec, "" if bits is None else f"{bits:g}"]
-        if most is None:
-            row += ["", "not finite", "", ""]
-        else:
-            row += [kl_text(median(cell["mean_kld"] for cell in known)), kl_text(most["mean_kld"])]
-            row += [_interval(most), plain(most["site"])]
-        rows.append([*row, str(sum(cell["mark"] is not None for cell in cells) or "")])
-    head = ["format", "bits", "median KL", "largest KL", "95 %", "of", "marked"]
-    tables = [{"title": "Formats", "head": head, "rows": rows}]
-    sound = [cell for cell in data["cells"] if cell["mean_kld"] and not cell["mark"]]
-    sound.sort(key=lambda cell: -cell["mean_kld"])
-    rows = [
-        [plain(f"{cell['site']}={cell['format']}"), kl_text(cell["mean_kld"]), _interval(cell)]
-        + [kl_text(cell[part]) for part in ("along", "cross", "blocks")]
-        for cell in sound[:DEAREST]
-    ]
-    head = ["cell", "mean KL", "95 %", "along the value", "cross term", "in blocks"]
-    tables.append({"title": f"The {len(rows)} dearest that are not marked", "head": head, "rows": rows})
-    rows = [
-        [
-            plain(f"{one['site']}={one['format']}"),
-            kl_text(one["mean_kld"]),
-            kl_text(one["exact"]),
-            f"{one['ratio']:.2f}",
-            one["mark"] or "",
-        ]
-        for one in sorted(data["verified"], key=lambda one: -one["exact"])
-    ]
-    head = ["cell", "estimate", "exact", "exact / estimate", "mark"]
-    if rows:
-        tables.append({"title": "Measured exactly", "head": head, "rows": rows})
-    rows = [
-        [
-            plain(f"{' + '.join(one['sites'])} in {one['format']}"),
-            kl_text(one["mean_kld"]),
-            " + ".join(kl_text(kld) for kld in one["alone"]),
-            "" if one["over_sum"] is None else f"{one['over_sum']:.2f}",
-            between(one["over_sum_ci95"], "{:.2f}".format) if one["over_sum_ci95"] else "",
-        ]
-        for one in data["pairs"]
-    ]
-    head = ["two together", "mean KL", "alone", "over their sum", "95 %"]
-    if rows:
-        tables.append({"title": "Two sites at a time, measured exactly", "head": head, "rows": rows})
-    return tables
-
-
-def _interval(cell: Cell) -> str:
-    return between(cell["mean_kld_ci95"], kl_text) if cell["mean_kld_ci95"] else ""
