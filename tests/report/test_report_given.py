@@ -176,6 +176,7 @@ def test_a_plan_leads_and_ranges_follow():
     "text, said",
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "is not what fq plan --json writes"),
         (json.dumps(RANGES), "is not what fq plan --json writes"),
         (json.dumps(PLAN | {"run": 7}), "it is of run 7, not of 1"),

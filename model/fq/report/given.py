@@ -42,7 +42,7 @@ def _read(option: str, path: str, keys: set[str], command: str) -> dict[str, Any
         data = json.loads(Path(path).read_text("utf-8"))
     except OSError as e:
         raise FqError(f"{option} {path}: {e.strerror}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise FqError(f"{option} {path}: is no JSON: {e}") from None
     if not isinstance(data, dict) or not keys <= data.keys():
         raise FqError(f"{option} {path}: is not what {command} --json writes")
