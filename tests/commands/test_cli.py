@@ -98,7 +98,7 @@ def test_help_names_the_commands_and_their_options():
         (["--help"], set(), {"numpy"}),
         (
             ["run", "-m", "none", "-p", "x"],
-            {"run", "options", "files", "rules", "outcome", "show"},
+            {"run", "options", "files", "rules", "outcome", "progress", "show"},
             {"sqlite3", "fq.measure.sweep", "fq.results.trace_summary", "fq.replicate.replication"},
         ),
         (["trace", "none"], {"trace", "files"}, {"fq.run.context"}),
@@ -159,6 +159,9 @@ def test_inspect_names_what_fq_does_not_know_or_cannot_run(tmp_path):
     assert "keys that fq does not know:\n  llama.vocal_size\n" in out and "norm sites: attn_norm[0-1]" in out
     shown = json.loads(fq("inspect", "--json", strange)[0])
     assert (shown["unknown_keys"], shown["fault"]) == (["llama.vocal_size"], None)
+    said = f"fq: {strange}: keys that fq does not know, and goes without: llama.vocal_size\n"
+    assert said in fq("run", "-m", strange, "-p", "x", "-n", 1)[1]
+    assert said in fq("perplexity", "-m", strange, "-c", 16, "--chunks", 1)[1]
     keys = [
         gguf_builder.pair("general.architecture", gguf_builder.STRING, gguf_builder.string("other")),
         gguf_builder.pair("tokenizer.\x1bkey", gguf_builder.BOOL, b"\0"),

@@ -424,13 +424,12 @@ def test_which_models(tiny_path, monkeypatch, capsys):
         looked_for.append((name, offline))
         raise FqError("enough") if name == "tinyllama-shape" else FqError(name)
 
-    monkeypatch.setattr("fq.commands.replicate.find_model", find)
-    monkeypatch.setattr("fq.commands.replicate.Model", lambda path: path)
+    monkeypatch.setattr("fq.commands.replicate.open_model", find)
     assert main(["replicate"]) == main(["replicate", "-m", "tinyllama-shape", "--tinyllama-shape"]) == 2
     assert looked_for == [("smollm2", False), ("tinyllama-shape", False)]
     looked_for.clear()
     monkeypatch.setattr(
-        "fq.commands.replicate.find_model", lambda name, offline: looked_for.append(name) or name
+        "fq.commands.replicate.open_model", lambda name, offline: looked_for.append(name) or name
     )
     monkeypatch.setattr(
         "fq.commands.replicate.Replication", lambda models, *_: exec("raise KeyboardInterrupt")

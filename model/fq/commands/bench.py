@@ -7,9 +7,8 @@ import argparse
 from .. import machine
 from ..gguf import cache
 from ..measure import overhead
-from ..run.model import Model
 from .files import SAMPLE_TEXT, check_outputs
-from .options import ALIASES, add_offline, executor_of, find_model, inputs_of, numerics
+from .options import ALIASES, add_offline, executor_of, inputs_of, numerics, open_model
 from .outcome import Outcome, print_figures
 from .progress import steps
 
@@ -59,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     text = SAMPLE_TEXT.read_text(encoding="utf-8") if args.prompt is None else args.prompt
     n_prompt = 256 if args.prompt is None and args.prompt_tokens is None else args.prompt_tokens
     about = machine.describe("numpy")  # before the run, which is a load too
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     with executor_of(args.threads) as executor:
         measurement = overhead.Overhead(
             model,

@@ -9,15 +9,14 @@ from typing import Any
 from ..errors import FqError
 from ..measure.calibration import LARGEST, PER, Calibrating, Method
 from ..provenance import sha256_of
-from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256, write, write_json
 from .options import (
     add_evaluation,
     add_model,
     add_text,
     executor_of,
-    find_model,
     inputs_of,
+    open_model,
     say_if_short,
     settings_of,
 )
@@ -54,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     method = Method.parse(args.method)
     check_outputs({"-o": args.output, "--json": args.json}, inputs_of(args))
     text, text_name = read_text(args.file)
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     with executor_of(args.threads) as executor:
         try:
             run = Calibrating(

@@ -17,7 +17,9 @@ from fq_kernels import CONTRACT, Executor, isa
 from ..errors import FqError
 from ..gguf import cache
 from ..machine import available_memory, default_threads
+from ..words import ascii_safe
 from .files import SAMPLE_TEXT, FileName, check_outputs, write_json
+from .progress import note
 
 if TYPE_CHECKING:
     from fq_kernels.rules import FakeQuant
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEDULER_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 ALIASES = ", ".join(cache.ALIASES)
+MOST_KEYS = 5  # that are named in one line
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -142,12 +145,12 @@ def add_base_rules(parser: argparse.ArgumentParser) -> None:
 def models_of(args: argparse.Namespace) -> tuple[Model, Model]:
     """(the model, whose the baseline is: --base-model's, or the same). Raises FqError where their logits are
     not of the same tokens."""
-    from ..run.model import Model, check_same_vocabulary
+    from ..run.model import check_same_vocabulary
 
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     if not args.base_model:
         return model, model
-    base_model = Model(find_model(args.base_model, args.offline))
+    base_model = open_model(args.base_model, args.offline)
     check_same_vocabulary(model, base_model)
     return model, base_model
 
@@ -324,15 +327,32 @@ def find_model(name: str, offline: bool) -> Path:
         )
 
 
+def open_model(name: str, offline: bool) -> Model:
+    """The model of a file or an alias. Raises FqError where there is none, or it cannot be run."""
+    from ..run.model import Model
+
+    model = Model(find_model(name, offline))
+    say_unknown_keys(model)
+    return model
+
+
+def say_unknown_keys(model: Model) -> None:
+    """They may mean another graph than the one that is run."""
+    from ..arch.registry import unknown_keys
+
+    if unknown := unknown_keys(model.file.metadata):
+        more = f" and {len(unknown) - MOST_KEYS} more" if len(unknown) > MOST_KEYS else ""
+        shown = ", ".join(map(ascii_safe, unknown[:MOST_KEYS])) + more
+        note(f"{ascii_safe(str(model.path))}: keys that fq does not know, and goes without: {shown}")
+
+
 def describe_model(
     kind: str,
     args: argparse.Namespace,
     describe: Callable[[Model], dict[str, Any]],
     as_text: Callable[[dict[str, Any]], str],
 ) -> int:
-    from ..run.model import Model
-
-    data = describe(Model(find_model(args.model, args.offline)))
+    data = describe(open_model(args.model, args.offline))
     if args.json:
         write_json(kind, data, "-")
     else:

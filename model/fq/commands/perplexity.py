@@ -17,7 +17,6 @@ from ..measure.base_file import BaseFile, save_base
 from ..measure.perplexity import Perplexity
 from ..measure.who_pays import who_pays_text
 from ..run.finite import not_finite_text
-from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256
 from .options import (
     add_base_model,
@@ -33,9 +32,9 @@ from .options import (
     check_run_outputs,
     check_seed,
     executor_of,
-    find_model,
     inputs_of,
     numerics,
+    open_model,
     say_if_short,
     settings_of,
     trace_of,
@@ -100,14 +99,14 @@ def main(args: argparse.Namespace) -> int:
     _check_base(args, writes)
     text, text_name = read_text(args.file) if base_file is None else ("", base_file.path)
     start = time.perf_counter()
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     fake_quant = fake_quant_of(args, model)
     for option in ("baseline_activations", "base_model", "base_fake_quant", "kl_divergence"):
         if args.no_baseline and getattr(args, option):
             raise FqError(f"--{option.replace('_', '-')} needs the baseline")
     if args.base_model and args.trace:
         raise FqError("--trace is of one model, without --base-model")
-    base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
+    base_model = open_model(args.base_model, args.offline) if args.base_model else None
     base_rules = base_rules_of(args, base_model or model)
     if fake_quant is None and args.no_baseline:
         raise FqError("--no-baseline without a rule leaves nothing to run")

@@ -47,9 +47,9 @@ from .options import (
     add_model,
     add_store,
     executor_of,
-    find_model,
     memory_limit_of,
     numerics,
+    open_model,
     store_files,
 )
 from .progress import progress
@@ -155,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
     costs = None if args.costs is None else read_costs(Path(args.costs))
     text = None if args.validate is None else read_text(args.validate)
     own = None if args.file is None else read_text(args.file)
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     digest = sha256_of(*model.file.paths)
     elements = elements_of(model.graph)
     sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, args.point)

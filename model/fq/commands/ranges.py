@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import FqError
 from ..measure.ranges import Ranges
-from ..run.model import Model
 from ..words import table
 from .files import check_outputs, read_text, write
 from .options import (
@@ -18,8 +17,8 @@ from .options import (
     add_model,
     add_text,
     executor_of,
-    find_model,
     inputs_of,
+    open_model,
     say_if_short,
     settings_of,
 )
@@ -53,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
         with svg.style(svg.FOR_PAGE):
             pass  # where matplotlib is missing nothing is begun
     text, text_name = read_text(args.file)
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     outcome = Outcome()
     with executor_of(args.threads) as executor:
         tokens = model.tokenizer.encode(text)

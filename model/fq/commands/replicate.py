@@ -9,9 +9,8 @@ from ..gguf import cache
 from ..replicate.replication import Replication, Settings
 from ..replicate.text import replication_text
 from ..run.finite import not_finite_text
-from ..run.model import Model
 from .files import SAMPLE_TEXT, check_outputs, read_text, write, write_json
-from .options import ALIASES, add_offline, executor_of, find_model, inputs_of
+from .options import ALIASES, add_offline, executor_of, inputs_of, open_model
 from .outcome import Outcome
 from .progress import steps
 
@@ -51,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     text, text_name = read_text(args.file)
     settings = Settings(args.rounds, args.chunks, args.ctx_size, args.seed)
 
-    models = [Model(find_model(name, args.offline)) for name in dict.fromkeys(names)]
+    models = [open_model(name, args.offline) for name in dict.fromkeys(names)]
     with executor_of(args.threads) as executor:
         replication = Replication(
             models, SAMPLE_TEXT.read_text(encoding="utf-8"), text, text_name, settings, executor, steps

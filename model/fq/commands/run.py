@@ -22,6 +22,7 @@ from .options import (
     executor_of,
     find_model,
     numerics,
+    say_unknown_keys,
     trace_of,
 )
 from .outcome import Outcome
@@ -72,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
     path = find_model(args.model, args.offline)
     start = time.perf_counter()
     model = Model(path)
+    say_unknown_keys(model)
     tokenizer = model.tokenizer
     prompt = args.prompt
     if args.chat:

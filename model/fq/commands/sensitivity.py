@@ -18,7 +18,6 @@ from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
 from ..provenance import sha256_of
 from ..results.estimated import measured
 from ..results.runs import Results, Run, stored_figures
-from ..run.model import Model
 from .exact import Exact, pair, single
 from .files import check_outputs, read_text, text_sha256
 from .options import (
@@ -31,10 +30,10 @@ from .options import (
     add_text,
     check_seed,
     executor_of,
-    find_model,
     inputs_of,
     memory_limit_of,
     numerics,
+    open_model,
     say_if_short,
     settings_of,
     store_files,
@@ -118,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
     memory_limit_of(args.memory_limit)
     check_outputs(store_files("--store", args.store) | {"--json": args.json}, inputs_of(args))
     text, text_name = read_text(args.file)
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     tokens = model.tokenizer.encode(text)
     start = time.perf_counter()
     with executor_of(args.threads) as executor:

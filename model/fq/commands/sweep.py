@@ -56,10 +56,10 @@ from .options import (
     check_seed,
     command_of_all,
     executor_of,
-    find_model,
     inputs_of,
     memory_limit_of,
     numerics,
+    open_model,
     say_if_short,
     settings_of,
     store_files,
@@ -199,8 +199,8 @@ class _Inputs:
     @classmethod
     def of(cls, args: argparse.Namespace, each: Sequence[argparse.Namespace]) -> _Inputs:
         texts = {one.file: read_text(one.file) for one in each}
-        model = Model(find_model(args.model, args.offline))
-        base_model = Model(find_model(args.base_model, args.offline)) if args.base_model else None
+        model = open_model(args.model, args.offline)
+        base_model = open_model(args.base_model, args.offline) if args.base_model else None
         tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
         for one in each[1:]:  # what is wrong with a later one is found out before the first
             Chunks(model, tokens[one.file], settings_of(one))

@@ -14,11 +14,10 @@ from ..cluster import worker
 from ..cluster.dask_pool import dask_pool
 from ..errors import BAD_INPUT, FqError
 from ..provenance import sha256_of
-from ..run.model import Model
 from ..words import table
 from .files import write_json
 from .on_workers import files_of, job_of
-from .options import SCHEDULER_VARIABLE, add_model, add_scheduler, find_model
+from .options import SCHEDULER_VARIABLE, add_model, add_scheduler, open_model
 
 LOOK_SECONDS = 0.2
 SECONDS = 60.0  # for all to answer; a large model's digest takes a while
@@ -43,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
         raise FqError(f"--timeout must be a number of seconds, not {args.timeout:g}")
     if not where:
         raise FqError(f"worker-check needs --scheduler, or {SCHEDULER_VARIABLE}")
-    model = Model(find_model(args.model, args.offline))
+    model = open_model(args.model, args.offline)
     job = job_of(files_of(model, sha256_of(*model.file.paths)), args.worker_model_dir)
     answers: queue.SimpleQueue[tuple[str, Any, BaseException | None]] = queue.SimpleQueue()
     with dask_pool(where) as pool:
