@@ -143,6 +143,8 @@ class ReferenceModel:
         """Whether the layer has RoPE."""
         if self.arch == "smollm3":
             return (il + 1) % 4 != 0
+        if self.arch == "granite":
+            return bool(self.hparam("rope.scaling.finetuned", True))
         return not (self.arch == "exaone4" and any(windows)) or bool(windows[il])
 
     def angles(self, n_tokens: int, window: int) -> tuple[Array, float]:

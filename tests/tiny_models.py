@@ -135,6 +135,7 @@ TINY: dict[str, Tiny] = {
             "logit_scale": 8.0,
         },
     ),
+    "granite-without-rope": Tiny("granite", meta={"logit_scale": 8.0, "rope.scaling.finetuned": False}),
     "exaone4": Tiny("exaone4", norms=(*_QK, *_POST), vectors={"rope_freqs.weight": (1.0, 1.5, 2.5, 8.0)}),
     "exaone4-32b": Tiny(
         "exaone4",

@@ -10,12 +10,14 @@ def build(b: Builder) -> None:
     embedding, residual = keys.scale("embedding_scale"), keys.scale("residual_scale")
     attention = keys.number("attention.scale", 0.0, 0.0, 1e3) or None
     logits = keys.number("logit_scale", None, 1e-6, 1e6)
-    rope = b.rope_attributes(neox=False, factors=True)
+    # named as if it said how the weights came to be; to llama.cpp's granite it is whether there is RoPE
+    turned = keys.flag("rope.scaling.finetuned", True)
+    rope = b.rope_attributes(neox=False, factors=True) if turned else None
 
     x = b.embedding(scale=embedding)
     for il in range(b.hp.n_layer):
         h = b.norm("attn_norm", x, il)
-        q, k, v = b.qkv(h, il)
+        q, k, v = b.qkv(h, il, turned=turned)
         q, k = b.heads(q, k, il, rope)
         h = b.attention(q, k, v, il, scale=attention)
         h, x = b.wanted_rows(il, h, x)
@@ -30,5 +32,14 @@ def build(b: Builder) -> None:
 
 
 ARCHITECTURE = Architecture(
-    build, frozenset({"embedding_scale", "residual_scale", "attention.scale", "logit_scale"})
+    build,
+    frozenset(
+        {
+            "embedding_scale",
+            "residual_scale",
+            "attention.scale",
+            "logit_scale",
+            "rope.scaling.finetuned",
+        }
+    ),
 )

@@ -41,6 +41,10 @@ class Keys:
         text: str = self._scalar(self.prefix + key, str, default)
         return text
 
+    def flag(self, key: str, default: bool) -> bool:
+        flag: bool = self._scalar(self.prefix + key, bool, default)
+        return flag
+
     def count(self, key: str, default: int | None = None, most: int = 1 << 24, least: int = 1) -> int:
         value: int = self._scalar(self.prefix + key, int, default)
         if not least <= value <= most:
