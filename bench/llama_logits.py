@@ -2,8 +2,8 @@
 
     python -m bench.llama_logits --llama-python llama/bin/python granite
 
-writes the entries of these names into tests/arch/llama_cpp_logits.json; without a name nothing is written, and
-all that are there are compared with what llama.cpp computes now. PYTHON is one with llama-cpp-python
+writes the entries of these names into tests/arch/llama_cpp_logits.json; without a name nothing is written,
+and all that are there are compared with what llama.cpp computes now. PYTHON is one with llama-cpp-python
 (bench/peers/README.md). For an architecture with a GELU it must have been built to compute that by its
 formula: llama.cpp's own is a table of float16.
 """

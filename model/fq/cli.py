@@ -131,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fq: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of stdout went away; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()  # its reader went away
         return 141
     except ImportError as e:
         if e.name != "fq_kernels":  # which says what is wrong and what helps
@@ -141,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; a smaller --ctx-size or --batch-size needs less")
     except OSError as e:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _leave_stdout()  # else the interpreter would try once more as it ends
         return _fail(f"{e.filename or 'system'}: {e.strerror or e}")
 
 
@@ -167,6 +170,11 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
+def _leave_stdout() -> None:
+    """Nothing more can be said to it: what is left goes to the null device."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> int:

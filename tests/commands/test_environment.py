@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,25 @@ def test_a_stream_that_is_closed(tiny_path, tmp_path, closed):
     assert ("[2/2]" in done.stderr) == (2 not in closed)
     assert json.loads(figures.read_text())["n_chunks"] == 2
     assert fq("results", 1, cwd=tmp_path)[0].startswith("model  tiny")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "perplexity -m {model} -c 16 --chunks 2 --json f.json",
+        "results 1 --csv f.csv --json f.json --store s.sqlite",
+    ],
+)
+def test_files_are_written_whatever_becomes_of_stdout(tiny_path, tmp_path, command):
+    sweep = ("sweep", "-m", tiny_path, "-c", 16, "--chunks", 2, "--sites", "ffn_norm[0]")
+    fq(*sweep, "--store", tmp_path / "s.sqlite")
+    whole = f"{sys.executable} -m fq {command.format(model=tiny_path)} > /dev/full"
+    done = subprocess.run(whole, shell=True, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "fq: error: system: No space left on device",
+    )
+    assert {path.name for path in tmp_path.glob("f.*")} == set(re.findall(r"f\.\w+", command))
 
 
 def test_an_error_with_stderr_closed_is_not_said_on_stdout(tmp_path):

@@ -85,8 +85,12 @@ def test_p_is_adjusted_over_all_that_is_shown():
         (changed(n_ctx=16), "they have 12 and 16 tokens per chunk"),
         (changed(n_tokens=98), "they have 99 and 98 tokens of the text"),
         (changed(scored="all"), "they score other tokens of a chunk (second-half, all)"),
+        (
+            changed(chunk_indices=[CHUNKS + i for i in range(CHUNKS)], chunk_seed=7),
+            "they have no chunk of the text in common (chunk seeds 0 and 7)",
+        ),
     ],
-    ids=["text", "model", "context", "tokens", "scored"],
+    ids=["text", "model", "context", "tokens", "scored", "chunks"],
 )
 def test_other_chunks_are_not_paired(changes, said):
     others = [

@@ -50,8 +50,12 @@ class Outcome:
 
 
 def print_figures(kind: str, text: str, data: Mapping[str, Any], json: FileName | None) -> None:
-    """The text, and where they are asked for the figures as a document of the kind; with "-" stdout is for
-    JSON alone."""
+    """The text, and where they are asked for the figures as a document of the kind.
+
+    A file is there before the text, whatever becomes of stdout; with "-" stdout is for JSON alone.
+    """
+    if json and json != "-":
+        write_json(kind, data, json)
     print(text, file=sys.stderr if json == "-" else sys.stdout)
-    if json:
+    if json == "-":
         write_json(kind, data, json)

@@ -98,16 +98,17 @@ def main(args: argparse.Namespace) -> int:
                 text = _cells_text(data["cells"])
             else:
                 text = sweep_text(data)
-    if "-" not in (args.json, args.csv):
-        print("\n".join(map(ascii_safe, text.split("\n"))))
-    if args.json:
-        write_json(kind, data, args.json)
-    if args.csv == "-":
-        sys.stdout.write(csv_text(data))
-    elif args.csv:
+    # files first, whatever becomes of stdout
+    if args.csv and args.csv != "-":
         write(csv_text(data), args.csv)
     if args.parquet:
         write(parquet_bytes(data), args.parquet)
+    if args.csv == "-":
+        sys.stdout.write(csv_text(data))
+    if args.json:
+        write_json(kind, data, args.json)
+    if "-" not in (args.json, args.csv):
+        print("\n".join(map(ascii_safe, text.split("\n"))))
     return 0
 
 

@@ -69,6 +69,9 @@ def not_paired(a: Run, b: Run) -> str | None:
         reasons.append("their baselines are different profiles, or one's is the exact model")
     if a.settings.get("base_model_sha256") != b.settings.get("base_model_sha256"):
         reasons.append("their baselines are different files, or one's is the model itself")
+    if not reasons and not set(a.settings["chunk_indices"]) & set(b.settings["chunk_indices"]):
+        seeds = " and ".join(str(side.settings.get("chunk_seed", "none")) for side in (a, b))
+        reasons.append(f"they have no chunk of the text in common (chunk seeds {seeds})")
     return "; ".join(reasons) or None
 
 
