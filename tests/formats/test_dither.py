@@ -64,8 +64,10 @@ def test_errors_are_as_large_as_roundings(spec, x, errors):
 
 
 @pytest.mark.parametrize("spec", EVEN)
-def test_errors_fall_anew(spec, errors):
+def test_errors_fall_anew(spec, x, errors):
     each, own = errors(spec)
+    within = np.abs(x) < (get_format(spec).largest or np.inf)  # what is cut to the range has no dither
+    each, own = each[:, within], own[within]
     # what sets a scale stays, and what is clipped
     alike = 0.3 if spec.startswith(("mx", "nv", "int4:asymmetric,group=7")) else 0.06
     assert abs(np.corrcoef(each[0].ravel(), own.ravel())[0, 1]) < alike
