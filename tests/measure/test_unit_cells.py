@@ -96,7 +96,8 @@ def test_the_report_draws_steps_norms_and_who_pays(tiny, tokens, executor):
     with style(FOR_PAGE):
         found = {chart.key: chart for chart in charts(data, FOR_PAGE)}
     assert list(found) == [
-        "units-1", "units-2", *(f"norms-{i}" for i in (1, 2, 3, 4)), "heat-map-norms", "who-pays"
+        "units-1", "units-2", *(f"norms-{i}" for i in (1, 2, 3, 4)), "heat-map-norms", "who-pays",
+        "few-tokens",
     ]  # fmt: skip
     steps = found["units-1"]
     labels = [text.get_text() for text in steps.figure.axes[0].get_yticklabels()]
