@@ -131,9 +131,15 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
             if threads is not None and threads < 1:
                 raise FqError(f"--threads: threads must be at least 1, not {threads}")
             each = threads or max(default_threads() // n, 1)
-            # Dask would have memory given back as soon as it is free: pages that are fresh each time take a
-            # fifth of a sweep, and its profiler, a hundred looks at all threads a second, a thirtieth
-            quiet = {ENVIRONMENT: {"OPENBLAS_NUM_THREADS": 1}, "distributed.worker.profile.enabled": False}
+            # Dask would have memory given back as soon as it is free, and so has glibc in the arenas of all
+            # threads but the first: pages that are fresh each time take a fifth of a sweep. And Dask's looks
+            # at itself, up to a hundred a second, stop the threads that work.
+            quiet = {
+                ENVIRONMENT: {"OPENBLAS_NUM_THREADS": 1, "MALLOC_ARENA_MAX": 1},
+                "distributed.worker.profile.enabled": False,
+                "distributed.admin.tick.interval": "1s",
+                "distributed.admin.system-monitor.interval": "10s",
+            }
             stack.enter_context(dask.config.set(quiet))
             with _without_ctrl_c():
                 cluster = stack.enter_context(
