@@ -22,6 +22,7 @@ from fq.arch.graph import N_OUTPUTS, N_TOKENS, Graph, Op
 from fq.arch.hparams import HParams
 from fq.arch.keys import Keys, ModelError
 from fq.arch.llama import build
+from fq.arch.ops import last_reads
 from fq.arch.registry import unknown_keys
 from fq.errors import FqError
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
@@ -232,6 +233,25 @@ def test_graph_frees_each_value_once_after_its_last_reader(graph: Graph) -> None
             assert not any(source in later.inputs for later in graph.nodes[i + 1 :])
 
 
+def test_memory_is_free_when_the_last_value_in_it_has_been_read(write: Write, executor: Executor) -> None:
+    """As told from the graph alone, beside the arrays of an evaluation."""
+    context = new_context(Model(write("Q8_0")), executor)
+    nodes, reads = context.model.graph.nodes, last_reads(context.model.graph)
+    assert [[source for source, _ in now] for now in reads] == [
+        list(ends) for ends in context.model.graph.last_uses()
+    ]
+    values: dict[int, np.ndarray] = {}
+    ids, seen = np.arange(3), 0
+    for i in range(len(nodes) - 1):
+        read = {source: values[source] for source in nodes[i].inputs}
+        context.evaluate(range(i, i + 1), values, ids, slice(0, 3))
+        for k, (source, free) in enumerate(reads[i], 1):
+            left = [*values.values(), *(read[later] for later, _ in reads[i][k:])]
+            assert free is not any(np.may_share_memory(read[source], other) for other in left), nodes[i].name
+            seen += free
+    assert seen > len(nodes) / 2
+
+
 # ---------------------------------------------------------------- logits
 
 
@@ -438,7 +458,7 @@ def test_products_are_together_as_far_as_they_are_wanted(
     context.evaluate(range(first + 3), whole, ids, slice(0, 3))
     for nodes in (range(first + 2), range(first + 2, first + 3)):
         context.evaluate(nodes, pieces, ids, slice(0, 3))
-    assert made == [3, 2]
+    assert made == [3, 2, 1]
     assert whole.keys() == pieces.keys() and all(same_bits(whole[i], pieces[i]) for i in whole)
 
 

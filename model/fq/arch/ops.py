@@ -91,12 +91,14 @@ def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     assert node.norm is not None and node.weight is not None and isinstance(node.attributes, NormAttributes)
     weight = run.vector(node.weight)
     out = run.buffer(len(x), math.prod(x.shape[1:]))  # there may be no rows
+    n = weight.size
+    each = x.shape == out.shape and n == x.shape[1]
     run.fake_quant.rms_norm(
         node.norm,
-        x.reshape(-1, len(weight)),
+        x if each else x.reshape(-1, n),
         eps=node.attributes.eps,
         weight=weight,
-        out=out.reshape(-1, len(weight)),
+        out=out if each else out.reshape(-1, n),
         executor=run.executor,
     )
     return out
@@ -182,25 +184,40 @@ OPS: dict[Op, OpRow] = {
 }
 
 
+def _owners(graph: Graph) -> list[int]:
+    """Of each node the one whose value's memory its own lies in."""
+    owners: list[int] = []
+    for i, node in enumerate(graph.nodes):
+        owners.append(owners[node.inputs[0]] if OPS[node.op].reuses else i)
+    return owners
+
+
+def last_reads(graph: Graph) -> list[list[tuple[int, bool]]]:
+    """By node, the earlier ones whose values nothing after it reads, and whether their memory is free."""
+    owners = _owners(graph)
+    users = Counter(owners)
+    reads: list[list[tuple[int, bool]]] = []
+    for ends in graph.last_uses():
+        now: list[tuple[int, bool]] = []
+        reads.append(now)
+        for source in ends:
+            users[owners[source]] -= 1
+            now.append((source, not users[owners[source]]))
+    return reads
+
+
 def buffers(graph: Graph) -> dict[tuple[Any, int], int]:
     """How many values an evaluation keeps at most at a time, by (what counts their rows, width).
 
     Memory is used again for values of the same shape alone, so it takes that of all of these.
     """
-    owner: dict[int, int] = {}  # the node whose memory a value lies in
-    users: Counter[int] = Counter()
+    owners = _owners(graph)
+    shapes = [(node.shape[0], node.width) for node in graph.nodes]
     live: Counter[tuple[Any, int]] = Counter()
     most: Counter[tuple[Any, int]] = Counter()
-    for i, (node, ends) in enumerate(zip(graph.nodes, graph.last_uses(), strict=True)):
-        owner[i] = owner[node.inputs[0]] if OPS[node.op].reuses else i
-        users[owner[i]] += 1
-        if owner[i] == i:
-            shape = (node.shape[0], node.width)
-            live[shape] += 1
-            most[shape] = max(most[shape], live[shape])
-        for source in ends:
-            users[owner[source]] -= 1
-            if not users[owner[source]]:
-                of = graph.nodes[owner[source]]
-                live[of.shape[0], of.width] -= 1
+    for i, reads in enumerate(last_reads(graph)):
+        if owners[i] == i:
+            live[shapes[i]] += 1
+            most[shapes[i]] = max(most[shapes[i]], live[shapes[i]])
+        live.subtract(shapes[owners[source]] for source, free in reads if free)
     return dict(most)

@@ -31,18 +31,5 @@ class Buffers:
         owner = array if array.base is None else array.base
         self._free.setdefault(owner.shape, []).append(owner)
 
-    def release(self, values: dict[int, np.ndarray], i: int) -> None:
-        """Remove node i's value and take its memory back, unless another value that is left shares it."""
-        array = values.pop(i)
-        base = array.base
-        owner = array if base is None else base
-        if not isinstance(owner, np.ndarray) or owner.base is not None:
-            return
-        for other in values.values():
-            if other is owner or other.base is owner:
-                return
-        if owner.dtype == np.float32 and owner.flags.c_contiguous and owner.ndim == 2:
-            self.give(owner)
-
     def clear(self) -> None:
         self._free.clear()

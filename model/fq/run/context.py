@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from fq_kernels import Executor, attention, default_fpu, rope
 from fq_kernels.rules import FakeQuant, Rules, rules_text
 
 from ..arch.graph import AttentionAttributes, Node, RopeAttributes
-from ..arch.ops import OPS
+from ..arch.ops import OPS, last_reads
 from ..errors import FqError
 from .activations import ACTIVATIONS, Rounded, ggml_format, round_as_ggml
 from .buffers import Buffers
@@ -25,6 +25,22 @@ from .weights import Weight, can_share, mul_mat, mul_mats
 
 if TYPE_CHECKING:
     from .trace import Trace
+
+
+class Product(NamedTuple):
+    """A product's weight, and those of the products of the same value right after it.
+
+    They are computed with it: a thread's share of each alone is soon done, and the value is put into the
+    kernel's order once.
+
+    weights    its own first
+    following  index and id of the others' nodes
+    shared     whether the kernels take them all
+    """
+
+    weights: list[Weight]
+    following: list[tuple[int, int]]
+    shared: bool
 
 
 class Context:
@@ -63,14 +79,16 @@ class Context:
         self.buffers = Buffers()
         self._cache = KVCache(hp.n_layer, hp.n_head_kv, n_ctx, hp.n_embd_head)
         self._rope_tables = RopeTables(n_ctx, model.vectors)
-        self._ends = model.graph.last_uses()
+        # of each node: how it is computed, from whose values, and whose nothing reads after it
+        self._steps = [
+            (node, OPS[node.op].compute, node.inputs, reads)
+            for node, reads in zip(model.graph.nodes, last_reads(model.graph), strict=True)
+        ]
         self._sizes = (0, 0)  # n_tokens and n_outputs that the free memory fits
         # the last rounded input of a product: the node it came from, the format, the values
         self._input: tuple[int, str, Rounded] | None = None
         self._decoding = False
-        # by a product's node, those of the same value right after it, which are computed with it: a thread's
-        # share of each alone is soon done, and the value is put into the kernel's order once
-        self._following = model.graph.products_following()
+        self._products = _products_of(model)
         self._ready: dict[int, np.ndarray] = {}
         # norms that read a node's value before all else, which is no norm's
         found = model.graph.read_first_by_norms()
@@ -168,21 +186,25 @@ class Context:
         self.ids, self.out_rows, self._input, self._decoding = ids, out_rows, None, decoding
         self._nodes = nodes
         self._ready.clear()
-        graph, trace = self.model.graph.nodes, self.trace
+        trace, rounds_values = self.trace, self.fake_quant.rounds_values
         # infinities and NaN are looked for in the logits
         with default_fpu(), np.errstate(all="ignore"):
             for i in nodes:
-                node = graph[i]
-                inputs = [values[source] for source in node.inputs]
-                if trace is None:
+                node, compute, sources, reads = self._steps[i]
+                inputs = [values[source] for source in sources]
+                if trace is None and not rounds_values:
+                    values[i] = compute(self, node, inputs)
+                elif trace is None:
                     values[i] = self._compute(node, inputs)
                 else:
                     values[i] = trace.call(
                         node, self.fake_quant, self._compute, inputs, rounds=self._rounded_behind(node)
                     )
                 self.on_node()
-                for source in self._ends[i]:
-                    self.buffers.release(values, source)
+                for source, free in reads:
+                    value = values.pop(source)
+                    if free:
+                        self.buffers.give(value)
 
     def value_of(self, i: int, inputs: Sequence[np.ndarray], ids: np.ndarray, out_rows: slice) -> np.ndarray:
         """Node i's value alone, of the tokens ``ids`` from n_past on, in memory that nothing else gets.
@@ -227,28 +249,23 @@ class Context:
         return weight.unpack(self.ids, self.buffers.take(self.ids.size, weight.n_in))
 
     def product(self, node: Node, x: np.ndarray) -> np.ndarray:
-        out = self._ready.pop(id(node), None)
+        out = self._ready.pop(id(node), None) if self._ready else None
         if out is None:
             out = self._product(node, x)
         if node.bias is not None:
             out += self.model.vectors[node.bias][slice(*(node.rows or (None,)))]
         return out
 
-    def _weight(self, node: Node) -> Weight:
-        assert node.weight is not None
-        weight = self.model.weights[node.weight]
-        return weight if node.rows is None else weight.cut(*node.rows)
-
     def _product(self, node: Node, x: np.ndarray) -> np.ndarray:
-        weight = self._weight(node)
-        if self.activations == "exact" and self.trace is None:
-            following = [n for i, n in self._following.get(id(node), ()) if i in self._nodes]
-            weights = [weight, *map(self._weight, following)]
-            if following and all(can_share(w) for w in weights):
-                outs = [self.buffers.take(len(x), w.n_out) for w in weights]
-                mul_mats(x, weights, self.executor, outs, decoding=self._decoding)
-                self._ready.update((id(n), out) for n, out in zip(following, outs[1:], strict=True))
-                return outs[0]
+        product = self._products[id(node)]
+        if product.shared and self.activations == "exact" and self.trace is None:
+            following = [identity for i, identity in product.following if i in self._nodes]
+            weights = product.weights[: 1 + len(following)]
+            outs = [self.buffers.take(len(x), w.n_out) for w in weights]
+            mul_mats(x, weights, self.executor, outs, decoding=self._decoding)
+            self._ready.update(zip(following, outs[1:], strict=True))
+            return outs[0]
+        weight = product.weights[0]
         read = x if self.activations == "exact" else self._as_ggml_rounds(x, node.inputs[0], weight)
         out = self.buffers.take(len(x), weight.n_out)
         return mul_mat(read, weight, self.executor, out, decoding=self._decoding)
@@ -286,3 +303,20 @@ class Context:
             rounded = round_as_ggml(x, fmt, self.buffers.take(*x.shape), self.executor)
             self._input = (source, fmt, rounded)
         return self._input[2]
+
+
+def _products_of(model: Model) -> dict[int, Product]:
+    """By the id of each product's node."""
+
+    def weight(node: Node) -> Weight:
+        assert node.weight is not None
+        whole = model.weights[node.weight]
+        return whole if node.rows is None else whole.cut(*node.rows)
+
+    found = {}
+    nodes = {id(node): node for node in model.graph.nodes}
+    for identity, following in model.graph.products_following().items():
+        weights = [weight(nodes[identity]), *(weight(node) for _, node in following)]
+        others = [(i, id(node)) for i, node in following]
+        found[identity] = Product(weights, others, all(map(can_share, weights)))
+    return found

@@ -171,7 +171,7 @@ class Fork:
     def release(self, variants: Sequence[Variant]) -> None:
         for variant in variants:
             for values in variant.values:
-                self.context.buffers.release(values, self._head.start - 1)
+                self.context.buffers.give(values.pop(self._head.start - 1))
 
     def _batches(self, n_tokens: int) -> list[slice]:
         return [slice(b, min(b + self.batch, n_tokens)) for b in range(0, n_tokens, self.batch)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Weight:
     type: GGMLType
     n_in: int
 
-    @property
+    @cached_property
     def n_out(self) -> int:
         return len(self.packed)
 
