@@ -27,21 +27,6 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "example-report.html"
 # ---------------------------------------------------------------- the page
 
 
-@pytest.fixture(scope="module")
-def data():
-    return example()
-
-
-@pytest.fixture(scope="module")
-def html(data):
-    return report_html(data)
-
-
-@pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
-
-
 SECTIONS = ["verdict", "layers", "heat", "perplexity", "who", "sites", "figures", "provenance"]
 
 

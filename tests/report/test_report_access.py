@@ -6,23 +6,12 @@ import re
 from itertools import pairwise
 
 import pytest
-from example_page import example
-from html_page import Page
 from matplotlib import colormaps
 
+from fq.report import verdict
 from fq.report.page import report_html
 from fq.report.plan_charts import letter_on
 from fq.report.svg import N_SERIES
-
-
-@pytest.fixture(scope="module")
-def html():
-    return report_html(example())
-
-
-@pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
 
 
 def colours(html, scheme):
@@ -102,11 +91,13 @@ def test_groups_are_shown_on_demand(html, page):
     assert len({mark for mark, _ in marks}) == 3
 
 
-def test_a_long_verdict_is_told_in_short():
+def test_a_long_verdict_is_told_in_short(data, html, monkeypatch):
     """What is said of each of many choices is there for those who open it."""
-    many = ("bf16", "f16", "int8", "int4", "fp8_e4m3fn", "fp8_e5m2", "mxfp4", "nvfp4", "bf16:truncate")
-    long, short = report_html(example(specs=many)), report_html(example())
+    of_choices = [said for said in verdict.verdict(data) if said.of_choice]
+    assert 1 < len(of_choices) <= verdict.MOST_CHOICES < 9
+    monkeypatch.setattr(verdict, "MOST_CHOICES", len(of_choices) - 1)
+    long = report_html(data)
     full = re.search(r'<details class="in-full">.*?</details>', long, re.S)[0]
-    assert "Which layers: *[*].raw=int8" in full and "In short" not in full and "How sure" not in full
+    assert "Which layers: *[*].raw=fp8_e4m3fn" in full and "In short" not in full and "How sure" not in full
     assert "Which layers" not in long.replace(full, "")
-    assert "in-full" not in re.sub(r"<style>.*?</style>", "", short, flags=re.S) and "Which layers" in short
+    assert "in-full" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S) and "Which layers" in html

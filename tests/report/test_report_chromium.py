@@ -15,9 +15,8 @@ import subprocess
 
 import matplotlib.image
 import pytest
-from example_page import CHARTS, example
+from example_page import CHARTS
 
-from fq.report.page import report_html
 from fq.report.svg import DARK, LIGHT
 
 WIDTH = 1280
@@ -109,9 +108,9 @@ def chromium(browser, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(html, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report_html(example(chunks=8)), encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     return path
 
 

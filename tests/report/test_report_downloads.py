@@ -41,13 +41,8 @@ def rows_of(text):
 
 
 @pytest.fixture(scope="module")
-def data():
-    return example()
-
-
-@pytest.fixture(scope="module")
-def files(data):
-    return saved(report_html(data))
+def files(html):
+    return saved(html)
 
 
 def test_every_figure_has_both(files):
