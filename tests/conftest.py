@@ -20,6 +20,12 @@ settings.register_profile("sanitizers", deadline=None, derandomize=True, max_exa
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
+def pytest_configure():
+    expected = os.environ.get("FQ_KERNELS_EXPECTED")
+    if expected and not fq_kernels.__file__.startswith(expected):
+        pytest.exit(f"these are the kernels of {fq_kernels.__file__}, not of {expected}", returncode=2)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if {"smollm2_path", "gemma3_path"} & set(getattr(item, "fixturenames", ())):

@@ -61,6 +61,7 @@ def test_where_the_sum_and_the_norm_go():
                 assert_same_bits(array, before)
 
 
+@pytest.mark.threads
 def test_at_any_number_of_threads_and_of_any_layout():
     x, residual = normal(300, 64), normal(300, 128, seed=1)[:, 32:96]
     out, total = add_rms_norm_f32(x, residual, quant="bf16")

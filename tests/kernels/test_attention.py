@@ -70,6 +70,7 @@ def test_it_is_softmax_attention(isa, n_tokens, n_past, n_head_kv, group, d, spr
         assert_same_bits(cache, before)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("n_tokens, n_past", [(1, 40), (1, 3000), (5, 700), (100, 0), (70, 600)])
 def test_the_bits_do_not_depend_on_the_threads(isa, n_tokens, n_past):
     given = arguments(n_tokens, n_past, n_head_kv=3, group=3, d=64)

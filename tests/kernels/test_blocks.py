@@ -77,6 +77,7 @@ class TestEverySet:
                 assert_same_bits(in_place, expected, isa)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("spec", SPECS)
 def test_at_any_number_of_threads_and_under_any_environment(spec):
     rng = np.random.default_rng(3)

@@ -65,6 +65,7 @@ def test_the_types_are_ggmls():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(ggml_type)] == block_and_size
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", TYPES)
 def test_random_bytes(isa, executor, name):
     packed = random_blocks(TYPES[name], 24, 40)
@@ -290,6 +291,7 @@ def test_products_stay_within_their_arrays():
     assert ran.returncode == 0, f"{ran.stderr} after {ran.stdout.splitlines()[-1:]}"
 
 
+@pytest.mark.threads
 def test_matvec_thread_count_does_not_matter(isa):
     packed = tame(random_blocks(TYPES["Q4_K"], 333, 4), "Q4_K")
     x = np.random.default_rng(1).standard_normal((3, 1024)).astype(np.float32)
@@ -317,6 +319,7 @@ def test_a_zero_of_matvec_is_positive(isa, name):
     assert got.tobytes() == np.float32(0).tobytes()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_matvecs_are_matvec_of_each(isa, threads):
     names, rows = ("Q4_K", "Q6_K", "Q8_0", "Q4_1", "Q4_K", "F32"), (70, 1, 33, 0, 129, 5)
@@ -390,6 +393,7 @@ def strided(shape: tuple[int, int], gap: int, seed: int) -> np.ndarray:
     return rows
 
 
+@pytest.mark.threads
 @given(
     name=st.sampled_from(sorted(TYPES)),
     tokens=st.one_of(st.integers(1, 40), st.sampled_from([511, 512, 513, 530])),
@@ -416,6 +420,7 @@ def test_mul_mat(isa, executor, name, tokens, rows, blocks, gaps, seed):
         assert_same_bits(mul_mat(x[t : t + 1], packed, type_, out=alone), found[t : t + 1])
 
 
+@pytest.mark.threads
 @given(
     name=st.sampled_from(["F32", "Q8_0", "Q4_K"]),
     tokens=st.integers(1, 30),
@@ -450,6 +455,7 @@ def test_mul_mat_sums_blocks_of_256(isa):
     assert out[0, 0] == np.float32((1 + 2**-12) ** 2) - 1
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("tokens", [1, 7, 530])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_mul_mats_are_mul_mat_of_each(isa, threads, tokens):
@@ -526,6 +532,7 @@ def test_mul_mat_errors(isa):
 # rope
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("n_rot", [0, 2, 10, 16, 64])
 @pytest.mark.parametrize("shape", [(1, 1, 64), (5, 3, 64), (70, 9, 64)])
 def test_rope_rotates_pairs(isa, executor, shape, n_rot):

@@ -69,6 +69,7 @@ def test_limits_are_those_of_c(isa):
     assert abs(sin(1e300)) <= 1 and sin(2.0**21) == sin(math.fmod(2.0**21, 2 * math.pi))
 
 
+@pytest.mark.threads
 @given(
     rows=st.integers(0, 3),
     n=st.integers(1, 200),

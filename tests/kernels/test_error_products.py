@@ -50,6 +50,7 @@ def test_rows_of_several_pieces(isa, n):
     assert_same_bits(error_products(x, y, weights, np.stack(grads)), in_order(x, y, weights, grads))
 
 
+@pytest.mark.threads
 def test_any_strides_and_threads(isa):
     rng = np.random.default_rng(5)
     x, y, weights = rng.standard_normal((3, 40, 300)).astype(np.float32)[:, :, :96]

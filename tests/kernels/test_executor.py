@@ -19,6 +19,7 @@ import fq_kernels
 from fq_kernels import Executor, bf16_round_trip, rms_norm_f32
 
 ROOT = Path(fq_kernels.__file__).parents[1]
+pytestmark = pytest.mark.threads
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 

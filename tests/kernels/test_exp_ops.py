@@ -84,6 +84,7 @@ def test_causal_exp(isa, heads, rows, n_first, more, scale, window, seed):
         assert np.allclose(sums[:, row], exact.sum(axis=1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.threads
 @given(n=st.integers(0, 1000), scale=st.sampled_from([0.1, 3.0, 60.0]), seed=seeds)
 def test_swiglu(isa, executor, n, scale, seed):
     rng = np.random.default_rng(seed)
@@ -96,6 +97,7 @@ def test_swiglu(isa, executor, n, scale, seed):
     assert (np.abs(got - exact) <= 5e-7 * np.abs(exact) + 1e-35 * np.abs(up)).all()
 
 
+@pytest.mark.threads
 @given(n=st.integers(0, 1000), scale=st.sampled_from([0.1, 3.0, 60.0]), seed=seeds)
 def test_geglu(isa, executor, n, scale, seed):
     rng = np.random.default_rng(seed)
@@ -115,6 +117,7 @@ def test_geglu_of_limits(isa):
     assert abs(geglu(np.float32([-20]), np.ones(1, np.float32))[0]) < 1e-30
 
 
+@pytest.mark.threads
 @given(
     n=st.integers(0, 1000),
     cap=st.sampled_from([0.5, 30.0, 50.0]),
@@ -141,6 +144,7 @@ def test_swiglu_of_limits(isa):
     assert abs(got[6]) < 1e-35
 
 
+@pytest.mark.threads
 @given(
     rows=st.integers(0, 5),
     n=st.integers(1, 700),
@@ -171,6 +175,7 @@ def _beyond_line(d):
     return exact.exp() - 1 - exact
 
 
+@pytest.mark.threads
 @given(
     rows=st.integers(0, 3),
     n=st.sampled_from([1, 2, 63, 64, 65, 200]),
@@ -234,6 +239,7 @@ def test_kl_divergence_of_limits(isa):
     assert kl_divergence(itself, log_q, np.exp(log_q))[0, 2] == 0
 
 
+@pytest.mark.threads
 def test_the_bits_depend_on_neither_instruction_set_nor_threads():
     rng = np.random.default_rng(3)
     x = rng.normal(0, 20, (3, 40, 3001)).astype(np.float32)

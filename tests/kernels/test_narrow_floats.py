@@ -111,6 +111,7 @@ def test_named_formats_equal_the_reference(isa, fmt):
     assert_same_bits(round_trip(x, fmt), reference.round_trip(x, fmt))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("fmt", NAMED)
 def test_threads_change_nothing(isa, fmt):
     x = (np.arange(0, 2**16, 7, dtype=np.uint32) << 16).view(F32).reshape(-1, 1).repeat(3, axis=1)

@@ -88,6 +88,7 @@ def test_a_unit_without_steps_is_the_norm_itself(isa, x, eps):
     assert_same_bits(rms_norm_unit(x, "acc=f64;x=f32", eps=eps), rms_norm_f32(x, eps=eps))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_and_parts_change_nothing(unit, threads):

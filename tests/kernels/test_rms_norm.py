@@ -218,6 +218,7 @@ def executors():
         one.close()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("shape", [(300, 513), (40000, 3), (2, 20000), (7, 5, 9, 576)])
 def test_thread_count_does_not_matter(isa, executors, shape):
     x = normal(*shape)
@@ -298,6 +299,7 @@ def test_quant_rows(rows):
         assert stats[i, : RowStat.SUMMED_IN_ORDER].any() == inside
 
 
+@pytest.mark.threads
 @given(x=float_arrays(shapes(max_dims=3)), seed=seeds, rows=st.tuples(st.integers(-1, 4), st.integers(0, 5)))
 @pytest.mark.parametrize("first", [None, "bf16", "int8:group=8"])
 @pytest.mark.parametrize("then", ["f16", "bf16:stochastic,seed=5", "mxint8"])
@@ -312,6 +314,7 @@ def test_rounded_at_both_points(executor, first, then, x, seed, rows):
 first_rows = st.sampled_from([0, 5, 2**40, 2**64 - 20])
 
 
+@pytest.mark.threads
 @given(cuts=st.sets(st.integers(1, 19)), n=widths, seed=seeds, first=first_rows)
 def test_stochastic_does_not_see_how_rows_are_split_between_calls(executor, cuts, n, seed, first):
     x = np.random.default_rng(seed).standard_normal((20, n)).astype(np.float32)
@@ -476,6 +479,7 @@ def test_errors_name_the_argument_and_write_nothing(case):
         assert array.tobytes() == old.tobytes()
 
 
+@pytest.mark.threads
 def test_a_closed_executor_writes_nothing():
     executor = Executor(2)
     executor.close()
