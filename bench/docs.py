@@ -351,7 +351,13 @@ def output(block: Block, text: Path | None = None, programs: Mapping[str, str] =
             judged = block.judges and command is block.commands[-1] and run.stdout and run.returncode == 1
             if run.returncode and not judged:
                 raise ValueError(f"{shlex.join(argv)}: exit status {run.returncode}")
-            printed.append(run.stdout.strip("\n"))
+            printed.append(run.stdout)
+    return kept_of(block, printed)
+
+
+def kept_of(block: Block, printed: Sequence[str]) -> str:
+    """What of its commands' outputs is kept. Raises ValueError."""
+    printed = [text.strip("\n") for text in printed]
     body = "\n".join(printed[-1:] if block.last else printed)
     if block.until is not None:
         body = body.partition(f"\n{block.until}")[0].rstrip("\n")
