@@ -23,7 +23,7 @@ from stored_runs import CELL, RUN, bits, ended, left_of
 from fq import FqError
 from fq.commands.options import command_of_all
 from fq.gguf.synthetic import SAMPLE_TEXT
-from fq.measure.cells import COUNT_COLUMNS, Cell
+from fq.measure.cells import COUNT_COLUMNS
 from fq.results.merge import difference, joined, merge
 from fq.results.runs import Results
 
@@ -226,8 +226,11 @@ def test_any_bit_counts(stores, tmp_path, field):
         ({"settings": {"baseline": ["ffn_norm=bf16"]}}, "baseline: None and"),
         ({"settings": {"calibrations": [{"sha256": "1"}]}}, "the SHA-256 of calibrations: "),
         ({"numerics": {"contract": 7}}, "numerics: contract: None and 7"),
-        ({"cells": (CELL,)}, "the number of cells: 2 and 1"),
-        ({"cells": (Cell("control", "control"), replace(CELL, name="x"))}, "a cell: ffn_norm"),
+        ({"cells": RUN.cells[:1]}, "cells: the first alone has ffn_norm"),
+        ({"cells": (*RUN.cells, replace(CELL, name="x"), CELL)}, "cells: the second alone has x (single"),
+        ({"cells": (RUN.cells[0], replace(CELL, rules=("x",)))}, "=bf16); cells: the second alone has ffn"),
+        ({"cells": RUN.cells[::-1]}, "cells: in another order"),
+        ({"text_sha256": "c" * 64, "settings": {"n_ctx": 9}}, "; n_ctx: 8 and 9"),
     ],
 )
 def test_what_differs_is_said(changes, words):

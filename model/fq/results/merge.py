@@ -39,17 +39,28 @@ class Merged(NamedTuple):
 
 
 def difference(one: Run, other: Run) -> str | None:
-    """What keeps two runs from being of one experiment; None where nothing does."""
+    """All that keeps two runs from being of one experiment; None where nothing does."""
     pairs: list[tuple[str, Any, Any]] = [
         ("the model's SHA-256", one.model_sha256, other.model_sha256),
         ("the text's SHA-256", one.text_sha256, other.text_sha256),
         *((key, one.settings.get(key), other.settings.get(key)) for key in SETTINGS),
         *((f"numerics: {key}", one.numerics.get(key), other.numerics.get(key)) for key in NUMERICS),
         ("the SHA-256 of calibrations", _calibrations(one), _calibrations(other)),
-        ("the number of cells", len(one.cells), len(other.cells)),
-        *(("a cell", _shown(a), _shown(b)) for a, b in zip(one.cells, other.cells, strict=False)),
     ]
-    return next((f"{what}: {a} and {b}" for what, a, b in pairs if a != b), None)
+    found = [f"{what}: {a} and {b}" for what, a, b in pairs if a != b]
+    found += _cells_apart([_shown(cell) for cell in one.cells], [_shown(cell) for cell in other.cells])
+    return "; ".join(found) or None
+
+
+def _cells_apart(one: list[str], other: list[str]) -> list[str]:
+    if one == other:
+        return []
+    found = []
+    for which, mine, theirs in (("first", one, set(other)), ("second", other, set(one))):
+        if alone := [cell for cell in mine if cell not in theirs]:
+            more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
+            found.append(f"cells: the {which} alone has {alone[0]}{more}")
+    return found or ["cells: in another order"]
 
 
 def _calibrations(run: Run) -> list[str]:
