@@ -118,7 +118,7 @@ class Backward:
             (slope,) = back(self, node, [values[source] for source in node.inputs], values[i], slope)
         node = self._nodes[product]
         shared = self.product_back(node, _probabilities(logits, self.executor) * slope[0])
-        weight, tokens = self._weight(node), np.arange(len(logits))
+        weight, tokens = self.model.weight_of(node), np.arange(len(logits))
         grad = np.stack([weight.unpack(y) * slope[0, tokens, y][:, None] - shared for y in labels])
         return node.inputs[0], grad
 
@@ -165,12 +165,7 @@ class Backward:
         return mul_mats(x, [(rows.view(np.uint8), FLOAT32)], [out], executor=None)[0]
 
     def product_back(self, node: Node, grad: np.ndarray) -> np.ndarray:
-        return _transposed(grad, self._weight(node), self.executor)
-
-    def _weight(self, node: Node) -> Weight:
-        assert node.weight is not None
-        weight = self.model.weights[node.weight]
-        return weight if node.rows is None else weight.cut(*node.rows)
+        return _transposed(grad, self.model.weight_of(node), self.executor)
 
 
 def _probabilities(logits: np.ndarray, executor: Executor) -> np.ndarray:

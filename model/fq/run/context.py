@@ -307,16 +307,12 @@ class Context:
 
 def _products_of(model: Model) -> dict[int, Product]:
     """By the id of each product's node."""
-
-    def weight(node: Node) -> Weight:
-        assert node.weight is not None
-        whole = model.weights[node.weight]
-        return whole if node.rows is None else whole.cut(*node.rows)
-
     found = {}
-    nodes = {id(node): node for node in model.graph.nodes}
-    for identity, following in model.graph.products_following().items():
-        weights = [weight(nodes[identity]), *(weight(node) for _, node in following)]
-        others = [(i, id(node)) for i, node in following]
-        found[identity] = Product(weights, others, all(map(can_share, weights)))
+    together = model.graph.products_following()
+    for node in model.graph.nodes:
+        if (following := together.get(id(node))) is None:
+            continue
+        weights = [model.weight_of(product) for product in (node, *(other for _, other in following))]
+        others = [(i, id(other)) for i, other in following]
+        found[id(node)] = Product(weights, others, all(map(can_share, weights)))
     return found

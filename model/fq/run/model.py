@@ -9,7 +9,7 @@ import numpy as np
 
 from fq_kernels.rules import Place, Value, sites_text
 
-from ..arch.graph import Graph, Op
+from ..arch.graph import Graph, Node, Op
 from ..arch.hparams import HParams
 from ..arch.keys import ModelError
 from ..arch.registry import kind_of_norms, read_graph
@@ -71,6 +71,12 @@ class Model:
     def plus_one(self) -> bool:
         """Whether its norms' weights are 1 + w of what its checkpoint holds."""
         return kind_of_norms(self.hparams.arch) == "gemma"
+
+    def weight_of(self, node: Node) -> Weight:
+        """A product's, which may be some rows of a tensor."""
+        assert node.weight is not None
+        whole = self.weights[node.weight]
+        return whole if node.rows is None else whole.cut(*node.rows)
 
     def profile_rules(self, spec: str) -> list[str]:
         """The rules that make its norms and residual an engine's: ``hf:bf16`` (fq_kernels.units.profiles).
