@@ -272,7 +272,7 @@ for isa in fq_kernels.supported_isas():
     for ggml_type, (block, size) in fq_kernels.PACKED_TYPES.items():
         for blocks in (1, 2, 3, 35, 70) if block == 1 else (1, 2, 3):
             for tokens in range(1, 6):
-                for rows in (1, 3):
+                for rows in (1, 3, 5):
                     x = np.zeros((tokens, block * blocks), np.float32)
                     packed = np.zeros((rows, size * blocks), np.uint8)
                     print(isa, ggml_type, blocks, tokens, rows)
@@ -303,7 +303,7 @@ def test_matvec_thread_count_does_not_matter(isa):
             assert_same_bits(out, expected)
 
 
-@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_1", "Q6_K"])
 def test_a_zero_of_matvec_is_positive(isa, name):
     """Each product is too small for a float32, and negative."""
     smallest = np.float16(-6e-8)
@@ -313,9 +313,14 @@ def test_a_zero_of_matvec_is_positive(isa, name):
         "Q4_1": np.tile(
             np.concatenate([np.array([0, smallest], np.float16).view(np.uint8), np.zeros(16, np.uint8)]), 2
         ),
+        # codes 0 less 32, times 1, times d
+        "Q6_K": np.concatenate([np.zeros(192), np.ones(16), (-smallest)[None].view(np.uint8)]).astype(
+            np.uint8
+        ),
     }[name][None]
-    assert (expected_floats(packed, TYPES[name]) < 0).all()
-    got = matvec(np.full((1, 64), 1e-45, np.float32), packed, TYPES[name])
+    weights = expected_floats(packed, TYPES[name])
+    assert (weights < 0).all()
+    got = matvec(np.full((1, weights.size), 1e-45, np.float32), packed, TYPES[name])
     assert got.tobytes() == np.float32(0).tobytes()
 
 

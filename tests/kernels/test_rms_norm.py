@@ -567,6 +567,7 @@ def every_kernel(executor: Executor | None) -> list[Callable[[], np.ndarray]]:
     ]
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [None, 1, 3])
 @pytest.mark.parametrize("mode", ROUNDING_MODES)
 def test_a_foreign_rounding_mode_does_not_matter(isa, mode, threads):
@@ -583,6 +584,7 @@ def test_a_foreign_rounding_mode_does_not_matter(isa, mode, threads):
         assert_same_bits(a, b)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not X86_64_GLIBC, reason="reads MXCSR out of x86-64 glibc's fenv_t")
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_flushing_of_subnormals_does_not_matter(isa, threads):

@@ -83,14 +83,18 @@ def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
     def floats(block: int, part: slice) -> None:
         np.add(first[part], np.uint32(block * total), out=x[part])
 
-    in_use = isa()
+    in_use, every_float = isa(), bool(os.environ.get("FQ_ALL_FLOATS"))
     try:
         for block in some_of(2**32 // total):
             each(partial(floats, block))
-            # 4 blocks have an exponent's floats, so that a fifth of all blocks has some of each
-            others = (
-                FOR_ALL_FLOATS[1:] if os.environ.get("FQ_ALL_FLOATS") else FOR_ALL_FLOATS[1 + block % 5 :: 5]
-            )
+            # 4 blocks have the floats of a sign and exponent: the others see one each, another at the next
+            # exponent; all see those with the zeros and the infinities
+            quarter = block + block // 4
+            others = [
+                quant
+                for k, quant in enumerate(FOR_ALL_FLOATS[1:])
+                if every_float or block % 1024 in (0, 1020) or (quarter + k) % 4 == 0
+            ]
             for quant in [FOR_ALL_FLOATS[0], *others]:
                 force_isa("scalar")
                 each(partial(fill, expected, quant))
@@ -234,6 +238,7 @@ def test_layout_and_threads_do_not_matter(executor, quant, data, x):
     assert_same_bits(strided, expected)
 
 
+@pytest.mark.threads
 @given(x=float_arrays(), data=st.data())
 @pytest.mark.parametrize("quant", [*FORMATS, *BY_FUNCTION])
 def test_some_rows_of_some_sequence(executor, quant, x, data):
