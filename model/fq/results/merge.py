@@ -40,11 +40,13 @@ class Merged(NamedTuple):
 
 def difference(one: Run, other: Run) -> str | None:
     """All that keeps two runs from being of one experiment; None where nothing does."""
+    # a setting that differs is said once
+    numerics = [key for key in NUMERICS if one.settings.get(key) == other.settings.get(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("the model's SHA-256", one.model_sha256, other.model_sha256),
         ("the text's SHA-256", one.text_sha256, other.text_sha256),
         *((key, one.settings.get(key), other.settings.get(key)) for key in SETTINGS),
-        *((f"numerics: {key}", one.numerics.get(key), other.numerics.get(key)) for key in NUMERICS),
+        *((f"numerics: {key}", one.numerics.get(key), other.numerics.get(key)) for key in numerics),
         ("the SHA-256 of calibrations", _calibrations(one), _calibrations(other)),
     ]
     found = [f"{what}: {a} and {b}" for what, a, b in pairs if a != b]
