@@ -92,13 +92,13 @@ def _rms_norm(run: Evaluation, node: Node, inputs: Values) -> np.ndarray:
     weight = run.vector(node.weight)
     out = run.buffer(len(x), math.prod(x.shape[1:]))  # there may be no rows
     n = weight.size
-    each = x.shape == out.shape and n == x.shape[1]
+    whole = x.shape == out.shape and n == x.shape[1]  # rows as they are, not the heads in them
     run.fake_quant.rms_norm(
         node.norm,
-        x if each else x.reshape(-1, n),
+        x if whole else x.reshape(-1, n),
         eps=node.attributes.eps,
         weight=weight,
-        out=out if each else out.reshape(-1, n),
+        out=out if whole else out.reshape(-1, n),
         executor=run.executor,
     )
     return out
