@@ -1,4 +1,4 @@
-// What the machine can do at most, compiled where it runs, for its own instruction set:
+// What the machine can do at most, compiled where it runs, for the instruction set of the kernels:
 // fused multiply-adds that need no memory, and memory that is read for no arithmetic.
 
 #include <stddef.h>

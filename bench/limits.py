@@ -13,29 +13,31 @@ from time import perf_counter
 import numpy as np
 
 from fq import Executor, FqError
+from fq_kernels import isa
 
 SOURCE = Path(__file__).with_name("limits.c")
-# for this machine alone, as a limit should be; 512 bits, where the compiler would rather take 256
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast")
-FALLBACK = ("-O3", "-march=native", "-ffp-contract=fast")  # compilers for other processors
+FLAGS = ("-O3", "-ffp-contract=fast")
+# of the kernels' set, whatever else the processor has; 512 bits, where the compiler would rather take 256
+OF_THE_SET = {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx512f", "-mprefer-vector-width=512")}
 FMA_SECONDS = 0.02
 
 
 class Limits:
-    """The loops, on an executor's threads. Raises FqError where there is no C compiler."""
+    """The loops for the instruction set that the kernels run, on an executor's threads.
+
+    Raises FqError where there is no C compiler.
+    """
 
     def __init__(self, build: Path) -> None:
         target = build / "limits.so"
         compiler = (os.environ.get("CC") or shutil.which("cc") or "gcc").split()
-        for flags in (FLAGS, FALLBACK):
-            command = [*compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(target)]
-            try:
-                run = subprocess.run(command, capture_output=True, text=True, check=False)
-            except OSError as e:
-                raise FqError(f"the limits need a C compiler: {compiler[0]}: {e.strerror}") from None
-            if run.returncode == 0:
-                break
-        else:
+        flags = (*FLAGS, *OF_THE_SET.get(isa(), ()), "-shared", "-fPIC")
+        command = [*compiler, *flags, str(SOURCE), "-o", str(target)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as e:
+            raise FqError(f"the limits need a C compiler: {compiler[0]}: {e.strerror}") from None
+        if run.returncode != 0:
             raise FqError(f"cannot compile {SOURCE.name}: {run.stderr.strip().splitlines()[-1]}")
         library = ctypes.CDLL(str(target))
         self._fma, self._read = library.fma_chains, library.read_parts
