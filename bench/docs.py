@@ -266,7 +266,8 @@ def processor_slug() -> str:
     """The name of a folder for what this processor is, and the best of its instruction sets: zen-3-avx2."""
     name = machine.processor()
     kind = re.search(r": ([^)]+)\)$", name)
-    words = re.findall(r"[a-z0-9]+", (kind[1] if kind else name).lower())
+    plain = re.sub(r"\((r|tm)\)|processor", " ", (kind[1] if kind else name).lower())
+    words = re.findall(r"[a-z0-9]+", plain)
     return "-".join([*words, isa()])
 
 

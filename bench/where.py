@@ -127,6 +127,7 @@ def parts_of(
         for name, value in sums.items():
             parts[name].seconds.append(value)
     parts[WHOLE].calls = len(kinds)
+    parts[WHOLE].flops, parts[WHOLE].bytes = parts[PRODUCTS].flops, parts[PRODUCTS].bytes
     return dict(parts)
 
 

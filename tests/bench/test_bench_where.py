@@ -60,6 +60,8 @@ def test_every_node_has_its_place(model, tables):
         assert sum(p.calls for p in products) == table.parts[PRODUCTS].calls == 15
         assert sum(p.bytes for p in products) == table.parts[PRODUCTS].bytes
         assert table.parts[WHOLE].calls == len(model.graph.nodes)
+        assert table.parts[WHOLE].flops == table.parts[PRODUCTS].flops > 0
+        assert table.parts[WHOLE].bytes == table.parts[PRODUCTS].bytes
         assert table.parts["norms"].calls == 5
         nodes = [part for name, part in table.parts.items() if name not in (WHOLE, PRODUCTS)]
         for i, whole in enumerate(table.parts[WHOLE].seconds):

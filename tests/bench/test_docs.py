@@ -241,12 +241,12 @@ def test_a_block_is_written_and_read(tmp_path, monkeypatch):
 def test_a_table_is_added_for_each_processor(tmp_path, monkeypatch):
     block = Block("b", "results/{processor}/b.md", ('python -c ""',), minutes=0)
     monkeypatch.setattr(docs, "BLOCKS", (block,))
-    for name, isa in (("A (family 25 model 1: Zen 3)", "avx2"), ("B(R) C", "avx512")):
+    for name, isa in (("A (family 25 model 1: Zen 3)", "avx2"), ("B(R) Processor C", "avx512")):
         monkeypatch.setattr(machine, "processor", lambda name=name: name)
         monkeypatch.setattr(docs, "isa", lambda isa=isa: isa)
         docs.write(block, f"old {isa}", "abcdef0", tmp_path)
         docs.write(block, f"new {isa}", "abcdef0", tmp_path)  # in the place of the old one
-    assert block.documents(tmp_path) == ["results/b-r-c-avx512/b.md", "results/zen-3-avx2/b.md"]
+    assert block.documents(tmp_path) == ["results/b-c-avx512/b.md", "results/zen-3-avx2/b.md"]
     assert [docs.read(block, tmp_path, d)[0] for d in block.documents(tmp_path)] == ["new avx512", "new avx2"]
     assert docs.problems(tmp_path) == []
 
