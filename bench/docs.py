@@ -263,7 +263,7 @@ def numerics() -> str:
 
 
 def processor_slug() -> str:
-    """The name of a folder for what this processor is, and the best of its instruction sets: zen-3-avx2."""
+    """The name of a folder for what this processor is, and the set that the kernels run: zen-3-avx2."""
     name = machine.processor()
     kind = re.search(r": ([^)]+)\)$", name)
     plain = re.sub(r"\((r|tm)\)|processor", " ", (kind[1] if kind else name).lower())

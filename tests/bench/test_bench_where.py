@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # last: an installed package go
 from bench import where
 from bench.limits import Limits
 from bench.where import PRODUCTS, REST, WHOLE, Part, Table
-from fq import Executor, Model
+from fq import Executor, FqError, Model
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 
 
@@ -91,6 +91,21 @@ def test_the_text(tables):
     assert text.startswith("- model: a\n- limits with 2 threads: peak ")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {len(where.COLUMNS) + 1}
+
+
+@pytest.mark.parametrize(("name", "flag"), [("avx2", "-mavx2"), ("avx512", "-mavx512f")])
+def test_the_limits_are_those_of_the_kernels_set(tmp_path, monkeypatch, name, flag):
+    commands = []
+
+    def refuse(command, **_):
+        commands.append(command)
+        raise OSError(2, "none")
+
+    monkeypatch.setattr("bench.limits.isa", lambda: name)
+    monkeypatch.setattr("subprocess.run", refuse)
+    with pytest.raises(FqError, match="C compiler"):
+        Limits(tmp_path)
+    assert [part for part in commands[0] if part in ("-mavx2", "-mavx512f", "-march=native")] == [flag]
 
 
 def test_limits(limits):

@@ -8,7 +8,7 @@
 #define FQ_PAGE 4096
 #define FQ_PAGES 4
 
-/* Where `bytes` are read at p, or have been in all. */
+/* For `bytes` that are read at p; of rows read side by side, where they would be read one after the other. */
 FQ_INLINE void fq_prefetch(const uint8_t *p, int bytes) {
     const uintptr_t read = (uintptr_t)p % (FQ_PAGES * FQ_PAGE);
     const uint8_t *next = p + (FQ_PAGES * FQ_PAGE - read + read / FQ_PAGES);
