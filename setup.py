@@ -64,7 +64,7 @@ SANITIZE = os.environ.get("FQ_SANITIZE")
 SANITIZE_FLAGS = [
     f"-fsanitize={SANITIZE}",
     "-O1",  # after -O3: the same checks, compiled in half the time
-    "-g1",  # reports name source lines; all that -g says of variables takes twice as long to compile
+    "-g1",  # reports name source lines; what -g says of variables besides takes long to compile
     "-fno-omit-frame-pointer",  # so that the unwinder gets through every frame
     "-fno-sanitize-recover=undefined",  # ends the process; by default it prints and goes on
     "-fno-wrapv",  # Python's own flags define signed overflow, and what is defined is not reported
