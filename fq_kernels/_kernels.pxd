@@ -183,6 +183,12 @@ cdef extern from "errors/contract.h" nogil:
         const float *grads
         int64_t x_stride, y_stride, weights_stride, n, row_stride, grad_stride, n_grads
         float *out
+    ctypedef struct fq_error_columns_args:
+        const float *x
+        const float *y
+        const float *centre
+        int64_t x_stride, y_stride, n, n_rows
+        float *out
 
 
 cdef extern from "attention/contract.h" nogil:
@@ -220,7 +226,8 @@ cdef extern from "dispatch.h" nogil:
         fq_task_fn rms_norm_f32, add_rms_norm_f32, rms_norm_unit, round_trip_f32, count_rows, float_to_codes, bf16_to_float
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
-        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence, error_products
+        fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence
+        fq_task_fn error_products, error_columns
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -252,6 +252,13 @@ def error_products(
     *,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def error_columns(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    centre: npt.NDArray[np.float32],
+    *,
+    executor: Executor | None = None,
+) -> npt.NDArray[np.float32]: ...
 def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt.NDArray[np.float32]: ...
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None

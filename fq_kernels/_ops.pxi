@@ -408,3 +408,36 @@ def error_products(x, y, weights, grads, *, executor=None):
         with nogil:
             _run(pool, fn, &a, n_rows, a.n * (FQ_ERROR_SUMS + a.n_grads))
     return out
+
+
+def error_columns(x, y, centre, *, executor=None):
+    """How a rounding's errors e = y - x go with what was rounded, column by column: the sums over rows of e and of
+    e (x - centre).
+
+    x and y (rows, n) float32, the last axis contiguous, centre (n) float32. Returns float32 (2, n)
+    (src/errors/contract.h). Raises TypeError or ValueError naming the argument.
+    """
+    cdef fq_error_columns_args a
+    cdef fq_pool *pool
+    cdef fq_task_fn fn = table.error_columns
+    cdef _Array ax = _open("x", x, b"f")
+    cdef _Array ay = _open("y", y, b"f")
+    cdef _Array ac = _open("centre", centre, b"f")
+    if ax.b.ndim != 2:
+        raise ValueError(f"x must be of shape (rows, n), not {x.shape}")
+    if not _same_shape(ay, ax):
+        raise ValueError(f"y must be of shape {x.shape}, not {y.shape}")
+    if ac.b.ndim != 1 or ac.b.shape[0] != ax.b.shape[1]:
+        raise ValueError(f"centre must be of shape {x.shape[1:]}, not {centre.shape}")
+    a.n_rows, a.n = ax.b.shape[0], ax.b.shape[1]
+    out = np.empty((2, a.n), np.float32)
+    cdef _Array ao = _open("out", out, b"f", True)
+    a.out = <float *> ao.b.buf
+    a.x, a.x_stride = <const float *> ax.b.buf, ax.b.strides[0] // ax.b.itemsize
+    a.y, a.y_stride = <const float *> ay.b.buf, ay.b.strides[0] // ay.b.itemsize
+    a.centre = <const float *> ac.b.buf
+    pool = _pool_of(executor)
+    if a.n > 0:
+        with nogil:
+            _run(pool, fn, &a, a.n, 2 * a.n_rows)
+    return out

@@ -1,4 +1,4 @@
-"""What errors are worth: the contract's sums, on every instruction set."""
+"""What errors are worth: the contract's sums, by rows and by columns, on every instruction set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_same_bits, seeds
 
-from fq_kernels import MAX_GRADS, Executor, error_products
+from fq_kernels import MAX_GRADS, Executor, error_columns, error_products
 
 LANES = 16
 
@@ -88,3 +88,50 @@ def test_wrong_arguments():
             error_products(x, x, x, grads)
     with pytest.raises(TypeError, match="grads must have dtype float32"):
         error_products(x, x, x, x[None].astype(np.float64))
+
+
+def by_rows(x, y, centre):
+    """Of columns, as src/errors/contract.h says it."""
+    sums = np.zeros((2, x.shape[1]), np.float32)
+    for a, b in zip(x, y, strict=True):
+        sums += np.stack([b - a, (b - a) * (a - centre)])
+    return sums
+
+
+@given(seeds, st.integers(0, 5), st.integers(0, 70))
+def test_columns_equal_the_contract(isa, seed, rows, n):
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((2, rows, n)).astype(np.float32) * np.float32(10.0 ** rng.integers(-15, 15))
+    centre = rng.standard_normal(n).astype(np.float32)
+    assert_same_bits(error_columns(x, y, centre), by_rows(x, y, centre))
+
+
+@pytest.mark.threads
+def test_columns_of_any_strides_and_threads(isa):
+    rng = np.random.default_rng(6)
+    x, y = rng.standard_normal((2, 80, 2000)).astype(np.float32)[:, ::2, :1900]
+    centre = rng.standard_normal(1900).astype(np.float32)
+    wanted = by_rows(x[::-1], y, centre)
+    with Executor(3) as executor:
+        for some in (None, executor):
+            assert_same_bits(error_columns(x[::-1], y, centre, executor=some), wanted)
+
+
+def test_subnormal_sums_of_columns_stay(isa):
+    x, y = np.zeros((1, 20), np.float32), np.full((1, 20), 1e-22, np.float32)
+    with foreign_environment(mxcsr_bits=FTZ_AND_DAZ) if X86_64_GLIBC else nullcontext():
+        found = error_columns(x, y, np.full(20, -1e-20, np.float32))
+    assert ((0.9e-42 < found[1]) & (found[1] < 1.1e-42)).all()
+
+
+def test_wrong_arguments_of_columns():
+    x = np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="x must be of shape"):
+        error_columns(x[0], x[0], x[0])
+    with pytest.raises(ValueError, match="y must be of shape"):
+        error_columns(x, x[:1], x[0])
+    for centre in (x, x[0, :7]):
+        with pytest.raises(ValueError, match="centre must be of shape"):
+            error_columns(x, x, centre)
+    with pytest.raises(TypeError, match="centre must have dtype float32"):
+        error_columns(x, x, x[0].astype(np.float64))
