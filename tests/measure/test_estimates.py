@@ -36,6 +36,7 @@ ABOUT = {"model": "m.gguf", "text": "t", "n_tokens": 4096, "n_ctx": 64, "n_chunk
 ABOUT |= {"chunk_order": "first", "chunk_indices": [0, 1, 2, 3]}
 USUAL = {"value_sq": 100.0, "error_sq": 0.01, "along": 0.0, "cross": 0.0, "largest": 0.1}
 COSTS = {"blocks": 1e-4, "by_token": 1e-4, "neighbours": 1e-4, "by_element": 1e-4, "unbounded": 1e-4}
+COSTS |= {"common": 0.0}
 COSTS |= {"whole_by_token": 2e-4, "whole_by_element": 3e-4}
 
 
@@ -84,11 +85,12 @@ def test_no_cost_is_below_zero():
     assert found.by_chunk[:, 0, 0] == pytest.approx([0.0, 5e-4, 5e-4, 5e-4])
 
 
-def test_runs_of_before_blocks_were_bounded():
-    asked = replace(asked_of(1), columns=tuple(name for name in COLUMNS if name != "unbounded"))
-    left = [np.delete(chunk, COLUMNS.index("unbounded"), axis=-1) for chunk in chunks_of(asked_of(1))]
-    found = estimated(asked, left, gains_of(asked, c0=[1.0]))
-    assert found.unbounded == pytest.approx(found.kld)
+@pytest.mark.parametrize("late", ["unbounded", "common"])
+def test_runs_of_before_a_column(late):
+    asked = replace(asked_of(MIN_ALIKE), columns=tuple(name for name in COLUMNS if name != late))
+    left = [np.delete(chunk, COLUMNS.index(late), axis=-1) for chunk in chunks_of(asked_of(MIN_ALIKE))]
+    found = estimated(asked, left, gains_of(asked, **{f"c{i}": [1.0] for i in range(MIN_ALIKE)}))
+    assert found.kld == pytest.approx(1e-4) and found.unbounded == pytest.approx(found.kld)
 
 
 def test_blocks_are_smoothed_by_the_other_sums():
@@ -122,6 +124,40 @@ def test_sites_that_leave_nothing_or_nan_have_no_say_in_the_factor():
     assert found.kld[2:4, 0] == pytest.approx(
         [1e-4 * np.cbrt(8 * mean * mean), 1e-4 * np.cbrt(2 * mean * mean)]
     )
+
+
+def with_common(common, n=MIN_ALIKE, chunks=4):
+    asked = asked_of(n, classes=[None] * n)
+    return estimated(asked, chunks_of(asked, chunks, common=common), gains_of(asked)).kld[:, 0] / 1e-4
+
+
+def test_what_lines_have_in_common_is_the_kinds():
+    """Where chunks scatter more than sites differ, the median of the kind: one square says little. A site
+    that leaves NaN has no say."""
+    common = np.array([0.0, 0.1, 0.2, 0.3, 0.3, 0.4, 0.5, np.nan, 9.0])[None, :, None] * 1e-4
+    scatter = np.array([-1.0, 1.0, -1.0, 1.0])[:, None, None] * 1e-4
+    wanted = [1.3] * 7 + [1.0] + [1.3]
+    assert with_common(common + scatter, 9) == pytest.approx(wanted)
+    assert with_common(common[:, :7] + scatter, 7) == pytest.approx(1.0), "too few to tell"
+    assert with_common(common, 9, chunks=1) == pytest.approx(wanted)
+
+
+def test_what_lines_have_in_common_is_a_sites_own_where_sites_differ():
+    """By how much more they do than their squares scatter: of one whose chunks are alike nearly all, of one
+    whose chunks are not less."""
+    each = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5])
+    sure = np.array([-1.0, 1.0, -1.0, 1.0])[:, None] * np.full(8, 0.05)
+    unsure = sure.copy()
+    unsure[:, 7] *= 40
+    found = with_common((each + sure)[..., None] * 1e-4)
+    assert found == pytest.approx(1 + each, rel=0.02)
+    less = with_common((each + unsure)[..., None] * 1e-4)
+    assert less[:7] == pytest.approx(found[:7], rel=0.02) and found[4] < less[7] < 0.95 * found[7]
+
+
+def test_no_site_is_said_to_cost_nothing():
+    """Squares of lines may come out far below those of their blocks."""
+    assert with_common(np.full((1, MIN_ALIKE, 1), -3e-4)) == pytest.approx(0.2)
 
 
 def test_intervals_have_three_parts():

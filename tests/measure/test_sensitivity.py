@@ -13,7 +13,15 @@ from fq.gguf.synthetic import SAMPLE_TEXT, tiny_shape, write_llama_gguf
 from fq.measure.cells import Cell
 from fq.measure.estimates import Gains, estimated
 from fq.measure.labels import sampled_labels
-from fq.measure.sensitivity import COLUMNS, DEFAULT_FORMATS, NEIGHBOURS, Sensitivity, costs, gain_cells
+from fq.measure.sensitivity import (
+    COLUMNS,
+    DEFAULT_FORMATS,
+    NEIGHBOURS,
+    Products,
+    Sensitivity,
+    costs,
+    gain_cells,
+)
 from fq.measure.sweep import Sweep
 from fq.run.backward import Backward
 from fq_kernels import get_format, register_format, rms_norm_f32, round_trip
@@ -22,7 +30,7 @@ from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 48
-DIGEST = "0ec69c880986b871"
+DIGEST = "72da22e8b8d3eaf8"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,8 @@ def by_definition(x, grads, fmt, rows, first_row, ids):
     plain = tokens(r)
     shorter = plain * np.sqrt(bound(plain**2))
     squares = blocks(shorter, ids) ** 2
+    lines = [np.polyval(np.polyfit(x64[:, j], r[:, j], 1), x64[:, j]) for j in range(x.shape[1])]
+    line = tokens(np.stack(lines, axis=1)) * np.sqrt(bound(plain**2))
     elements = ((g * r) ** 2).sum(axis=2).reshape(len(g), -1, rows).sum(axis=2)
     return {
         "value_sq": (x64 * x64).sum(),
@@ -103,6 +113,7 @@ def by_definition(x, grads, fmt, rows, first_row, ids):
         "whole_by_token": cost(tokens(e) ** 2),
         "whole_by_element": cost((g * e) ** 2),
         "unbounded": cost(blocks(plain, ids) ** 2),
+        "common": cost(line.sum(axis=1) ** 2) - cost(blocks(line, ids) ** 2),
         "largest": squares.max() / squares.sum(),
     }
 
@@ -131,7 +142,7 @@ def test_a_chunk_leaves_what_is_defined(tiny, tokens, executor):
                 got = column(run, position, site, spec)
                 # what is left of nearly equal numbers has their error
                 scale = {"along": math.sqrt(wanted["error_sq"] / wanted["value_sq"])}
-                scale["cross"] = wanted["whole_by_token"]
+                scale["cross"] = scale["common"] = wanted["whole_by_token"]
                 for name, value in wanted.items():
                     close = pytest.approx(value, rel=2e-4, abs=2e-4 * scale.get(name, 0))
                     assert got[name] == close, (site, spec, name)
@@ -172,6 +183,34 @@ def test_as_the_exact_sweep_has_it(executor, tmp_path):
     assert np.abs(np.log(by_element[:, 1])).mean() > 3 * np.abs(np.log(ratios[:, 1])).mean()
 
 
+def test_what_errors_have_in_common_by_channel(executor, tmp_path):
+    """A format that moves each channel by as much in all rows: tokens say far too little one by one."""
+    path = tmp_path / "tiny.gguf"
+    shape = tiny_shape(n_embd=64, n_ff=96, n_layer=8, n_vocab=512, n_ctx_train=128)
+    write_llama_gguf(path, shape, mix="F32")
+    model = Model(path)
+    tokens = model.tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+    move = np.random.default_rng(7).standard_normal(64).astype(np.float32) * np.float32(0.01)
+    register_format("moved", lambda x: x + move, idempotent=False)
+    try:
+        run = run_of(
+            model, tokens, ["ffn_norm[*].weighted"], ["moved"], executor, n_ctx=128, chunks=4, samples=16
+        )
+        gains = gain_cells(run.asked)
+        cells = [*gains.values(), *(Cell(f"{s}", "single", "", (f"{s}=moved",)) for s in run.sites)]
+        sweep = Sweep(model, tokens, cells, executor=executor, n_ctx=128, chunks=4)
+        for _ in sweep:
+            pass
+    finally:
+        unregister_format("moved")
+    kld = [[sweep.finished[i, c].paired.kld.mean() for c in range(4)] for i in range(len(cells))]
+    of_class = dict(zip(gains, map(np.array, kld), strict=False))
+    found = estimated(run.asked, [run.finished[c] for c in range(4)], Gains(run.asked.classes, of_class))
+    measured = np.mean(kld[len(gains) :], axis=1)
+    ratios, without = (np.median(measured / some[:, 0]) for some in (found.kld, found.figures["blocks"]))
+    assert 0.85 < ratios < 1.15 and without > 1.4
+
+
 def test_the_same_bits_on_any_set_and_with_any_threads(isa, tiny, tokens):
     sites, formats = ["*.raw", "k", "ffn_out[1]"], ["bf16", "fp8_e4m3fn:truncate", "int4", "nvfp4"]
     found = set()
@@ -186,7 +225,10 @@ def test_pieces_have_no_say(tiny, tokens, executor, monkeypatch):
     sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8"]
     whole = run_of(tiny, tokens, sites, formats, executor).finished[1]
     monkeypatch.setattr("fq.measure.sensitivity.PIECE", 200)
-    assert (run_of(tiny, tokens, sites, formats, executor).finished[1] == whole).all()
+    found = run_of(tiny, tokens, sites, formats, executor).finished[1]
+    sums = COLUMNS.index("common")  # of columns, which go by pieces
+    assert found[..., sums] == pytest.approx(whole[..., sums], rel=1e-4)
+    assert (np.delete(found, sums, axis=-1) == np.delete(whole, sums, axis=-1)).all()
 
 
 def test_a_run_goes_on(tiny, tokens, executor):
@@ -251,7 +293,10 @@ def test_what_a_token_costs_is_bounded():
     error[:, 4:] = [[20.0, 20.0], [0.02, 0.02], [0.0, 0.0], [0.005, 0.005]]
     error[:, 2] = [400.0, 1e-4, 0.0, 1e-4]
     error[:, 1] = 0.1  # <e, x> of each: c is 0.01
-    found = dict(zip(COLUMNS, costs(own, error[None], 1, np.array([0, 1, 2, 1]))[0], strict=True))
+    lines = np.float32([[[10.0, 5.0], [0.1, 0.2], [0.3, 0.1], [0.2, 0.4]]])
+    found = dict(
+        zip(COLUMNS, costs(Products(own, error[None], lines), 1, np.array([0, 1, 2, 1]))[0], strict=True)
+    )
     of_x, c = np.array([1.0, 3.0]), 0.01
     r = error[:, 4:].astype(np.float64) - c * of_x
     nats = (r**2).sum(axis=1) / 4
@@ -265,12 +310,18 @@ def test_what_a_token_costs_is_bounded():
     assert found["largest"] == pytest.approx((blocks**2).max() / (blocks**2).sum())
     assert found["unbounded"] == pytest.approx(nats[0], rel=1e-3)
     assert found["by_element"] == pytest.approx(1, rel=1e-3)
+    # of a line as of the error
+    line = (lines[0].astype(np.float64) - c * of_x) * np.sqrt(bounded / nats)[:, None]
+    blocks = np.array([line[0], line[1] + line[3], line[2]])
+    assert found["common"] == pytest.approx(((line.sum(axis=0) ** 2).sum() - (blocks**2).sum()) / 4)
 
 
 def test_costs_of_nothing():
     """No error, and a value that is 0."""
     own = np.zeros((8, 5), np.float32)
-    found = dict(zip(COLUMNS, costs(own, own[None], 1, np.arange(8))[0], strict=True))
+    found = dict(
+        zip(COLUMNS, costs(Products(own, own[None], own[None, :, 4:]), 1, np.arange(8))[0], strict=True)
+    )
     assert set(found.values()) == {0.0}
 
 

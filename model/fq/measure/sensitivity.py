@@ -6,15 +6,17 @@ labels, by scored token. Squared as a whole it would be one number a sample; err
 correlate, but for those of equal tokens, whose values are alike: so <g, e> is added up over equal tokens,
 squared, and then summed. What all errors have in common is first taken out of them: their part along the
 value, e = c x + r, costs c^2 times what a change of the site's scale does, which is measured exactly
-(`gain_cells`), and the blocks of equal tokens serve r, with a cross term of both. What one token costs is
-bounded: once it is tipped over it is lost. `estimates` makes figures of what is left here.
+(`gain_cells`), and the blocks of equal tokens serve r, with a cross term of both. What r has in common beyond
+that is by channel: of each the line in the value that its errors are nearest to, which is squared as a whole,
+too. What one token costs is bounded: once it is tipped over it is lost. `estimates` makes figures of what is
+left here.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +25,10 @@ from fq_kernels import (
     Executor,
     Format,
     default_fpu,
+    error_columns,
     error_products,
     get_format,
+    mul_mat,
     rms_norm_f32,
     round_trip,
 )
@@ -37,6 +41,7 @@ from ..errors import FqError, NotFiniteError
 from ..run.backward import Backward, Visited
 from ..run.finite import all_finite, not_finite_text
 from ..run.model import Model
+from ..run.weights import FLOAT32
 from .cells import Cell
 from .chunks import Chunks, Settings
 from .estimates import Asked
@@ -44,7 +49,7 @@ from .labels import sampled_labels
 
 NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
 SUMS = 4  # of error_products, before those of gradients
-PIECE = 1 << 16  # elements that are rounded at a time
+PIECE = 1 << 16  # elements that are rounded at a time, by which `common` is summed
 TIPPED = 1.0  # nats that a token costs at most, however large its square: docs/sensitivity.md
 
 # What a chunk leaves of a site and format. A cost is nats per scored token.
@@ -60,6 +65,7 @@ COLUMNS = (
     "whole_by_token",  # of e itself, token by token: for comparison
     "whole_by_element",  # and element by element
     "unbounded",  # of r, by blocks of equal tokens, without a bound
+    "common",  # of r's lines in x, one a channel: what their square as a whole has beyond those of blocks
     "largest",  # the share of one block of r in all of them
 )
 COSTS = set(COLUMNS[3:-1])
@@ -75,6 +81,20 @@ DEFAULT_FORMATS = (
     *("q8_0", "q8_k", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"),
     *("mxfp8_e4m3", "mxfp8_e4m3:rceil", "mxfp6_e2m3", "mxfp4", "mxfp4:rceil", "mxint8", "nvfp4:row"),
 )
+
+
+class Products(NamedTuple):
+    """What a site's gradients and errors leave, row by row.
+
+    own     error_products of 0 in the value's place: (rows, 4 + samples)
+    errors  of each format: (formats, rows, 4 + samples)
+    lines   <l, g> with l the line in the value that the errors of a channel are nearest to, over all rows:
+            (formats, rows, samples)
+    """
+
+    own: np.ndarray
+    errors: np.ndarray
+    lines: np.ndarray
 
 
 class Sensitivity:
@@ -212,7 +232,7 @@ class Sensitivity:
             nonlocal to_go
             for site, x, grads, rows in self._seen(at):
                 found = self._products(site, x, grads, position)
-                left[self._numbers[site]] = costs(*found, rows, same) / self._per_token
+                left[self._numbers[site]] = costs(found, rows, same) / self._per_token
             to_go -= 1
             self.on_step()
 
@@ -247,11 +267,7 @@ class Sensitivity:
                     grads = grads * self.model.vectors[node.weight]
                 yield site, x, grads, value.rows
 
-    def _products(
-        self, site: Site, x: np.ndarray, grads: np.ndarray, position: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """error_products of 0 in the value's place, (rows, 4 + samples), and of each format, (formats, rows,
-        4 + samples)."""
+    def _products(self, site: Site, x: np.ndarray, grads: np.ndarray, position: int) -> Products:
         formats, (rows, n) = self._formats[site], x.shape
         first = position * rows  # where a sweep's counters stand, which stochastic rounding goes by
         own = np.empty((rows, SUMS + self.samples), np.float32)
@@ -261,13 +277,15 @@ class Sensitivity:
         whole = [i for i in fitting if formats[i].whole_tensor]
         parts = [i for i in fitting if i not in whole]
         pieces = -(-rows // step)
+        columns = np.full((pieces, len(formats), 2, n), np.nan, np.float32)
+        centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
         def task(k: int) -> None:
             if k < len(whole):
-                some, of = slice(0, rows), whole[k : k + 1]
+                some, of, piece = slice(0, rows), whole[k : k + 1], 0
             else:
-                begin = (k - len(whole)) * step
-                some, of = slice(begin, min(begin + step, rows)), parts
+                piece = k - len(whole)
+                some, of = slice(piece * step, min((piece + 1) * step, rows)), parts
             part, of_grads = x[some], grads[:, some]
             worth, y = _mean_square(of_grads), self._scratch(part)
             if of is parts:
@@ -279,9 +297,31 @@ class Sensitivity:
                 except Exception as e:  # a user's own function may raise anything
                     raise FqError(f"format {formats[i]} at {site}: {e}") from e
                 found[i, some] = error_products(part, y, worth, of_grads)
+                columns[piece, i] = error_columns(part, y, centre)
 
+        columns[1:, whole] = 0
         self.executor.map(task, len(whole) + pieces)
-        return own, found
+        lines = self._lines(x, grads, centre, columns.sum(axis=0, dtype=np.float64))
+        return Products(own, found, lines)
+
+    def _lines(self, x: np.ndarray, grads: np.ndarray, centre: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        """<l, g> of each row, (formats, rows, samples), with l the line in x that the errors of a channel are
+        nearest to; sums (formats, 2, n) as of error_columns."""
+        with default_fpu(), np.errstate(all="ignore"):
+            off = x - centre
+            square = (off.astype(np.float64) ** 2).sum(axis=0)
+            slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
+            level, slope = (sums[:, 0] / len(x)).astype(np.float32), slope.astype(np.float32)
+            slope[~np.isfinite(slope)] = 0  # of a channel that is all but constant
+            of_x = (grads * off).reshape(-1, x.shape[1])
+        flat = np.ascontiguousarray(grads.reshape(of_x.shape))
+        parts = np.empty((2, len(flat), len(level)), np.float32)
+        for values, of_channels, part in zip((flat, of_x), (level, slope), parts, strict=True):
+            mul_mat(values, of_channels.view(np.uint8), FLOAT32, out=part, executor=self.executor)
+        with np.errstate(all="ignore"):
+            parts[0] += parts[1]
+        lines: np.ndarray = parts[0].reshape(len(grads), len(x), -1).transpose(2, 1, 0)
+        return lines
 
     def _scratch(self, like: np.ndarray) -> np.ndarray:
         """This thread's, of a shape; what was in it before is gone."""
@@ -302,28 +342,29 @@ def gain_cells(asked: Asked) -> dict[int, Cell]:
 
 
 @default_fpu()
-def costs(own: np.ndarray, errors: np.ndarray, rows: int, same: np.ndarray) -> np.ndarray:
+def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
     """COLUMNS of a site's formats, (formats, COLUMNS), costs summed over the scored tokens.
 
-    own     error_products of 0 in the value's place: (rows, 4 + samples)
-    errors  of each format: (formats, rows, 4 + samples)
-    rows    a token's
-    same    of each token of the chunk, whose last ones these are, which others are equal: numbers from 0
+    rows  a token's
+    same  of each token of the chunk, whose last ones these are, which others are equal: numbers from 0
     """
+    own, errors, lines = products
     samples = own.shape[1] - SUMS
     with np.errstate(all="ignore"):
         x_sq = _sums(own[None])[0, 0]
         e_sq, e_x, e_worth, _ = _sums(errors).T
         c = np.divide(e_x, x_sq, out=np.zeros_like(e_x), where=x_sq > 0)
-        of_e, of_x = _by_token(errors, rows), -_by_token(own[None], rows)[0]
+        of_e, of_x = _by_token(errors[:, :, SUMS:], rows), -_by_token(own[None, :, SUMS:], rows)[0]
         of_r = of_e - c[:, None, None] * of_x
         tokens = of_r.shape[2]
         same = same[len(same) - tokens :]
         unbounded = _total(_half_square(_alike(of_r, same)))
         # as if an error were as much smaller where its token's cost is bounded
-        nats = _half_square(of_r)
-        of_r *= np.sqrt(_bound(nats))[:, None, :]
+        smaller = np.sqrt(_bound(_half_square(of_r)))[:, None, :]
+        of_r *= smaller
         blocks, x_blocks = _alike(of_r, same), _alike(of_x, same)
+        of_line = (_by_token(lines, rows) - c[:, None, None] * of_x) * smaller
+        together = _half_square(of_line.sum(axis=2, keepdims=True)), _half_square(_alike(of_line, same))
         squares = blocks * blocks
         total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
         # below 0 by rounding alone
@@ -340,6 +381,7 @@ def costs(own: np.ndarray, errors: np.ndarray, rows: int, same: np.ndarray) -> n
             "whole_by_token": _total(_half_square(of_e)),
             "whole_by_element": e_worth / 2,
             "unbounded": unbounded,
+            "common": _total(together[0]) - _total(together[1]),
             "largest": np.divide(largest, total, out=np.zeros_like(total), where=total > 0),
         }
         table = np.stack([found[name] for name in COLUMNS], axis=1)
@@ -395,9 +437,10 @@ def _total(values: np.ndarray) -> np.ndarray:
 
 
 def _by_token(products: np.ndarray, rows: int) -> np.ndarray:
-    """<e, g> of each token, float64 (formats, samples, tokens), from those of its rows."""
+    """<e, g> of each token, float64 (formats, samples, tokens), from those of its rows, (formats, rows,
+    samples)."""
     n_formats, n_rows, _ = products.shape
-    of_rows = products[:, :, SUMS:].astype(np.float64).reshape(n_formats, n_rows // rows, rows, -1)
+    of_rows = products.astype(np.float64).reshape(n_formats, n_rows // rows, rows, -1)
     return np.ascontiguousarray(np.moveaxis(of_rows.sum(axis=2), 1, 2))
 
 
