@@ -6,8 +6,8 @@ theirs alone, not that of the whole, whose along is exact, and is left out. What
 blocks comes of a few tokens that have much of the cost; the sums token by token and element by element have
 less of it, and are off by much the same factor at all sites of a kind. So of each site the geometric mean of
 the three is taken, the other two under the kind's factors. What the lines of channels have in common is one
-square a sample: of a kind's sites the blocks are multiplied by the median of what it adds to them, and where
-sites differ by more than such squares scatter, by as much of their own.
+square a sample, too few to tell one site from another: all of a kind have what it adds to their blocks on the
+average of the middle half of them.
 
 An interval is on the logarithm and has three parts, whose widths add up as squares: how the chunks scatter,
 which holds the sampling of labels; how sure the site's gain is; and how far the estimate itself is off, which
@@ -37,8 +37,7 @@ ONE_PART = 0.5  # share of one part, or of one block of tokens, above which a ce
 CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above which errors of tokens go together
 FAR = 2 * BY  # of a value's scale, whose cost is measured at a change by BY
 MIN_ALIKE = 8  # sites of a kind, below which the blocks alone are taken
-LEAST_COMMON = 0.2  # times its blocks that a site is taken to cost at least
-NORMAL_MAD = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
+LEAST_COMMON = 0.2  # times their blocks that sites are taken to cost at least
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
 LEAST_SPREAD = 0.01  # of a cell whose chunks and tokens are all alike
 GAIN_ERROR = 0.15  # of any estimate, above which a gain is measured on more chunks
@@ -180,8 +179,8 @@ def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimat
     c = column["along"]
     along = c * c * gains.of_site[:, None]
     factor = _smoothing(asked, means)
-    if "common" in column:
-        factor *= _common(asked, column["blocks"], column["common"])
+    if "common" in means:
+        factor *= _common(asked, means["blocks"], means["common"])
     mean_along, blocks = along.mean(axis=0), means["blocks"] * factor
     with np.errstate(invalid="ignore"):
         possible = means["cross"] * means["cross"] <= 4 * mean_along * blocks
@@ -212,34 +211,16 @@ def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _common(asked: Asked, blocks: np.ndarray, common: np.ndarray) -> np.ndarray:
     """What blocks are multiplied by for what the lines of channels have in common, (sites, formats); both
-    (chunks, sites, formats)."""
-    factor = np.ones(blocks.shape[1:])
-    total = blocks.sum(axis=0)
+    over all chunks."""
+    factor = np.ones_like(blocks)
     with np.errstate(all="ignore"):
-        more = _log_more(common.sum(axis=0) / total)
-        without = _log_more((common.sum(axis=0) - common) / (total - blocks))
-    n = len(blocks)
-    # of the jackknife over chunks
-    variance = without.var(axis=0) * (n - 1) if n > 1 else np.full(total.shape, np.inf)
-    known = (total > 0) & np.isfinite(more)
+        more = common / blocks
     for some in _kinds(asked):
-        for j in range(total.shape[1]):
-            sites = [i for i in some if known[i, j]]
-            if len(sites) < MIN_ALIKE:
-                continue
-            of_kind, own = np.median(more[sites, j]), variance[sites, j]
-            usual = float(np.median(own))
-            scatter = float(np.median(np.abs(more[sites, j] - of_kind))) * NORMAL_MAD
-            differ = max(scatter * scatter - usual, 0.0)
-            weight = differ / (differ + np.maximum(own, usual)) if differ else 0.0
-            factor[sites, j] = exp(of_kind + weight * (more[sites, j] - of_kind))
+        for j in range(blocks.shape[1]):
+            known = np.sort(more[some, j][np.isfinite(more[some, j])])
+            if (n := len(known)) >= MIN_ALIKE:
+                factor[some, j] = max(1 + float(known[n // 4 : n - n // 4].mean()), LEAST_COMMON)
     return factor
-
-
-def _log_more(part: np.ndarray) -> np.ndarray:
-    """ln(1 + part), of what may be as negative as chance has it."""
-    found: np.ndarray = log(np.maximum(1 + part, LEAST_COMMON))
-    return found
 
 
 def _kinds(asked: Asked) -> list[list[int]]:

@@ -313,14 +313,14 @@ class Sensitivity:
             slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
             level, slope = (sums[:, 0] / len(x)).astype(np.float32), slope.astype(np.float32)
             slope[~np.isfinite(slope)] = 0  # of a channel that is all but constant
-            of_x = (grads * off).reshape(-1, x.shape[1])
-        flat = np.ascontiguousarray(grads.reshape(of_x.shape))
-        parts = np.empty((2, len(flat), len(level)), np.float32)
-        for values, of_channels, part in zip((flat, of_x), (level, slope), parts, strict=True):
-            mul_mat(values, of_channels.view(np.uint8), FLOAT32, out=part, executor=self.executor)
+            of_x = grads * off
+        parts = np.empty((2, len(level), len(grads) * len(x)), np.float32)
+        for values, of_channels, part in zip((grads, of_x), (level, slope), parts, strict=True):
+            rows = np.ascontiguousarray(values).reshape(-1, x.shape[1])
+            mul_mat(of_channels, rows.view(np.uint8), FLOAT32, out=part, executor=self.executor)
         with np.errstate(all="ignore"):
             parts[0] += parts[1]
-        lines: np.ndarray = parts[0].reshape(len(grads), len(x), -1).transpose(2, 1, 0)
+        lines: np.ndarray = parts[0].reshape(len(level), len(grads), -1).swapaxes(1, 2)
         return lines
 
     def _scratch(self, like: np.ndarray) -> np.ndarray:
