@@ -30,7 +30,7 @@ from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 48
-DIGEST = "72da22e8b8d3eaf8"
+DIGEST = "66469712f70968d3"
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,9 @@ def test_a_chunk_leaves_what_is_defined(tiny, tokens, executor):
                 # what is left of nearly equal numbers has their error
                 scale = {"along": math.sqrt(wanted["error_sq"] / wanted["value_sq"])}
                 scale["cross"] = scale["common"] = wanted["whole_by_token"]
+                assert np.isnan(got["common"]) == (position == 1), "looked at in each second chunk"
+                if position == 1:
+                    del wanted["common"]
                 for name, value in wanted.items():
                     close = pytest.approx(value, rel=2e-4, abs=2e-4 * scale.get(name, 0))
                     assert got[name] == close, (site, spec, name)
@@ -208,7 +211,7 @@ def test_what_errors_have_in_common_by_channel(executor, tmp_path):
     found = estimated(run.asked, [run.finished[c] for c in range(4)], Gains(run.asked.classes, of_class))
     measured = np.mean(kld[len(gains) :], axis=1)
     ratios, without = (np.median(measured / some[:, 0]) for some in (found.kld, found.figures["blocks"]))
-    assert 0.85 < ratios < 1.15 and without > 1.4
+    assert 0.8 < ratios < 1.25 and without > 1.4
 
 
 def test_the_same_bits_on_any_set_and_with_any_threads(isa, tiny, tokens):
@@ -223,9 +226,9 @@ def test_the_same_bits_on_any_set_and_with_any_threads(isa, tiny, tokens):
 
 def test_pieces_have_no_say(tiny, tokens, executor, monkeypatch):
     sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8"]
-    whole = run_of(tiny, tokens, sites, formats, executor).finished[1]
+    whole = run_of(tiny, tokens, sites, formats, executor).finished[0]
     monkeypatch.setattr("fq.measure.sensitivity.PIECE", 200)
-    found = run_of(tiny, tokens, sites, formats, executor).finished[1]
+    found = run_of(tiny, tokens, sites, formats, executor).finished[0]
     sums = COLUMNS.index("common")  # of columns, which go by pieces
     assert found[..., sums] == pytest.approx(whole[..., sums], rel=1e-4)
     assert (np.delete(found, sums, axis=-1) == np.delete(whole, sums, axis=-1)).all()
@@ -238,7 +241,7 @@ def test_a_run_goes_on(tiny, tokens, executor):
     steps = []
     again.on_step = lambda: steps.append(1)
     planned = again.steps
-    assert list(again) == [1] and (again.finished[1] == whole.finished[1]).all()
+    assert list(again) == [1] and again.finished[1].tobytes() == whole.finished[1].tobytes()
     assert len(steps) == planned
 
 

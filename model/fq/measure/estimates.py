@@ -180,7 +180,7 @@ def estimated(asked: Asked, left: Sequence[np.ndarray], gains: Gains) -> Estimat
     along = c * c * gains.of_site[:, None]
     factor = _smoothing(asked, means)
     if "common" in means:
-        factor *= _common(asked, means["blocks"], means["common"])
+        factor *= _common(asked, column["blocks"], column["common"])
     mean_along, blocks = along.mean(axis=0), means["blocks"] * factor
     with np.errstate(invalid="ignore"):
         possible = means["cross"] * means["cross"] <= 4 * mean_along * blocks
@@ -211,12 +211,13 @@ def _smoothing(asked: Asked, means: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _common(asked: Asked, blocks: np.ndarray, common: np.ndarray) -> np.ndarray:
     """What blocks are multiplied by for what the lines of channels have in common, (sites, formats); both
-    over all chunks."""
-    factor = np.ones_like(blocks)
+    (chunks, sites, formats)."""
+    looked = np.isfinite(common)  # at some chunks
+    factor: np.ndarray = np.ones(blocks.shape[1:])
     with np.errstate(all="ignore"):
-        more = common / blocks
+        more = np.where(looked, common, 0.0).sum(axis=0) / np.where(looked, blocks, 0.0).sum(axis=0)
     for some in _kinds(asked):
-        for j in range(blocks.shape[1]):
+        for j in range(factor.shape[1]):
             known = np.sort(more[some, j][np.isfinite(more[some, j])])
             if (n := len(known)) >= MIN_ALIKE:
                 factor[some, j] = max(1 + float(known[n // 4 : n - n // 4].mean()), LEAST_COMMON)

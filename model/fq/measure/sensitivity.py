@@ -48,6 +48,7 @@ from .estimates import Asked
 from .labels import sampled_labels
 
 NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
+LINED = 2  # of so many chunks one says what errors have in common: a kind's sites have one figure of it
 SUMS = 4  # of error_products, before those of gradients
 PIECE = 1 << 16  # elements that are rounded at a time, by which `common` is summed
 TIPPED = 1.0  # nats that a token costs at most, however large its square: docs/sensitivity.md
@@ -65,7 +66,8 @@ COLUMNS = (
     "whole_by_token",  # of e itself, token by token: for comparison
     "whole_by_element",  # and element by element
     "unbounded",  # of r, by blocks of equal tokens, without a bound
-    "common",  # of r's lines in x, one a channel: what their square as a whole has beyond those of blocks
+    "common",  # of r's lines in x, one a channel: what their square as a whole has beyond those of blocks;
+    # NaN of a chunk where it is not looked at
     "largest",  # the share of one block of r in all of them
 )
 COSTS = set(COLUMNS[3:-1])
@@ -89,12 +91,12 @@ class Products(NamedTuple):
     own     error_products of 0 in the value's place: (rows, 4 + samples)
     errors  of each format: (formats, rows, 4 + samples)
     lines   <l, g> with l the line in the value that the errors of a channel are nearest to, over all rows:
-            (formats, rows, samples)
+            (formats, rows, samples); None where it is not looked at
     """
 
     own: np.ndarray
     errors: np.ndarray
-    lines: np.ndarray
+    lines: np.ndarray | None
 
 
 class Sensitivity:
@@ -277,8 +279,9 @@ class Sensitivity:
         whole = [i for i in fitting if formats[i].whole_tensor]
         parts = [i for i in fitting if i not in whole]
         pieces = -(-rows // step)
-        columns = np.full((pieces, len(formats), 2, n), np.nan, np.float32)
-        centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        lined = position % LINED == 0
+        columns = np.full((pieces if lined else 0, len(formats), 2, n), np.nan, np.float32)
+        centre = x.mean(axis=0)
 
         def task(k: int) -> None:
             if k < len(whole):
@@ -297,21 +300,21 @@ class Sensitivity:
                 except Exception as e:  # a user's own function may raise anything
                     raise FqError(f"format {formats[i]} at {site}: {e}") from e
                 found[i, some] = error_products(part, y, worth, of_grads)
-                columns[piece, i] = error_columns(part, y, centre)
+                if lined:
+                    columns[piece, i] = error_columns(part, y, centre)
 
         columns[1:, whole] = 0
         self.executor.map(task, len(whole) + pieces)
-        lines = self._lines(x, grads, centre, columns.sum(axis=0, dtype=np.float64))
-        return Products(own, found, lines)
+        return Products(own, found, self._lines(x, grads, centre, columns.sum(axis=0)) if lined else None)
 
     def _lines(self, x: np.ndarray, grads: np.ndarray, centre: np.ndarray, sums: np.ndarray) -> np.ndarray:
         """<l, g> of each row, (formats, rows, samples), with l the line in x that the errors of a channel are
         nearest to; sums (formats, 2, n) as of error_columns."""
         with default_fpu(), np.errstate(all="ignore"):
             off = x - centre
-            square = (off.astype(np.float64) ** 2).sum(axis=0)
+            square = (off * off).sum(axis=0)
             slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
-            level, slope = (sums[:, 0] / len(x)).astype(np.float32), slope.astype(np.float32)
+            level = sums[:, 0] / np.float32(len(x))
             slope[~np.isfinite(slope)] = 0  # of a channel that is all but constant
             of_x = grads * off
         parts = np.empty((2, len(level), len(grads) * len(x)), np.float32)
@@ -363,8 +366,11 @@ def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
         smaller = np.sqrt(_bound(_half_square(of_r)))[:, None, :]
         of_r *= smaller
         blocks, x_blocks = _alike(of_r, same), _alike(of_x, same)
-        of_line = (_by_token(lines, rows) - c[:, None, None] * of_x) * smaller
-        together = _half_square(of_line.sum(axis=2, keepdims=True)), _half_square(_alike(of_line, same))
+        common = np.full(len(c), np.nan)
+        if lines is not None:
+            of_line = (_by_token(lines, rows) - c[:, None, None] * of_x) * smaller
+            whole = of_line.sum(axis=2, keepdims=True)
+            common = _total(_half_square(whole)) - _total(_half_square(_alike(of_line, same)))
         squares = blocks * blocks
         total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
         # below 0 by rounding alone
@@ -381,11 +387,12 @@ def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
             "whole_by_token": _total(_half_square(of_e)),
             "whole_by_element": e_worth / 2,
             "unbounded": unbounded,
-            "common": _total(together[0]) - _total(together[1]),
+            "common": common,
             "largest": np.divide(largest, total, out=np.zeros_like(total), where=total > 0),
         }
         table = np.stack([found[name] for name in COLUMNS], axis=1)
-    table[~np.isfinite(table).all(axis=1)] = np.nan
+    seen = np.delete(table, COLUMNS.index("common"), axis=1) if lines is None else table
+    table[~np.isfinite(seen).all(axis=1)] = np.nan
     return table
 
 
