@@ -225,7 +225,7 @@ def test_the_same_bits_on_any_set_and_with_any_threads(isa, tiny, tokens):
 
 
 def test_pieces_have_no_say(tiny, tokens, executor, monkeypatch):
-    sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8"]
+    sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8", "int8:tensor"]
     whole = run_of(tiny, tokens, sites, formats, executor).finished[0]
     monkeypatch.setattr("fq.measure.sensitivity.PIECE", 200)
     found = run_of(tiny, tokens, sites, formats, executor).finished[0]
