@@ -281,7 +281,8 @@ class Sensitivity:
         pieces = -(-rows // step)
         lined = position % LINED == 0
         columns = np.full((pieces if lined else 0, len(formats), 2, n), np.nan, np.float32)
-        centre = x.mean(axis=0)
+        with default_fpu(), np.errstate(all="ignore"):
+            centre = x.mean(axis=0)
 
         def task(k: int) -> None:
             if k < len(whole):
@@ -305,13 +306,13 @@ class Sensitivity:
 
         columns[1:, whole] = 0
         self.executor.map(task, len(whole) + pieces)
-        return Products(own, found, self._lines(x, grads, centre, columns.sum(axis=0)) if lined else None)
+        return Products(own, found, self._lines(x, grads, centre, columns) if lined else None)
 
-    def _lines(self, x: np.ndarray, grads: np.ndarray, centre: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    def _lines(self, x: np.ndarray, grads: np.ndarray, centre: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """<l, g> of each row, (formats, rows, samples), with l the line in x that the errors of a channel are
-        nearest to; sums (formats, 2, n) as of error_columns."""
+        nearest to; columns (pieces, formats, 2, n) as of error_columns."""
         with default_fpu(), np.errstate(all="ignore"):
-            off = x - centre
+            sums, off = columns.sum(axis=0), x - centre
             square = (off * off).sum(axis=0)
             slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
             level = sums[:, 0] / np.float32(len(x))
