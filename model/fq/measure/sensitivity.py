@@ -317,15 +317,19 @@ class Sensitivity:
             slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
             level = sums[:, 0] / np.float32(len(x))
             slope[~np.isfinite(slope)] = 0  # of a channel that is all but constant
-            of_x = grads * off
-        parts = np.empty((2, len(level), len(grads) * len(x)), np.float32)
-        for values, of_channels, part in zip((grads, of_x), (level, slope), parts, strict=True):
-            rows = np.ascontiguousarray(values).reshape(-1, x.shape[1])
-            mul_mat(of_channels, rows.view(np.uint8), FLOAT32, out=part, executor=self.executor)
-        with np.errstate(all="ignore"):
-            parts[0] += parts[1]
-        lines: np.ndarray = parts[0].reshape(len(level), len(grads), -1).swapaxes(1, 2)
-        return lines
+        lines: np.ndarray = np.empty((len(grads), len(level), len(x)), np.float32)
+
+        def of_sample(k: int) -> None:
+            more = np.empty_like(lines[k])
+            with default_fpu(), np.errstate(all="ignore"):
+                of_x = grads[k] * off
+                for values, of_channels, out in ((grads[k], level, lines[k]), (of_x, slope, more)):
+                    mul_mat(of_channels, np.ascontiguousarray(values).view(np.uint8), FLOAT32, out=out)
+                lines[k] += more
+
+        self.executor.map(of_sample, len(grads))
+        of_formats: np.ndarray = lines.transpose(1, 2, 0)
+        return of_formats
 
     def _scratch(self, like: np.ndarray) -> np.ndarray:
         """This thread's, of a shape; what was in it before is gone."""
