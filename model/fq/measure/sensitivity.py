@@ -28,7 +28,6 @@ from fq_kernels import (
     error_columns,
     error_products,
     get_format,
-    mul_mat,
     rms_norm_f32,
     round_trip,
 )
@@ -41,14 +40,14 @@ from ..errors import FqError, NotFiniteError
 from ..run.backward import Backward, Visited
 from ..run.finite import all_finite, not_finite_text
 from ..run.model import Model
-from ..run.weights import FLOAT32
+from ..run.weights import times_float32
 from .cells import Cell
 from .chunks import Chunks, Settings
 from .estimates import Asked
 from .labels import sampled_labels
 
 NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
-LINED = 2  # of so many chunks one says what errors have in common: a kind's sites have one figure of it
+LINES_EVERY = 2  # chunks, of which one says what errors have in common: it is one figure of a kind's sites
 SUMS = 4  # of error_products, before those of gradients
 PIECE = 1 << 16  # elements that are rounded at a time, by which `common` is summed
 TIPPED = 1.0  # nats that a token costs at most, however large its square: docs/sensitivity.md
@@ -279,7 +278,7 @@ class Sensitivity:
         whole = [i for i in fitting if formats[i].whole_tensor]
         parts = [i for i in fitting if i not in whole]
         pieces = -(-rows // step)
-        lined = position % LINED == 0
+        lined = position % LINES_EVERY == 0
         columns = np.full((pieces if lined else 0, len(formats), 2, n), np.nan, np.float32)
         with default_fpu(), np.errstate(all="ignore"):
             centre = x.mean(axis=0)
@@ -324,7 +323,7 @@ class Sensitivity:
             with default_fpu(), np.errstate(all="ignore"):
                 of_x = grads[k] * off
                 for values, of_channels, out in ((grads[k], level, lines[k]), (of_x, slope, more)):
-                    mul_mat(of_channels, np.ascontiguousarray(values).view(np.uint8), FLOAT32, out=out)
+                    times_float32(of_channels, np.ascontiguousarray(values), out, None)
                 lines[k] += more
 
         self.executor.map(of_sample, len(grads))

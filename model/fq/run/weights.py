@@ -93,7 +93,7 @@ def mul_mat(
         _mul_mat_by_panels(x, weight, executor, out)
     if sum_error is not None:
         more = np.empty_like(out)
-        out += _times_float32(sum_error, minimums(weight.packed, weight.type), more, executor)
+        out += times_float32(sum_error, minimums(weight.packed, weight.type), more, executor)
     return out
 
 
@@ -117,7 +117,8 @@ def mul_mats(
         products(x, some, outs[i : i + MATVECS_MAX], executor=executor)
 
 
-def _times_float32(x: np.ndarray, rows: np.ndarray, out: np.ndarray, executor: Executor | None) -> np.ndarray:
+def times_float32(x: np.ndarray, rows: np.ndarray, out: np.ndarray, executor: Executor | None) -> np.ndarray:
+    """x (n_tokens, n_in) @ rows.T into out (n_tokens, n_out), rows (n_out, n_in) C-contiguous, float32."""
     return packed_mul_mats(x, [(rows.view(np.uint8), FLOAT32)], [out], executor=executor)[0]
 
 
@@ -129,6 +130,6 @@ def _mul_mat_by_panels(x: np.ndarray, weight: Weight, executor: Executor, out: n
         rows = slice(i * panel, min((i + 1) * panel, weight.n_out))
         with np.errstate(all="ignore"):  # each thread has its own
             values = weight.unpack(rows, _panel_buffer(rows.stop - rows.start, weight.n_in))
-            _times_float32(x, values, out[:, rows], None)
+            times_float32(x, values, out[:, rows], None)
 
     executor.map(multiply, -(-weight.n_out // panel))
