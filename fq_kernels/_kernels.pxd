@@ -189,6 +189,15 @@ cdef extern from "errors/contract.h" nogil:
         const float *centre
         int64_t x_stride, y_stride, n, n_rows
         float *out
+    int FQ_ERROR_ROWS
+    ctypedef struct fq_format_errors_args:
+        fq_error_products_args products
+        int64_t n_rows, block, n_formats
+        float *room
+        const fq_rounding *formats
+        uint64_t first_row
+        const float *centre
+        float *columns
 
 
 cdef extern from "attention/contract.h" nogil:
@@ -227,7 +236,7 @@ cdef extern from "dispatch.h" nogil:
         void (*matvec_begin)(fq_matvec_args *, float *) noexcept nogil
         fq_task_fn dequantize, matvec, mul_mat_begin, mul_mat, attend_few, attend_many, rope
         fq_task_fn swiglu, geglu, soft_cap, causal_exp, log_sum_exp, log_softmax, elementary, kl_divergence
-        fq_task_fn error_products, error_columns
+        fq_task_fn error_products, error_columns, format_errors
         fq_dequant_fn dequant[FQ_TYPE_COUNT]
     const fq_kernel_table *fq_table(int)
     int fq_table_supported(int)

@@ -259,6 +259,16 @@ def error_columns(
     *,
     executor: Executor | None = None,
 ) -> npt.NDArray[np.float32]: ...
+def format_errors(
+    x: npt.NDArray[np.float32],
+    formats: Iterable[Format | str],
+    weights: npt.NDArray[np.float32],
+    grads: npt.NDArray[np.float32],
+    *,
+    centre: npt.NDArray[np.float32] | None = None,
+    first_row: int = 0,
+    executor: Executor | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]: ...
 def causal_exp(x: npt.NDArray[np.float32], n_first: int, window: int = 0) -> npt.NDArray[np.float32]: ...
 def log_sum_exp(
     x: npt.NDArray[np.float32], *, executor: Executor | None = None

@@ -7,8 +7,6 @@ import numpy as np
 
 # Of more tokens than matvec takes: longer heads go another way, with all scores in memory.
 ATTENTION_MAX_DIM = FQ_ATTEND_MAX_DIM
-# That go into one call of error_products.
-MAX_GRADS = FQ_MAX_GRADS
 
 
 def rope(x, cos, sin, *, neox=False, executor=None):
@@ -365,79 +363,4 @@ def kl_divergence(x, log_p, p, *, executor=None):
     if n_rows > 0:
         with nogil:
             _run(pool, fn, &a, n_rows, a.n)
-    return out
-
-
-def error_products(x, y, weights, grads, *, executor=None):
-    """What a rounding's errors e = y - x are worth, row by row: e.e, e.x, (w e).e, (w e).x with weights w, and e.g
-    for each gradient g.
-
-    x, y and weights (rows, n), grads (n_grads, rows, n), up to MAX_GRADS of them: float32, the last axis
-    contiguous. Returns float32 (rows, 4 + n_grads) (src/errors/contract.h). Raises TypeError or ValueError naming
-    the argument.
-    """
-    cdef fq_error_products_args a
-    cdef fq_pool *pool
-    cdef fq_task_fn fn = table.error_products
-    cdef int64_t n_rows
-    cdef _Array ax = _open("x", x, b"f")
-    cdef _Array ay = _open("y", y, b"f")
-    cdef _Array aw = _open("weights", weights, b"f")
-    cdef _Array ag = _open("grads", grads, b"f")
-    cdef _Array array
-    if ax.b.ndim != 2:
-        raise ValueError(f"x must be of shape (rows, n), not {x.shape}")
-    for array in (ay, aw):
-        if not _same_shape(array, ax):
-            raise ValueError(f"{array.name} must be of shape {x.shape}, not {array.array.shape}")
-    if ag.b.ndim != 3 or grads.shape[1:] != x.shape or grads.shape[0] > FQ_MAX_GRADS:
-        raise ValueError(
-            f"grads must be of shape (n_grads, {x.shape[0]}, {x.shape[1]}) with at most {FQ_MAX_GRADS}, "
-            f"not {grads.shape}")
-    n_rows, a.n, a.n_grads = ax.b.shape[0], ax.b.shape[1], ag.b.shape[0]
-    out = np.empty((n_rows, FQ_ERROR_SUMS + a.n_grads), np.float32)
-    array = _open("out", out, b"f", True)
-    a.out = <float *> array.b.buf
-    a.x, a.x_stride = <const float *> ax.b.buf, ax.b.strides[0] // ax.b.itemsize
-    a.y, a.y_stride = <const float *> ay.b.buf, ay.b.strides[0] // ay.b.itemsize
-    a.weights, a.weights_stride = <const float *> aw.b.buf, aw.b.strides[0] // aw.b.itemsize
-    a.grads, a.grad_stride = <const float *> ag.b.buf, ag.b.strides[0] // ag.b.itemsize
-    a.row_stride = ag.b.strides[1] // ag.b.itemsize
-    pool = _pool_of(executor)
-    if n_rows > 0:
-        with nogil:
-            _run(pool, fn, &a, n_rows, a.n * (FQ_ERROR_SUMS + a.n_grads))
-    return out
-
-
-def error_columns(x, y, centre, *, executor=None):
-    """How a rounding's errors e = y - x go with what was rounded, column by column: the sums over rows of e and of
-    e (x - centre).
-
-    x and y (rows, n) float32, the last axis contiguous, centre (n) float32. Returns float32 (2, n)
-    (src/errors/contract.h). Raises TypeError or ValueError naming the argument.
-    """
-    cdef fq_error_columns_args a
-    cdef fq_pool *pool
-    cdef fq_task_fn fn = table.error_columns
-    cdef _Array ax = _open("x", x, b"f")
-    cdef _Array ay = _open("y", y, b"f")
-    cdef _Array ac = _open("centre", centre, b"f")
-    if ax.b.ndim != 2:
-        raise ValueError(f"x must be of shape (rows, n), not {x.shape}")
-    if not _same_shape(ay, ax):
-        raise ValueError(f"y must be of shape {x.shape}, not {y.shape}")
-    if ac.b.ndim != 1 or ac.b.shape[0] != ax.b.shape[1]:
-        raise ValueError(f"centre must be of shape {x.shape[1:]}, not {centre.shape}")
-    a.n_rows, a.n = ax.b.shape[0], ax.b.shape[1]
-    out = np.empty((2, a.n), np.float32)
-    cdef _Array ao = _open("out", out, b"f", True)
-    a.out = <float *> ao.b.buf
-    a.x, a.x_stride = <const float *> ax.b.buf, ax.b.strides[0] // ax.b.itemsize
-    a.y, a.y_stride = <const float *> ay.b.buf, ay.b.strides[0] // ay.b.itemsize
-    a.centre = <const float *> ac.b.buf
-    pool = _pool_of(executor)
-    if a.n > 0:
-        with nogil:
-            _run(pool, fn, &a, a.n, 2 * a.n_rows)
     return out

@@ -40,6 +40,7 @@ typedef struct {
     void (*kl_divergence)(void *args, int64_t begin, int64_t end);
     void (*error_products)(void *args, int64_t begin, int64_t end);
     void (*error_columns)(void *args, int64_t begin, int64_t end);
+    void (*format_errors)(void *args, int64_t begin, int64_t end);
     fq_dequant_fn dequant[FQ_TYPE_COUNT]; /* NULL where C has none */
 } fq_kernel_table;
 

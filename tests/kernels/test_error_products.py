@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_same_bits, seeds
 
-from fq_kernels import MAX_GRADS, Executor, error_columns, error_products
+from fq_kernels import MAX_GRADS, Executor, error_columns, error_products, format_errors, round_trip
 
 LANES = 16
 
@@ -135,3 +135,79 @@ def test_wrong_arguments_of_columns():
             error_columns(x, x, centre)
     with pytest.raises(TypeError, match="centre must have dtype float32"):
         error_columns(x, x, x[0].astype(np.float64))
+
+
+MIXED = [
+    "bf16",
+    "int8:tensor",
+    "fp8_e4m3fn:stochastic",
+    "int4:group=32",
+    "mxfp4",
+    "fp8_e5m2:row",
+    "nvfp4:row",
+    "int8:had=64",
+]
+
+
+def by_round_trips(x, formats, weights, grads, centre, first_row):
+    """format_errors as its docstring says it."""
+    rounded = [round_trip(x, fmt, first_row=first_row) for fmt in formats]
+    products = np.stack([error_products(x, y, weights, grads) for y in rounded])
+    columns = np.zeros((len(formats), 2, x.shape[1]), np.float32)
+    for row in range(0, len(x), 32):
+        some = slice(row, row + 32)
+        columns += np.stack([error_columns(x[some], y[some], centre) for y in rounded])
+    return products, columns
+
+
+@given(seeds, st.integers(0, 70), st.sampled_from([64, 320, 2112]), st.integers(0, 5))
+def test_of_formats_equal_those_of_each(isa, seed, rows, n, n_grads):
+    rng = np.random.default_rng(seed)
+    x, weights, *grads = rng.standard_normal((2 + n_grads, rows, n)).astype(np.float32)
+    x *= np.float32(10.0 ** rng.integers(-30, 15))
+    grads = np.array(grads, np.float32).reshape(n_grads, rows, n)
+    centre = rng.standard_normal(n).astype(np.float32)
+    formats = list(rng.permutation(MIXED)[: rng.integers(0, 4)])
+    found = format_errors(x, formats, weights, grads, centre=centre, first_row=seed)
+    if formats:
+        for one, other in zip(found, by_round_trips(x, formats, weights, grads, centre, seed), strict=True):
+            assert_same_bits(one, other)
+    assert found[0].shape == (len(formats), rows, 4 + n_grads) and found[1].shape == (len(formats), 2, n)
+
+
+@pytest.mark.threads
+def test_of_formats_with_any_strides_and_threads(isa):
+    rng = np.random.default_rng(7)
+    x, weights = rng.standard_normal((2, 200, 400)).astype(np.float32)[:, ::2, :192]
+    grads = rng.standard_normal((6, 100, 400)).astype(np.float32)[::2, ::-1, :192]
+    centre = rng.standard_normal(192).astype(np.float32)
+    wanted = by_round_trips(x, MIXED, weights, grads, centre, 3)
+    with Executor(3) as executor:
+        for some in (None, executor):
+            found = format_errors(x, MIXED, weights, grads, centre=centre, first_row=3, executor=some)
+            assert_same_bits(found[0], wanted[0])
+            assert_same_bits(found[1], wanted[1])
+            found = format_errors(x, MIXED, weights, grads, first_row=3, executor=some)
+            assert_same_bits(found[0], wanted[0])
+            assert found[1] is None
+
+
+def test_subnormal_errors_of_formats_stay(isa):
+    x = np.full((1, 64), 1e-41, np.float32)
+    with foreign_environment(mxcsr_bits=FTZ_AND_DAZ) if X86_64_GLIBC else nullcontext():
+        products, columns = format_errors(x, ["fp8_e4m3fn"], x, x[None], centre=x[0])
+    assert (columns[0, 0] == -x[0]).all() and products.shape == (1, 1, 5)
+
+
+def test_wrong_arguments_of_formats():
+    x = np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="fp9"):
+        format_errors(x, ["bf16", "fp9"], x, x[None])
+    with pytest.raises(ValueError, match="had=64"):
+        format_errors(x, ["bf16", "int8:had=64"], x, x[None])
+    with pytest.raises(ValueError, match="centre must be of shape"):
+        format_errors(x, ["bf16"], x, x[None], centre=x)
+    with pytest.raises(ValueError, match="first_row"):
+        format_errors(x, ["bf16"], x, x[None], first_row=-1)
+    with pytest.raises(ValueError, match="weights must be of shape"):
+        format_errors(x, [], x[0], x[None])

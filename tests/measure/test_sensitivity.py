@@ -30,7 +30,7 @@ from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 48
-DIGEST = "66469712f70968d3"
+DIGEST = "1a3ec0b585ee88e8"
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +225,7 @@ def test_pieces_have_no_say(tiny, tokens, executor, monkeypatch):
     sites, formats = ["ffn_norm[0].raw"], ["bf16:stochastic", "int8", "int8:tensor"]
     whole = run_of(tiny, tokens, sites, formats, executor).finished[0]
     monkeypatch.setattr("fq.measure.sensitivity.PIECE", 200)
-    found = run_of(tiny, tokens, sites, formats, executor).finished[0]
-    sums = COLUMNS.index("common")  # of columns, which go by pieces
-    assert found[..., sums] == pytest.approx(whole[..., sums], rel=1e-4)
-    assert (np.delete(found, sums, axis=-1) == np.delete(whole, sums, axis=-1)).all()
+    assert run_of(tiny, tokens, sites, formats, executor).finished[0].tobytes() == whole.tobytes()
 
 
 def test_a_run_goes_on(tiny, tokens, executor):

@@ -8,7 +8,7 @@
 #ifndef FQ_ERRORS_H
 #define FQ_ERRORS_H
 
-#include "common.h"
+#include "rounding/contract.h"
 
 #define FQ_ERROR_LANES 16
 #define FQ_MAX_GRADS 64
@@ -30,5 +30,20 @@ typedef struct {
     int64_t n, n_rows;
     float *out; /* (2, n) */
 } fq_error_columns_args;
+
+#define FQ_ERROR_ROWS 32 /* of a piece */
+
+/* Both of x rounded to each of formats, of which none has a scale over several rows. The columns' sums are those of
+ * FQ_ERROR_ROWS rows. Ranges count such pieces. */
+typedef struct {
+    fq_error_products_args products; /* of all rows, but for y; out is (n_formats, n_rows, FQ_ERROR_SUMS + n_grads) */
+    int64_t n_rows, block;           /* rows that are rounded at a time, at most FQ_ERROR_ROWS */
+    float *room;                     /* (pieces, block, n) */
+    const fq_rounding *formats;
+    int64_t n_formats;
+    uint64_t first_row;  /* what stochastic rounding counts row 0 as */
+    const float *centre; /* (n) */
+    float *columns;      /* (pieces, n_formats, 2, n), or NULL */
+} fq_format_errors_args;
 
 #endif

@@ -14,7 +14,6 @@ left here.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +24,8 @@ from fq_kernels import (
     Executor,
     Format,
     default_fpu,
-    error_columns,
     error_products,
+    format_errors,
     get_format,
     rms_norm_f32,
     round_trip,
@@ -49,7 +48,7 @@ from .labels import sampled_labels
 NEIGHBOURS = 16  # tokens, of which it is looked whether their errors correlate
 LINES_EVERY = 2  # chunks, of which one says what errors have in common: it is one figure of a kind's sites
 SUMS = 4  # of error_products, before those of gradients
-PIECE = 1 << 16  # elements that are rounded at a time, by which `common` is summed
+PIECE = 1 << 16  # elements of a thread's share, about
 TIPPED = 1.0  # nats that a token costs at most, however large its square: docs/sensitivity.md
 
 # What a chunk leaves of a site and format. A cost is nats per scored token.
@@ -156,7 +155,6 @@ class Sensitivity:
         self._misfits = self._that_do_not_fit()
         self.finished: dict[int, np.ndarray] = {}
         self.on_step: Callable[[], None] = lambda: None
-        self._memory = threading.local()
         self._backward = Backward(model, self.settings.n_ctx, executor)
 
     def __repr__(self) -> str:
@@ -269,52 +267,63 @@ class Sensitivity:
                 yield site, x, grads, value.rows
 
     def _products(self, site: Site, x: np.ndarray, grads: np.ndarray, position: int) -> Products:
-        formats, (rows, n) = self._formats[site], x.shape
-        first = position * rows  # where a sweep's counters stand, which stochastic rounding goes by
-        own = np.empty((rows, SUMS + self.samples), np.float32)
-        found = np.full((len(formats), *own.shape), np.nan, np.float32)
-        step = max(PIECE // n, 1)
+        formats, rows = self._formats[site], len(x)
+        worth = self._mean_square(grads)
+        found = np.full((len(formats), rows, SUMS + self.samples), np.nan, np.float32)
+        zero = np.broadcast_to(np.zeros(x.shape[1], np.float32), x.shape)
+        own = error_products(x, zero, worth, grads, executor=self.executor)
+        centre: np.ndarray | None = None
+        columns: np.ndarray | None = None
+        if position % LINES_EVERY == 0:
+            with default_fpu(), np.errstate(all="ignore"):
+                centre = x.mean(axis=0)
+            columns = np.full((len(formats), 2, x.shape[1]), np.nan, np.float32)
         fitting = [i for i in range(len(formats)) if (site, i) not in self._misfits]
-        whole = [i for i in fitting if formats[i].whole_tensor]
-        parts = [i for i in fitting if i not in whole]
-        pieces = -(-rows // step)
-        lined = position % LINES_EVERY == 0
-        columns = np.full((pieces if lined else 0, len(formats), 2, n), np.nan, np.float32)
-        with default_fpu(), np.errstate(all="ignore"):
-            centre = x.mean(axis=0)
+        users = [i for i in fitting if formats[i].family.registered]
+        for some in ([i for i in fitting if i not in users], *([i] for i in users)):
+            try:
+                products, of_columns = format_errors(
+                    x,
+                    [formats[i] for i in some],
+                    worth,
+                    grads,
+                    centre=centre,
+                    first_row=position * rows,  # where a sweep's counters stand
+                    executor=self.executor,
+                )
+            except Exception as e:  # a user's own function may raise anything
+                raise FqError(f"format {formats[some[0]]} at {site}: {e}") from e
+            found[some] = products
+            if columns is not None:
+                columns[some] = of_columns
+        if centre is None or columns is None:
+            return Products(own, found, None)
+        return Products(own, found, self._lines(x, grads, centre, columns))
 
-        def task(k: int) -> None:
-            if k < len(whole):
-                some, of, piece = slice(0, rows), whole[k : k + 1], 0
-            else:
-                piece = k - len(whole)
-                some, of = slice(piece * step, min((piece + 1) * step, rows)), parts
-            part, of_grads = x[some], grads[:, some]
-            worth, y = _mean_square(of_grads), self._scratch(part)
-            if of is parts:
-                y.fill(0)
-                own[some] = error_products(part, y, worth, of_grads)
-            for i in of:
-                try:
-                    round_trip(part, formats[i], out=y, first_row=first + some.start)
-                except Exception as e:  # a user's own function may raise anything
-                    raise FqError(f"format {formats[i]} at {site}: {e}") from e
-                found[i, some] = error_products(part, y, worth, of_grads)
-                if lined:
-                    columns[piece, i] = error_columns(part, y, centre)
+    def _mean_square(self, grads: np.ndarray) -> np.ndarray:
+        """Of gradients (samples, rows, n), over the samples."""
+        total: np.ndarray = np.empty_like(grads[0])
+        step = max(PIECE // total.shape[1], 1)
 
-        columns[1:, whole] = 0
-        self.executor.map(task, len(whole) + pieces)
-        return Products(own, found, self._lines(x, grads, centre, columns) if lined else None)
+        def of_rows(k: int) -> None:
+            some = slice(k * step, (k + 1) * step)
+            with default_fpu(), np.errstate(all="ignore"):
+                np.square(grads[0, some], out=total[some])
+                for grad in grads[1:]:
+                    total[some] += grad[some] * grad[some]
+                total[some] /= np.float32(len(grads))
+
+        self.executor.map(of_rows, -(-len(total) // step))
+        return total
 
     def _lines(self, x: np.ndarray, grads: np.ndarray, centre: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """<l, g> of each row, (formats, rows, samples), with l the line in x that the errors of a channel are
-        nearest to; columns (pieces, formats, 2, n) as of error_columns."""
+        nearest to; columns as of format_errors."""
         with default_fpu(), np.errstate(all="ignore"):
-            sums, off = columns.sum(axis=0), x - centre
+            off = x - centre
             square = (off * off).sum(axis=0)
-            slope = np.divide(sums[:, 1], square, out=np.zeros_like(sums[:, 1]), where=square > 0)
-            level = sums[:, 0] / np.float32(len(x))
+            slope = np.divide(columns[:, 1], square, out=np.zeros_like(columns[:, 1]), where=square > 0)
+            level = columns[:, 0] / np.float32(len(x))
             slope[~np.isfinite(slope)] = 0  # of a channel that is all but constant
         lines: np.ndarray = np.empty((len(grads), len(level), len(x)), np.float32)
 
@@ -329,14 +338,6 @@ class Sensitivity:
         self.executor.map(of_sample, len(grads))
         of_formats: np.ndarray = lines.transpose(1, 2, 0)
         return of_formats
-
-    def _scratch(self, like: np.ndarray) -> np.ndarray:
-        """This thread's, of a shape; what was in it before is gone."""
-        kept = getattr(self._memory, "rounded", None)
-        if kept is None or kept.size < like.size:
-            kept = self._memory.rounded = np.empty(max(like.size, PIECE), np.float32)
-        scratch: np.ndarray = kept[: like.size].reshape(like.shape)
-        return scratch
 
 
 def gain_cells(asked: Asked) -> dict[int, Cell]:
@@ -355,13 +356,14 @@ def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
     rows  a token's
     same  of each token of the chunk, whose last ones these are, which others are equal: numbers from 0
     """
-    own, errors, lines = products
-    samples = own.shape[1] - SUMS
+    own, errors = _by_token(products.own[None], rows)[0], _by_token(products.errors, rows)
+    lines = None if products.lines is None else _by_token(products.lines, rows)
+    samples = len(own) - SUMS
     with np.errstate(all="ignore"):
-        x_sq = _sums(own[None])[0, 0]
-        e_sq, e_x, e_worth, _ = _sums(errors).T
+        x_sq = own[0].sum()
+        e_sq, e_x, e_worth = errors[:, :3].sum(axis=2).T
         c = np.divide(e_x, x_sq, out=np.zeros_like(e_x), where=x_sq > 0)
-        of_e, of_x = _by_token(errors[:, :, SUMS:], rows), -_by_token(own[None, :, SUMS:], rows)[0]
+        of_e, of_x = errors[:, SUMS:], -own[SUMS:]
         of_r = of_e - c[:, None, None] * of_x
         tokens = of_r.shape[2]
         same = same[len(same) - tokens :]
@@ -372,13 +374,14 @@ def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
         blocks, x_blocks = _alike(of_r, same), _alike(of_x, same)
         common = np.full(len(c), np.nan)
         if lines is not None:
-            of_line = (_by_token(lines, rows) - c[:, None, None] * of_x) * smaller
+            of_line = (lines - c[:, None, None] * of_x) * smaller
             whole = of_line.sum(axis=2, keepdims=True)
             common = _total(_half_square(whole)) - _total(_half_square(_alike(of_line, same)))
         squares = blocks * blocks
         total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
         # below 0 by rounding alone
-        elements = np.maximum(_worth_by_token(own[None], errors, c, rows), 0.0) / 2
+        worth = errors[:, 2] - c[:, None] * (2 * errors[:, 3] - c[:, None] * own[2])
+        elements = np.maximum(worth, 0.0) / 2
         found = {
             "value_sq": np.broadcast_to(x_sq, e_sq.shape),
             "error_sq": e_sq,
@@ -412,35 +415,6 @@ def _bound(nats: np.ndarray) -> np.ndarray:
     return np.asarray(1 / np.sqrt(1 + over * over))
 
 
-def _worth_by_token(own: np.ndarray, errors: np.ndarray, c: np.ndarray, rows: int) -> np.ndarray:
-    """Sum of g^2 r^2 of each token, (formats, tokens)."""
-
-    def of(products: np.ndarray, column: int) -> np.ndarray:
-        each = products[:, :, column].astype(np.float64)
-        total: np.ndarray = each.reshape(len(each), -1, rows).sum(axis=2)
-        return total
-
-    c = c[:, None]
-    worth: np.ndarray = of(errors, 2) - c * (2 * of(errors, 3) - c * of(own, 2))
-    return worth
-
-
-def _mean_square(grads: np.ndarray) -> np.ndarray:
-    """Of gradients (samples, rows, n), over the samples."""
-    total: np.ndarray = grads[0] * grads[0]
-    for grad in grads[1:]:
-        total += grad * grad
-    total /= np.float32(len(grads))
-    return total
-
-
-def _sums(products: np.ndarray) -> np.ndarray:
-    """Those that are no gradient's, over all rows: float64 (formats, SUMS)."""
-    columns = np.ascontiguousarray(np.moveaxis(products[:, :, :SUMS], 2, 1), np.float64)
-    total: np.ndarray = columns.sum(axis=2)
-    return total
-
-
 def _total(values: np.ndarray) -> np.ndarray:
     """Over all but the first axis."""
     total: np.ndarray = values.reshape(len(values), -1).sum(axis=1)
@@ -448,11 +422,13 @@ def _total(values: np.ndarray) -> np.ndarray:
 
 
 def _by_token(products: np.ndarray, rows: int) -> np.ndarray:
-    """<e, g> of each token, float64 (formats, samples, tokens), from those of its rows, (formats, rows,
-    samples)."""
-    n_formats, n_rows, _ = products.shape
-    of_rows = products.astype(np.float64).reshape(n_formats, n_rows // rows, rows, -1)
-    return np.ascontiguousarray(np.moveaxis(of_rows.sum(axis=2), 1, 2))
+    """Of each token, float64 (formats, sums, tokens), from those of its rows, (formats, rows, sums)."""
+    n_formats, n_rows, n_sums = products.shape
+    of_rows = products.reshape(n_formats, n_rows // rows, rows, n_sums).transpose(2, 0, 3, 1)
+    total = np.array(of_rows[0], np.float64, order="C")
+    for more in of_rows[1:]:
+        total += more
+    return total
 
 
 def _alike(values: np.ndarray, same: np.ndarray) -> np.ndarray:
