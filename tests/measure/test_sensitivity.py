@@ -30,7 +30,7 @@ from fq_kernels.formats.gain import BY
 from fq_kernels.rules import FakeQuant
 
 N_CTX = 48
-DIGEST = "1a3ec0b585ee88e8"
+DIGEST = "47544603296f4cd3"
 
 
 @pytest.fixture(scope="module")

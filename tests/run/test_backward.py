@@ -16,7 +16,7 @@ from fq_kernels.rules import FakeQuant
 
 N, FIRST = 21, 9
 STEP = 1e-6
-DIGEST = "9455a0d1d0d26e9d"  # of a tiny model's gradients, on any machine
+DIGEST = "33e21b0d91b44014"  # of a tiny model's gradients, on any machine
 
 
 class Moving:

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fq_kernels import Executor, exp
+from fq_kernels import Executor, causal_exp, exp
+from fq_kernels import rope as rotate
 
 from .graph import (
     AttentionAttributes,
@@ -27,7 +28,8 @@ from .graph import (
 Values = Sequence[np.ndarray]
 Activation = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 F32 = np.float32
-PIECE = 1 << 15  # elements that are computed with at a time
+PIECE = 1 << 17  # elements that are computed with at a time
+QUERIES = 256  # of attention, at a time
 
 
 class Differentiation(Protocol):
@@ -77,8 +79,8 @@ def _by_rows(run: Differentiation, some: Callable[[slice], None], x: np.ndarray)
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Over the last axis, of products in float64."""
-    total: np.ndarray = np.sum(a.astype(np.float64) * b, axis=-1)
+    """Over the last axis: products in float32, as ggml's norm has them, their sum in float64."""
+    total = np.asarray(np.sum(a * b, axis=-1, dtype=np.float64))
     total /= a.shape[-1]
     return total
 
@@ -99,47 +101,51 @@ def heads(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, g
 def rope(run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray) -> Values:
     """Turned back."""
     assert isinstance(node.attributes, RopeAttributes)
-    n_rot = node.attributes.n_rot
-    cos, sin = (part[:, None] for part in run.angles(node.attributes, len(value)))
-    if node.attributes.neox:
-        first, second = slice(0, n_rot // 2), slice(n_rot // 2, n_rot)
-    else:
-        first, second = slice(0, n_rot, 2), slice(1, n_rot, 2)
-    grad = grad.reshape(len(grad), *value.shape)
-    back = grad.copy()
-    back[..., first] = grad[..., first] * cos + grad[..., second] * sin
-    back[..., second] = grad[..., second] * cos - grad[..., first] * sin
+    cos, sin = run.angles(node.attributes, len(value))
+    back = grad.reshape(len(grad), *value.shape).copy()
+    for one in back:
+        rotate(one, cos, -sin, neox=node.attributes.neox, executor=run.executor)
     return (back.reshape(len(grad), *inputs[0].shape),)
 
 
 def attention(
     run: Differentiation, node: Node, inputs: Values, value: np.ndarray, grad: np.ndarray
 ) -> Values:
-    """Of a sequence from its first token on. With P the weights of the values and D = grad V^T the scores'
-    gradient is P * (D - rowsum(P * D)), of capped scores times 1 - (score / cap)^2."""
+    """Of a sequence from its first token on. With P the weights of the values, O = P V and D = grad V^T the
+    scores' gradient is P * (D - rowsum(grad * O)), of capped scores times 1 - (score / cap)^2. Some queries
+    at a time, with the keys that they see."""
     a = node.attributes
     assert isinstance(a, AttentionAttributes)
-    n, d = len(value), inputs[0].shape[-1]
+    n, d, n_grads = len(value), inputs[0].shape[-1], len(grad)
     q, k, v = (x.reshape(n, -1, d) for x in inputs)
-    grad = grad.reshape(len(grad), n, a.n_head, d)
-    backs = tuple(np.empty((len(grad), *x.shape), F32) for x in (q, k, v))
-    past = np.arange(n)[:, None] - np.arange(n)
-    hidden = (past < 0) | ((past >= a.window) if a.window else False)
+    grad = grad.reshape(n_grads, n, a.n_head, d)
+    backs = tuple(np.empty((n_grads, *x.shape), F32) for x in (q, k, v))
     shared = a.n_head // a.n_head_kv
     # of the keys and the values, which heads share
-    of_heads = [np.empty((a.n_head, len(grad), n, d), F32) for _ in range(2)]
+    of_heads = [np.empty((a.n_head, n_grads, n, d), F32) for _ in range(2)]
 
     def of_head(h: int) -> None:
-        mine = [np.ascontiguousarray(x[:, i]) for x, i in ((q, h), (k, h // shared), (v, h // shared))]
-        p, slope = _weights(run.times(mine[0], mine[1]), hidden, a)
-        p_t, k_t, q_t = (np.ascontiguousarray(x.T) for x in (p, mine[1], mine[0]))
-        for s in range(len(grad)):
-            g = np.ascontiguousarray(grad[s, :, h])
-            of_heads[1][h, s] = run.times(p_t, np.ascontiguousarray(g.T))
-            of_p = run.times(g, mine[2])
-            of_scores = p * (of_p - (_mean(p, of_p) * n)[:, None].astype(F32)) * slope
-            backs[0][s, :, h] = run.times(of_scores, k_t)
-            of_heads[0][h, s] = run.times(np.ascontiguousarray(of_scores.T), q_t)
+        of_k, of_v = (of[h] for of in of_heads)
+        of_k.fill(0)
+        of_v.fill(0)
+        for first in range(0, n, QUERIES):
+            rows = slice(first, min(first + QUERIES, n))
+            keys = slice(max(first - a.window + 1, 0) if a.window else 0, rows.stop)
+            mine = np.ascontiguousarray(q[rows, h])
+            k_seen, v_seen = (np.ascontiguousarray(x[keys, h // shared]) for x in (k, v))
+            g = np.ascontiguousarray(grad[:, rows, h])
+            p, slope = _weights(run.times(mine, k_seen), first - keys.start + 1, a)
+            out = run.times(p, _turned(v_seen))
+            of_scores = run.times(g.reshape(-1, d), v_seen).reshape(n_grads, *p.shape)
+            of_scores -= (_mean(g, out) * d)[..., None].astype(F32)
+            of_scores *= p * slope
+            of_q = run.times(of_scores.reshape(-1, p.shape[1]), _turned(k_seen))
+            backs[0][:, rows, h] = of_q.reshape(g.shape)
+            turned = np.ascontiguousarray(of_scores.transpose(0, 2, 1)).reshape(-1, len(mine))
+            of_k[:, keys] += run.times(turned, _turned(mine)).reshape(n_grads, -1, d)
+            g_turned = np.ascontiguousarray(g.transpose(0, 2, 1)).reshape(-1, len(mine))
+            of_values = run.times(_turned(p), g_turned)
+            of_v[:, keys] += of_values.reshape(-1, n_grads, d).transpose(1, 0, 2)
 
     def of_shared(i: int) -> None:
         """In one order, whichever thread was first with a head."""
@@ -151,22 +157,24 @@ def attention(
 
     run.executor.map(of_head, a.n_head)
     run.executor.map(of_shared, a.n_head_kv)
-    return tuple(back.reshape(len(grad), *x.shape) for back, x in zip(backs, inputs, strict=True))
+    return tuple(back.reshape(n_grads, *x.shape) for back, x in zip(backs, inputs, strict=True))
 
 
-def _weights(scores: np.ndarray, hidden: np.ndarray, a: AttentionAttributes) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax of scaled scores, float32, and what they change by where the unscaled ones do."""
-    x = scores.astype(np.float64) * a.scale
+def _turned(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.T)
+
+
+def _weights(scores: np.ndarray, n_first: int, a: AttentionAttributes) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax of scaled scores, of which the first row sees n_first, and what they change by where the
+    unscaled ones do."""
     slope = np.float64(a.scale)
     if a.soft_cap:
-        t = _tanh(x / a.soft_cap)
-        x, slope = a.soft_cap * t, a.scale * (1 - t * t)
-    x[hidden] = -np.inf
-    x -= x.max(axis=-1, keepdims=True)
-    p = exp(np.maximum(x, -700.0))
-    p[hidden] = 0
-    p /= np.sum(p, axis=-1, keepdims=True)
-    return p.astype(F32), np.asarray(slope, F32)
+        t = _tanh(scores.astype(np.float64) * (a.scale / a.soft_cap))
+        scores, slope = (a.soft_cap * t).astype(F32), a.scale * (1 - t * t)
+    else:
+        scores *= F32(a.scale)
+    scores /= causal_exp(scores[None], n_first, a.window)[0, :, None]
+    return scores, np.asarray(slope, F32)
 
 
 def _tanh(x: np.ndarray) -> np.ndarray:

@@ -67,19 +67,24 @@ class Backward:
         self._layers = [range(nodes[0], nodes[-1] + 1) for nodes in map(list, (run for _, run in by_layer))]
         self._live = [model.graph.live_before(layer.start) for layer in self._layers]
         self._kept: list[Values] = []
+        self._last: Values = {}
         self._ids = np.empty(0, np.int64)
 
     def forward(self, ids: np.ndarray, first_output: int) -> np.ndarray:
-        """Logits of the tokens from first_output on, float32 (n, n_vocab)."""
+        """Logits of the tokens from first_output on, float32 (n, n_vocab), read again on the way back."""
         self._ids = np.asarray(ids, np.int64)
         self.out_rows = slice(first_output, len(ids))
         self._kept = []
+        self._last = {}
         values: Values = {}
         for layer, live in zip(self._layers, self._live, strict=True):
             # copies: what a later node reuses the memory of is read here again
             self._kept.append({i: values[i].copy() for i in live})
             values = self._compute(layer, values)
-        return values[len(self._nodes) - 1]
+        self._last = values
+        logits = values[len(self._nodes) - 1]
+        logits.flags.writeable = False
+        return logits
 
     def backward(self, grad: np.ndarray, visit: Visit) -> None:
         """From the gradients of the logits, (n_grads, n, n_vocab), to those of all nodes before them.
@@ -104,7 +109,7 @@ class Backward:
     def _last_layer(self) -> Values:
         if not self._kept:
             raise FqError("a backward pass needs a forward pass before it")
-        return self._compute(self._layers[-1], self._kept[-1])
+        return self._last
 
     def _of_labels(self, values: Values, labels: np.ndarray) -> tuple[int, np.ndarray]:
         """The node that the logits' product reads, and its gradients: with W its rows and d what the logits
@@ -138,7 +143,12 @@ class Backward:
         of_inputs = () if back is None else back(self, node, inputs, values[i], grad)
         visit(Visited(i, inputs, values[i], grad.reshape(len(grad), *values[i].shape), of_inputs))
         for source, more in zip(node.inputs, of_inputs, strict=back is not None):
-            grads[source] = grads[source] + more if source in grads else more
+            grads[source] = self._sum(grads[source], more) if source in grads else more
+
+    def _sum(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        out = np.empty_like(a)
+        self.executor.map(lambda k: np.add(a[k], b[k], out=out[k]), len(out))
+        return out
 
     def _compute(self, layer: range, before: Values) -> Values:
         """The values of a layer's nodes, each in memory of its own."""
