@@ -2,7 +2,7 @@
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 
 import numpy as np
 from numpy import asarray as np_asarray
@@ -65,7 +65,7 @@ cdef class _Tensor:
             self.read_only = True  # this version cannot say whether it is
         else:
             raise TypeError(f"{name} does not give its memory: no capsule of DLPack")
-        cdef int64_t step = 1
+        cdef int64_t step = 1, most, n, stride
         cdef int d
         kind = self.tensor.code, self.tensor.bits, self.tensor.lanes
         if self.tensor.device_type != FQ_DL_CPU:
@@ -81,10 +81,15 @@ cdef class _Tensor:
         if not 0 <= self.tensor.ndim <= FQ_DL_MAX_DIMS:
             raise TypeError(f"{name} has {self.tensor.ndim} axes")
         self.bytes = self.tensor.bits // 8
+        most = INT64_MAX // self.bytes  # elements that an address can tell apart
         for d in range(self.tensor.ndim - 1, -1, -1):
-            self.shape[d] = self.tensor.shape[d]
-            self.strides[d] = (step if self.tensor.strides == NULL else self.tensor.strides[d]) * self.bytes
-            step *= self.shape[d]
+            n = self.tensor.shape[d]
+            stride = step if n <= 1 or self.tensor.strides == NULL else self.tensor.strides[d]
+            if n < 0 or (n > 0 and step > most // n) or not -most <= stride <= most:
+                raise TypeError(f"{name}: no array has {n} elements along axis {d}, {stride} apart")
+            self.shape[d] = n
+            self.strides[d] = stride * self.bytes
+            step *= n
         self.bytes *= step
 
     def __dealloc__(self):

@@ -269,10 +269,10 @@ def test_what_is_no_capsule_is_an_error(result):
         rms_norm_f32(Broken())
 
 
-@pytest.mark.parametrize("shape", [(1 << 62, 8), (-1, 8)])
+@pytest.mark.parametrize("shape", [(1 << 62, 8), (1 << 61, 1), (-1, 8), (1 << 31, 1 << 31)])
 def test_shapes_that_no_array_can_have_are_an_error(shape):
     tensor = Tensor(normal(2, 8), "float32", shape=shape)
-    with pytest.raises(TypeError, match="x: "):
+    with pytest.raises(TypeError, match="x: no array has"):
         rms_norm_f32(tensor)
     gc.collect()
     assert tensor.given == tensor.back == 1
