@@ -116,7 +116,7 @@ def format_errors(x, formats, weights, grads, *, centre=None, first_row=0, execu
     and (formats, 2, n) or None: columns are summed over 32 rows at a time, and then over those. Raises TypeError
     or ValueError naming the argument, and what a format's own Python function raises.
     """
-    given = [_format_of(fmt) for fmt in formats]
+    given = [_format_of(fmt or get_format(fmt)) for fmt in formats]
     in_c = [i for i, fmt in enumerate(given) if fmt.kernel.quant != 0]
     of_c = _errors_in_c(x, [given[i] for i in in_c], weights, grads, centre, first_row, executor)
     if len(in_c) == len(given):

@@ -203,6 +203,8 @@ def test_wrong_arguments_of_formats():
     x = np.ones((2, 8), np.float32)
     with pytest.raises(ValueError, match="fp9"):
         format_errors(x, ["bf16", "fp9"], x, x[None])
+    with pytest.raises(TypeError, match="None"):
+        format_errors(x, [None], x, x[None])
     with pytest.raises(ValueError, match="had=64"):
         format_errors(x, ["bf16", "int8:had=64"], x, x[None])
     with pytest.raises(ValueError, match="centre must be of shape"):

@@ -280,7 +280,8 @@ class Sensitivity:
             columns = np.full((len(formats), 2, x.shape[1]), np.nan, np.float32)
         fitting = [i for i in range(len(formats)) if (site, i) not in self._misfits]
         users = [i for i in fitting if formats[i].family.registered]
-        for some in ([i for i in fitting if i not in users], *([i] for i in users)):
+        together = [i for i in fitting if i not in users]
+        for some in filter(None, (together, *([i] for i in users))):
             try:
                 products, of_columns = format_errors(
                     x,
