@@ -78,9 +78,10 @@ class Backward:
         self._last = {}
         values: Values = {}
         for layer, live in zip(self._layers, self._live, strict=True):
+            before = {i: values[i] for i in live}
             # copies: what a later node reuses the memory of is read here again
-            self._kept.append({i: values[i].copy() for i in live})
-            values = self._compute(layer, values)
+            self._kept.append({i: one.copy() for i, one in before.items()})
+            values = self._compute(layer, before)
         self._last = values
         logits = values[len(self._nodes) - 1]
         logits.flags.writeable = False
