@@ -108,7 +108,7 @@ class Backward:
         self._down({start: grad}, values, visit)
 
     def _last_layer(self) -> Values:
-        if not self._kept:
+        if not self._last:
             raise FqError("a backward pass needs a forward pass before it")
         return self._last
 
@@ -147,6 +147,7 @@ class Backward:
             grads[source] = self._sum(grads[source], more) if source in grads else more
 
     def _sum(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Of two nodes' gradients of one value, one of n_grads a thread at a time."""
         out = np.empty_like(a)
         self.executor.map(lambda k: np.add(a[k], b[k], out=out[k]), len(out))
         return out
