@@ -30,6 +30,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"smollm2_path", "gemma3_path"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")
+    # else a processor is at them in the end, and the others wait
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import WorkStealingScheduling
+
+    # what -n alone asks for gives the first tests, all the long ones, to one processor and leaves them there
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(scope="session")

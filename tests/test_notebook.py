@@ -27,6 +27,7 @@ def printed(notebook) -> list[list[str]]:
     return [words for words in cells if words]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # of the client's own parts
 def test_the_notebook_prints_what_it_shows(smollm2_path, tmp_path, monkeypatch):
     run = nbformat.read(NOTEBOOK, as_version=4)

@@ -25,6 +25,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_prints_what_it_says(page, smollm2_path, tmp_path):
     ran = list(tutorial.run_page(page.read_text("utf-8"), tmp_path))

@@ -169,6 +169,7 @@ def test_agreement(x, y, commit, agreed):
     assert agree((None, x, one), (None, y, other)) is agreed
 
 
+@pytest.mark.long
 def test_the_sample_text_gives_what_readme_says(smollm2_path):
     """To the last digit, on any machine.
 

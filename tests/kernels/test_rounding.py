@@ -50,6 +50,7 @@ def every_upper_half() -> np.ndarray:
 UPPER_HALVES = every_upper_half()
 
 
+@pytest.mark.long
 def test_nearest_even_is_ggmls_for_all_floats(executor):
     chunk = 2**24
 
@@ -62,6 +63,7 @@ def test_nearest_even_is_ggmls_for_all_floats(executor):
     executor.map(lambda i: check(chunks[i]), len(chunks))
 
 
+@pytest.mark.long
 def test_every_instruction_set_is_the_scalar_one_for_all_floats(executor):
     # in spans that stay in the cache; the sets are switched outside, as that is for the whole process
     total, span = 2**20, 2**16
