@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +152,21 @@ def test_a_weight_taken_in_parts_has_the_same_bits(tiny, executor, monkeypatch):
     monkeypatch.setattr("fq.run.backward.PANEL_ELEMENTS", 1)  # 256 of the vocabulary's rows at a time
     _, parts, _ = gradients_of(tiny, ids, grad, executor)
     assert all(parts[place].tobytes() == whole[place].tobytes() for place in whole)
+
+
+def test_memory_is_of_the_residuals_and_one_layer(tmp_path, executor):
+    ids = np.arange(3, 63)
+    peaks = {}
+    for layers in (3, 15):
+        tiny = replace(TINY["llama-linear"], n_layer=layers)
+        run = Backward(Model(write_tiny(tmp_path / f"{layers}.gguf", tiny)), 64, executor)
+        tracemalloc.start()
+        run.forward(ids, 50)
+        run.backward_of(np.full((1, 10), 7), lambda at: None)
+        peaks[layers] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    residual = 4 * len(ids) * tiny.n_embd
+    assert peaks[15] - peaks[3] < 12 * 2 * residual
 
 
 def test_what_is_computed_again_is_what_was(tiny, executor):
