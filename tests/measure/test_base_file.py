@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fq import FqError
 from fq.measure.base_file import BaseFile, save_base
+from fq.measure.statistics import compare, compare_log_p
 from fq_kernels import Executor
 
 N_CTX, CHUNKS = 64, 3
@@ -88,6 +89,39 @@ def test_a_model_beside_its_own_file(tiny_path, base):
         shown("-m", tiny_path, "--kl-divergence", "--kl-divergence-base", base, "--chunks", 2)["n_chunks"]
         == 2
     )
+
+
+def test_the_floor_costs_nothing(tmp_path):
+    """Of a large vocabulary most tokens lie there, and the other stream's are not there."""
+    rng = np.random.default_rng(4)
+    n, n_vocab = 31, 20000
+    logits = rng.normal(0, 4, (n, n_vocab)).astype(F32)
+    targets = logits.argsort(axis=1)[np.arange(n), rng.integers(-50, 0, n)]
+    other = logits + rng.normal(0, 0.03, logits.shape).astype(F32)
+    path = tmp_path / "base"
+    with Executor(2) as executor:
+        with save_base(path, N_CTX, n_vocab, np.zeros(N_CTX, np.int32), executor) as writer:
+            writer.add(logits)
+        log_p = BaseFile(path).log_p(0)
+        least = log_p.min(axis=1)
+        floor = np.exp(least) * (log_p == least[:, None]).sum(axis=1)
+        assert floor.max() > 1e-4, "too small for the floor to matter"
+        itself = compare_log_p(log_p, logits, targets, executor)
+        found, exact = (
+            by(base, other, targets, executor) for by, base in ((compare_log_p, log_p), (compare, logits))
+        )
+    assert 0 <= itself.kld.min() and itself.kld.max() < 1e-7
+    assert itself.nll_base == pytest.approx(itself.nll, abs=1.5e-4) and itself.same_top.all()
+    assert found.kld == pytest.approx(exact.kld, rel=0.02)
+    assert found.nll_base == pytest.approx(exact.nll_base, abs=1.5e-4)
+
+
+def test_rows_that_do_not_reach_the_floor_are_known(executor):
+    """Were their least taken for it, uniform rows would be beside anything at no cost."""
+    base = np.log(np.full((1, 4), 0.25, F32))
+    other = np.array([[0, 1, 2, 3]], F32)
+    found = compare_log_p(base, other, np.array([0]), executor)
+    assert found.kld == pytest.approx(compare(base, other, np.array([0]), executor).kld, rel=1e-6)
 
 
 def test_a_rule_beside_the_file(tiny_path, base):

@@ -3,8 +3,8 @@
 Little-endian: "_logits_", then int32 n_ctx, n_vocab, n_chunk and the token ids of all chunks. Then for each
 chunk and each token scored, the second half, a row of uint16: in the place of the first four two float32,
 scale and least; then for each token of the vocabulary q, whose ln p is scale * q + least, and one more where
-their number is odd. What is more than 16 nats below a row's largest is as if it were there: that is the
-format's floor.
+their number is odd. What is 16 nats or more below a row's largest is as if it were there, the format's floor:
+a vocabulary of 49152 can have half a percent of a row's probability too much by that.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fq_kernels import Executor, default_fpu, log_sum_exp
 
 from ..errors import FqError
 from .chunks import n_scored_per_chunk
+from .statistics import FLOOR
 
 MAGIC = b"_logits_"
-FLOOR = np.float32(16)  # nats
 STEPS = np.float32(65535)
 MOST_CTX, MOST_VOCAB = 1 << 24, 1 << 24
 

@@ -19,7 +19,7 @@ from ..errors import FqError, NotFiniteError
 from ..run.activations import ACTIVATIONS
 from ..run.finite import all_finite, first_not_finite, in_batches, not_finite_text
 from ..run.model import Model
-from .statistics import Paired, Reference, compare
+from .statistics import Paired, Reference, compare, compare_log_p
 
 ORDERS = ("random", "first")
 SCORED = ("second-half", "all")
@@ -225,6 +225,7 @@ def compared(
     executor: Executor,
     reference: Reference | None,
     baseline_lost: Callable[[], dict[str, Any]],
+    log_p: Sequence[bool] = (),
 ) -> list[tuple[Paired, bool]]:
     """Each of n variants beside the baseline, and whether its logits are finite.
 
@@ -232,6 +233,7 @@ def compared(
                    then each variant's
     reference      what keeps the baseline's part for many variants; None: it is computed for each
     baseline_lost  says where the baseline is not finite
+    log_p          of each variant, whether what it is beside is a file's ln p; empty: none is
 
     Raises NotFiniteError if the baseline's logits are not finite.
     """
@@ -252,6 +254,7 @@ def compared(
                 if reference is not None:
                     parts[i].append(reference.compare(logits))
                 else:
-                    parts[i].append(compare(base, logits, correct, executor))
+                    by = compare_log_p if log_p and log_p[i] else compare
+                    parts[i].append(by(base, logits, correct, executor))
                 del logits  # before the next ones are made
     return [(Paired.concatenate(blocks), one) for blocks, one in zip(parts, finite, strict=True)]

@@ -21,6 +21,7 @@ from .inference import MIN_CHUNKS, agreement_interval, mean_interval, positive_i
 from .who_pays import who_pays
 
 TOP_ROWS = 32  # per task
+FLOOR = np.float32(16)  # nats below a row's largest; a file of ln p has none less
 
 _scratch = threading.local()
 
@@ -77,6 +78,38 @@ def compare(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: 
         log_p, p = _rows(base.shape[1])
         log_softmax(base[i : i + 1], log_p=log_p, p=p)
         lp[i] = log_p[0, targets[i]], log_p[0, top[i]]
+        found[i] = kl_divergence(other[i : i + 1], log_p, p)
+
+    executor.map(row, len(base))
+    return _paired(lp, top, other, found, targets, executor)
+
+
+def above_floor(log_p: np.ndarray) -> np.ndarray:
+    """Which of a row's ln p, as the file has them, are no floor; bool of its shape."""
+    least = log_p.min()
+    # float32's last places are of the row's largest and least
+    reaches = log_p.max() - least > FLOOR - np.float32(1e-4)
+    known: np.ndarray = log_p > least if reaches else np.ones(log_p.shape, bool)
+    return known
+
+
+@default_fpu()
+def compare_log_p(base: np.ndarray, other: np.ndarray, targets: np.ndarray, executor: Executor) -> Paired:
+    """The same with a baseline of which a file has ln p, float32 (n, n_vocab): it is not normalised again.
+
+    At the file's floor (`above_floor`) it says only that p is less. There the other stream's p is taken for
+    it, so that the KL divergence is that of the tokens above.
+    """
+    lp, found = np.empty((len(base), 2)), np.empty((len(base), 3))
+    top = _top(base, executor)
+
+    def row(i: int) -> None:
+        log_p, p = _rows(base.shape[1])
+        log_softmax(other[i : i + 1], log_p=log_p, p=p)
+        known = above_floor(base[i])
+        log_p[0, known] = base[i, known]
+        p[0, known] = exp(log_p[0, known])
+        lp[i] = base[i, targets[i]], base[i, top[i]]
         found[i] = kl_divergence(other[i : i + 1], log_p, p)
 
     executor.map(row, len(base))

@@ -221,6 +221,8 @@ class Streams:
                 self.executor,
                 None,
                 lambda: self._not_finite(position, baseline, seen[0]),
+                # a control reads the file, too: the same ln p, which are equal
+                [baseline.logits is not None and stream.logits is None for stream in self.streams],
             )
         ):
             paired.append(found)
