@@ -379,7 +379,7 @@ def costs(products: Products, rows: int, same: np.ndarray) -> np.ndarray:
             whole = of_line.sum(axis=2, keepdims=True)
             common = _total(_half_square(whole)) - _total(_half_square(_alike(of_line, same)))
         squares = blocks * blocks
-        total, largest = _total(squares), squares.max(axis=(1, 2), initial=0.0)
+        total, largest = _total(squares), squares.sum(axis=1).max(axis=1, initial=0.0)
         # below 0 by rounding alone
         worth = errors[:, 2] - c[:, None] * (2 * errors[:, 3] - c[:, None] * own[2])
         elements = np.maximum(worth, 0.0) / 2
