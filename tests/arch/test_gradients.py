@@ -192,10 +192,11 @@ def test_gates(threads, seed, rows, n, size):
     check(Run(threads), Op.GEGLU, geglu, [gate, up], rng)
 
 
-def test_pieces_of_many_rows(threads):
+def test_pieces_of_many_rows(threads, monkeypatch):
     """More than are computed with at a time."""
+    monkeypatch.setattr("fq.arch.gradients.PIECE", 13 * 400)
     rng = np.random.default_rng(2)
-    gate, up = rng.standard_normal((2, 300, 400))
+    gate, up = rng.standard_normal((2, 30, 400))
     check(Run(threads), Op.SWIGLU, lambda g, u: g / (1 + np.exp(-g)) * u, [gate, up], rng)
     weight = rng.standard_normal(400).astype(F32)
 
@@ -203,6 +204,15 @@ def test_pieces_of_many_rows(threads):
         return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-3) * weight
 
     check(Run(threads, weight), Op.RMS_NORM, norm, [gate], rng, NormAttributes(1e-3), "w")
+
+
+def test_what_overflows_says_nothing(threads):
+    """In whatever thread: warnings are errors here."""
+    huge = np.full((40, 1 << 13), 3e38, F32)
+    weight, attributes = np.ones(1 << 13, F32), NormAttributes(1e-3)
+    node = Node("norm", Op.RMS_NORM, (0,), huge.shape, 0, "w", attributes, ())
+    with np.errstate(all="ignore"):  # as Backward has it
+        OPS[Op.RMS_NORM].back(Run(threads, weight), node, [huge], huge, huge[None])
 
 
 def test_every_op_with_inputs_hands_something_back():

@@ -14,7 +14,6 @@ from tiny_models import TINY, write_tiny
 from fq import Executor, FqError, Model
 from fq.run.backward import Backward
 from fq.run.context import Context
-from fq_kernels.rules import FakeQuant
 
 N, FIRST = 21, 9
 STEP = 1e-6
@@ -146,10 +145,11 @@ def test_a_backward_pass_needs_a_forward_pass(tiny, executor):
 
 
 def test_a_weight_taken_in_parts_has_the_same_bits(tiny, executor, monkeypatch):
+    """Of 256 rows each, a block of the products' contract."""
     ids = np.arange(3, 3 + N)
     grad = np.random.default_rng(1).standard_normal((1, N - FIRST, 512)).astype(np.float32)
     _, whole, _ = gradients_of(tiny, ids, grad, executor)
-    monkeypatch.setattr("fq.run.backward.PANEL_ELEMENTS", 1)  # 256 of the vocabulary's rows at a time
+    monkeypatch.setattr("fq.run.backward.TURNED_ELEMENTS", 1)
     _, parts, _ = gradients_of(tiny, ids, grad, executor)
     assert all(parts[place].tobytes() == whole[place].tobytes() for place in whole)
 
@@ -170,12 +170,47 @@ def test_memory_is_of_the_residuals_and_one_layer(tmp_path, executor):
 
 
 def test_what_is_computed_again_is_what_was(tiny, executor):
-    """Under rules that round a layer's input only once its norm has read it."""
-    rules = FakeQuant(tiny.values, tiny.profile_rules("flashinfer"))
     ids = np.arange(3, 3 + N)
-    run, seen = Backward(tiny, 64, executor, rules), {}
+    run, seen = Backward(tiny, 64, executor), {}
     logits = run.forward(ids, FIRST)
-    context = Context(tiny, 64, executor, FakeQuant(tiny.values, rules.rules))
-    assert logits.tobytes() == context.eval(ids, slice(FIRST, N)).tobytes()
+    assert logits.tobytes() == Context(tiny, 64, executor).eval(ids, slice(FIRST, N)).tobytes()
     run.backward(np.ones((1, *logits.shape)), lambda at: seen.setdefault(at.number, at.value))
     assert seen[len(tiny.graph.nodes) - 1].tobytes() == logits.tobytes()
+    nodes = tiny.graph.nodes
+    first = {i: nodes[i] for i in seen if not nodes[i].inputs or nodes[i].layer == 0}
+    context, values = Context(tiny, 64, executor), {}
+    for i, node in enumerate(nodes):
+        inputs = [values[source].copy() for source in node.inputs]
+        values[i] = context.value_of(i, inputs, ids, slice(FIRST, N))
+    assert first and all(seen[i].tobytes() == values[i].tobytes() for i in first)
+
+
+@pytest.mark.parametrize(
+    ("ids", "first", "words"),
+    [
+        ([], 0, "no tokens"),
+        ([1.5, 2.0], 0, "must be integers, not float64"),
+        ([-1, 2], 0, "between 0 and 511"),
+        ([512], 0, "between 0 and 511"),
+        ([1] * 17, 0, "17 tokens do not fit a context of 16"),
+        ([1, 2], 2, "no token 2 among 2"),
+        ([1, 2], -1, "no token -1 among 2"),
+    ],
+)
+def test_sequences_that_cannot_be(tiny, executor, ids, first, words):
+    with pytest.raises(FqError, match=words):
+        Backward(tiny, 16, executor).forward(np.array(ids), first)
+
+
+def test_gradients_and_labels_that_cannot_be(tiny, executor):
+    run = Backward(tiny, 16, executor)
+    run.forward(np.arange(5), 2)
+    for shape in ((3, 512), (1, 512, 3), (0, 3, 512), (1, 2, 512)):
+        with pytest.raises(FqError, match=r"must be of shape \(n_grads, 3, 512\), not"):
+            run.backward(np.ones(shape), lambda at: None)
+    for labels in ([1, 2, 3], [[1, 2]], [[1.0, 2, 3]], np.empty((0, 3), int)):
+        with pytest.raises(FqError, match=r"integers of shape \(n_grads, 3\), not"):
+            run.backward_of(np.array(labels), lambda at: None)
+    for label in (-1, 512):
+        with pytest.raises(FqError, match="labels must be between 0 and 511"):
+            run.backward_of(np.full((2, 3), label), lambda at: None)

@@ -13,16 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from fq_kernels import Executor, default_fpu, log_softmax, mul_mats
-from fq_kernels.rules import FakeQuant
 
 from ..arch.graph import Node, Op, RopeAttributes
 from ..arch.ops import OPS
 from ..errors import FqError
 from ..gguf.types import GGML_TYPES
-from .context import Context
+from .context import Context, token_ids
 from .model import Model
 from .rope import RopeTables
-from .weights import FLOAT32, PANEL_ELEMENTS, Weight, mul_mat
+from .weights import FLOAT32, Weight, mul_mat
 
 Values = dict[int, np.ndarray]
 
@@ -49,18 +48,17 @@ Visit = Callable[[Visited], None]
 
 SOFTMAX_ROWS = 16
 TURNED_ROWS = 64
+# Of a weight, unpacked and turned at a time; their sums are added in order, so that bits depend on it.
+TURNED_ELEMENTS = 6 << 20
 
 
 class Backward:
-    """One sequence of up to n_ctx tokens: `forward`, and then `backward` or `backward_of` as often as wanted.
+    """A sequence of up to n_ctx tokens: `forward`, and then `backward` or `backward_of`."""
 
-    rules  those that the forward pass runs under; a rounding's gradient is taken for 1
-    """
-
-    def __init__(self, model: Model, n_ctx: int, executor: Executor, rules: FakeQuant | None = None) -> None:
+    def __init__(self, model: Model, n_ctx: int, executor: Executor) -> None:
         self.model, self.executor = model, executor
         self.out_rows = slice(0, 0)
-        self._context = Context(model, n_ctx, executor, rules)
+        self._context = Context(model, n_ctx, executor)
         self._rope = RopeTables(n_ctx, model.vectors)
         self._nodes = model.graph.nodes
         by_layer = groupby(range(len(self._nodes)), key=lambda i: self._nodes[i].layer)
@@ -71,8 +69,14 @@ class Backward:
         self._ids = np.empty(0, np.int64)
 
     def forward(self, ids: np.ndarray, first_output: int) -> np.ndarray:
-        """Logits of the tokens from first_output on, float32 (n, n_vocab), read again on the way back."""
-        self._ids = np.asarray(ids, np.int64)
+        """Logits of the tokens from first_output on, float32 (n, n_vocab), read again on the way back.
+
+        Raises FqError as Context.eval does, and for a first_output that is none of the tokens.
+        """
+        ids = token_ids(ids, 0, self._context.n_ctx, self.model.hparams.n_vocab).astype(np.int64)
+        if not 0 <= first_output < len(ids):
+            raise FqError(f"there is no token {first_output} among {len(ids)}")
+        self._ids = ids
         self.out_rows = slice(first_output, len(ids))
         self._kept = []
         self._last = {}
@@ -91,20 +95,30 @@ class Backward:
         """From the gradients of the logits, (n_grads, n, n_vocab), to those of all nodes before them.
 
         ``visit`` gets each node, the last first, whose value the logits depend on. Raises FqError where there
-        was no forward pass.
+        was no forward pass, or the gradients are of another shape.
         """
-        values = self._last_layer()
+        values, grad = self._last_layer(), np.asarray(grad)
+        shape = values[len(self._nodes) - 1].shape
+        if grad.ndim != 3 or not len(grad) or grad.shape[1:] != shape:
+            raise FqError(f"gradients must be of shape (n_grads, {shape[0]}, {shape[1]}), not {grad.shape}")
         self._down({len(self._nodes) - 1: np.ascontiguousarray(grad, np.float32)}, values, visit)
 
     def backward_of(self, labels: np.ndarray, visit: Visit) -> None:
         """The same of ln p(label), summed over the tokens: labels, int (n_grads, n), have one for each.
 
         All share the product of the probabilities with the logits' weight. ``visit`` gets none of the nodes
-        from there on.
+        from there on. Raises FqError where there was no forward pass, or the labels are none of its tokens'.
         """
-        values = self._last_layer()
+        values, labels = self._last_layer(), np.asarray(labels)
+        n, n_vocab = values[len(self._nodes) - 1].shape
+        if labels.ndim != 2 or not len(labels) or labels.shape[1] != n or labels.dtype.kind not in "iu":
+            raise FqError(
+                f"labels must be integers of shape (n_grads, {n}), not {labels.dtype} {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= n_vocab:
+            raise FqError(f"labels must be between 0 and {n_vocab - 1}")
         with default_fpu(), np.errstate(all="ignore"):
-            start, grad = self._of_labels(values, np.asarray(labels, np.int64))
+            start, grad = self._of_labels(values, labels)
         self._down({start: grad}, values, visit)
 
     def _last_layer(self) -> Values:
@@ -149,7 +163,12 @@ class Backward:
     def _sum(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Of two nodes' gradients of one value, one of n_grads a thread at a time."""
         out = np.empty_like(a)
-        self.executor.map(lambda k: np.add(a[k], b[k], out=out[k]), len(out))
+
+        def one(k: int) -> None:
+            with np.errstate(all="ignore"):  # each thread has its own
+                np.add(a[k], b[k], out=out[k])
+
+        self.executor.map(one, len(out))
         return out
 
     def _compute(self, layer: range, before: Values) -> Values:
@@ -193,7 +212,7 @@ def _probabilities(logits: np.ndarray, executor: Executor) -> np.ndarray:
 
 def _transposed(x: np.ndarray, weight: Weight, executor: Executor) -> np.ndarray:
     """x (n, n_out) @ weight (n_out, n_in): (n, n_in); some of the weight's rows at a time are unpacked."""
-    rows = max(16 * PANEL_ELEMENTS // weight.n_in // 256 * 256, 256)
+    rows = max(TURNED_ELEMENTS // weight.n_in // 256 * 256, 256)
     out: np.ndarray | None = None
     for begin in range(0, weight.n_out, rows):
         end = min(begin + rows, weight.n_out)

@@ -43,6 +43,20 @@ class Product(NamedTuple):
     shared: bool
 
 
+def token_ids(tokens: Sequence[int] | np.ndarray, n_past: int, n_ctx: int, n_vocab: int) -> np.ndarray:
+    """As an array. Raises FqError for what does not fit a context with n_past tokens, or the vocabulary."""
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or not ids.size:
+        raise FqError("no tokens to evaluate")
+    if ids.dtype.kind not in "iu":
+        raise FqError(f"token ids must be integers, not {ids.dtype}")
+    if n_past + ids.size > n_ctx:
+        raise FqError(f"{n_past + ids.size} tokens do not fit a context of {n_ctx}")
+    if ids.min() < 0 or ids.max() >= n_vocab:
+        raise FqError(f"token ids must be between 0 and {n_vocab - 1}")
+    return ids
+
+
 class Context:
     """One sequence being evaluated: the KV cache, the rules and their counters.
 
@@ -146,15 +160,7 @@ class Context:
 
         Raises FqError if the context is full or a token is not in the vocabulary.
         """
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or not ids.size:
-            raise FqError("no tokens to evaluate")
-        if ids.dtype.kind not in "iu":
-            raise FqError(f"token ids must be integers, not {ids.dtype}")
-        if self.n_past + ids.size > self.n_ctx:
-            raise FqError(f"{self.n_past + ids.size} tokens do not fit a context of {self.n_ctx}")
-        if ids.min() < 0 or ids.max() >= self.model.hparams.n_vocab:
-            raise FqError(f"token ids must be between 0 and {self.model.hparams.n_vocab - 1}")
+        ids = token_ids(tokens, self.n_past, self.n_ctx, self.model.hparams.n_vocab)
         values: dict[int, np.ndarray] = {}  # of nodes that are still to be read
         out_rows = slice(ids.size - 1, ids.size) if outputs is None else outputs
         sizes = (ids.size, len(range(*out_rows.indices(ids.size))))
