@@ -106,8 +106,8 @@ def error_columns(x, y, centre, *, executor=None):
 
 
 def format_errors(x, formats, weights, grads, *, centre=None, first_row=0, executor=None):
-    """error_products of x rounded to each of several formats, and with ``centre`` error_columns: without holding
-    what was rounded.
+    """error_products of x rounded to each of several formats, and with ``centre`` error_columns: what was rounded
+    is held for a few rows at a time, which are all only where rows are short.
 
     formats    formats, or their names
     first_row  what stochastic rounding counts the first row as
@@ -132,7 +132,7 @@ def format_errors(x, formats, weights, grads, *, centre=None, first_row=0, execu
         if columns is not None:
             pieces = [slice(row, row + FQ_ERROR_ROWS) for row in range(0, len(x), FQ_ERROR_ROWS)]
             of_pieces = [error_columns(x[some], y[some], centre) for some in pieces]
-            columns[i] = _sum_of_pieces(np.reshape(of_pieces, (-1, 2, x.shape[1])))
+            columns[i] = _sum_of_pieces(np.reshape(of_pieces, (len(pieces), 2, x.shape[1])))
     return products, columns
 
 

@@ -200,6 +200,7 @@ cdef fq_pool *_pool_of(executor) except? NULL:
 
 cdef void _run(fq_pool *pool, fq_task_fn fn, void *args, int64_t rows, int64_t n) noexcept nogil:
     cdef int64_t grain = rows, ranges, share
+    n = max(n, 1)  # of rows without elements, too, something is written
     if pool != NULL:
         ranges = fq_pool_threads(pool)
         if rows * n > ranges * OWN_ELEMENTS:

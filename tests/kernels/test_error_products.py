@@ -53,12 +53,36 @@ def test_rows_of_several_pieces(isa, n):
 @pytest.mark.threads
 def test_any_strides_and_threads(isa):
     rng = np.random.default_rng(5)
-    x, y, weights = rng.standard_normal((3, 40, 300)).astype(np.float32)[:, :, :96]
-    grads = rng.standard_normal((6, 80, 300)).astype(np.float32)[::2, 1::2, :96]
+    # so many rows that a thread does not take them all
+    x, y, weights = rng.standard_normal((3, 200, 300)).astype(np.float32)[:, :, :96]
+    grads = rng.standard_normal((6, 400, 300)).astype(np.float32)[::2, 1::2, :96]
     wanted = in_order(x, y, weights[::-1], grads)
     with Executor(3) as executor:
         for some in (None, executor):
             assert_same_bits(error_products(x, y, weights[::-1], grads, executor=some), wanted)
+
+
+def test_as_many_gradients_as_go_into_a_call(isa):
+    rng = np.random.default_rng(8)
+    x, y, weights, *grads = rng.standard_normal((3 + MAX_GRADS, 2, 33)).astype(np.float32)
+    assert_same_bits(error_products(x, y, weights, np.stack(grads)), in_order(x, y, weights, grads))
+
+
+@pytest.mark.parametrize("rows, n", [(0, 8), (3, 0), (0, 0)])
+def test_of_nothing(isa, rows, n):
+    """What was in memory before is no answer."""
+    x, grads, centre = (
+        np.empty((rows, n), np.float32),
+        np.empty((2, rows, n), np.float32),
+        np.zeros(n, np.float32),
+    )
+    formats = ["bf16", "int8:tensor"]
+    with Executor(2) as executor:
+        for some in (None, executor):
+            found = error_products(x, x, x, grads, executor=some), error_columns(x, x, centre, executor=some)
+            for result in (*found, *format_errors(x, formats, x, grads, centre=centre, executor=some)):
+                assert not result.any()
+    assert found[0].shape == (rows, 6) and found[1].shape == (2, n)
 
 
 def test_subnormal_products_stay(isa):
