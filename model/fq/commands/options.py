@@ -191,8 +191,11 @@ def say_if_short(args: argparse.Namespace, n_chunks: int, n_ctx: int | None = No
         print(f"fq: the text has {n_chunks} chunks of {of}, not {args.chunks}", file=sys.stderr)
 
 
-def add_text(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """several: whether -f may be repeated: a list, or None where it is not given."""
+def add_text(parser: argparse.ArgumentParser, *, several: bool = False, chunks: str = "all") -> None:
+    """several: whether -f may be repeated: a list, or None where it is not given.
+
+    chunks: what --help says of how many there are by default.
+    """
     repeated: dict[str, Any] = {"action": "append"} if several else {}
     parser.add_argument(
         "-f",
@@ -203,7 +206,7 @@ def add_text(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
         **repeated,
     )
     parser.add_argument(
-        "--chunks", type=int, default=-1, metavar="N", help="chunks to run, -1 for all (the default)"
+        "--chunks", type=int, default=-1, metavar="N", help=f"chunks to run, -1 for all (default: {chunks})"
     )
     parser.add_argument(
         "--chunk-order",

@@ -46,7 +46,7 @@ N_CTX, N_CHUNKS, SAMPLES, VERIFY = 512, 8, 4, 24
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_text(parser)
+    add_text(parser, chunks=str(N_CHUNKS))
     parser.set_defaults(chunks=None)  # N_CHUNKS, or as many as the run that --resume goes on with
     add_scored(parser)
     parser.add_argument(
