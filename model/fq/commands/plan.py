@@ -291,7 +291,10 @@ def _binds(plan: Plan, budget: Mapping[str, float | None]) -> str:
         free = "nothing: no site is rounded"
     said = free if best else f"the budget: {100 * spent / of if of else 100:.1f} % of it is used"
     alone = [choice.site for choice in plan.choices if len(choice.options) == 1]
-    return said + (f"; {len(alone)} sites have one choice alone, such as {alone[0]}" if alone else "")
+    if alone:
+        sites = f"{len(alone)} sites have" if len(alone) > 1 else "a site has"
+        said += f"; {sites} one choice alone, such as {alone[0]}"
+    return said
 
 
 def _validate(
