@@ -124,6 +124,14 @@ def test_rows_that_do_not_reach_the_floor_are_known(executor):
     assert found.kld == pytest.approx(compare(base, other, np.array([0]), executor).kld, rel=1e-6)
 
 
+def test_its_ln_p_is_taken_as_it_stands(tiny_path, base):
+    found = shown("-m", tiny_path, "--kl-divergence", "--kl-divergence-base", base)["comparison"]
+    file, n = BaseFile(base), N_CTX // 2 - 1
+    targets = file.tokens.reshape(CHUNKS, N_CTX)[:, -n:]
+    nll = [-float(file.log_p(c)[i, targets[c, i]]) for c in range(CHUNKS) for i in range(n)]
+    assert found["ppl_base"] == pytest.approx(math.exp(math.fsum(nll) / len(nll)), rel=1e-12)
+
+
 def test_a_rule_beside_the_file(tiny_path, base):
     rule = ["--fake-quant", "*=fp8_e4m3fn"]
     plain = shown("-m", tiny_path, "-c", N_CTX, "--chunks", CHUNKS, *rule)["comparison"]
