@@ -181,8 +181,8 @@ def test_which_rows_are_summed_in_order(isa):
     assert list(summed_in_order(broken)) == [1, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("offset", [0, 1, 5, 15, 16])
-@pytest.mark.parametrize("n", [1, 7, 33, 576, 2048, 4097])
+@pytest.mark.parametrize("offset", [0, 1, 15])
+@pytest.mark.parametrize("n", [1, 33, 576, 4097])
 @pytest.mark.parametrize("options", [{}, {"quant": "bf16"}, {"quant": "bf16", "point": "weighted"}], ids=str)
 def test_outputs_too_large_for_the_cache(isa, offset, n, options):
     rows = (1 << 19) // n + 3
