@@ -56,15 +56,15 @@ def popen(*args, env=None, **options):
 def fq(*args, status=0, **options):
     """(stdout, stderr) of a command that must end with `status`.
 
-    In this process, as to start one takes longer than most commands; with options of Popen, or on a cluster's
-    workers, in one of its own.
+    In this process, as to start one takes longer than most commands; in one of its own with options of Popen
+    other than `cwd`, or on a cluster's workers.
     """
-    if options or "--scheduler" in args:
+    if options.keys() - {"cwd"} or "--scheduler" in args:
         with popen(*args, **options) as process:
             out, err = process.communicate(timeout=TIMEOUT)
         ended = process.returncode
     else:
-        ended, out, err = _here(args)
+        ended, out, err = _here(args, **options)
     assert ended == status, err
     assert "Traceback" not in err and "Warning" not in err, err
     if status != 2:  # there may be a partial result
@@ -72,12 +72,12 @@ def fq(*args, status=0, **options):
     return out, err
 
 
-def _here(args):
+def _here(args, cwd=HERE):
     """(exit status, stdout, stderr)."""
     variables, folder = dict(os.environ), Path.cwd()
     out, err = io.StringIO(), io.StringIO()
     os.environ["FQ_CACHE"] = NO_CACHE
-    os.chdir(HERE)
+    os.chdir(cwd)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main([*map(str, args)])

@@ -42,7 +42,7 @@ def test_what_is_on_the_page(data, page):
     assert "fq sweep -m m.gguf -f t.txt" in page.text("pre")
 
 
-def test_where_static_scales_come_from(data):
+def test_where_static_scales_come_from(data, undrawn):
     text = {"name": "texts/other.txt", "sha256": "ab12"}
     scales = {"file": "a/cal.json", "method": "largest", "per": "channel", "text": text, "same_text": False}
     rows = Page(report_html(data | {"calibrations": [scales]})).rows
@@ -83,7 +83,7 @@ def test_what_takes_tokens_as_independent_is_said_to(html, page):
     assert re.search(r"perplexity of the unrounded model [\d.]+ \([\d.]+ to [\d.]+\)", page.text("p"))
 
 
-def test_realisations_have_no_place_of_their_own():
+def test_realisations_have_no_place_of_their_own(undrawn):
     """They are of a cell's perplexity: no row, no chart, no group."""
     data = data_for(WINNER)
     whole = next(entry for entry in data["cells"] if entry["kind"] == "together")
@@ -113,7 +113,7 @@ def test_realisations_have_no_place_of_their_own():
     )
 
 
-def test_values_that_are_no_norms():
+def test_values_that_are_no_norms(undrawn):
     """The embedding stands before the layers, where output_norm stands after them."""
     data = data_for(WINNER)
     assert "what rounding its norms costs" in Page(report_html(data)).text("h1")

@@ -91,7 +91,7 @@ def test_groups_are_shown_on_demand(html, page):
     assert len({mark for mark, _ in marks}) == 3
 
 
-def test_a_long_verdict_is_told_in_short(data, html, monkeypatch):
+def test_a_long_verdict_is_told_in_short(data, html, undrawn, monkeypatch):
     """What is said of each of many choices is there for those who open it."""
     of_choices = [said for said in verdict.verdict(data) if said.of_choice]
     assert 1 < len(of_choices) <= verdict.MOST_CHOICES < 9

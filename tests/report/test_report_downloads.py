@@ -129,7 +129,7 @@ def test_csv_of_who_pays(data, files):
             assert [float(rows[name][f"top_{part}"]) for part in top] == list(top.values())
 
 
-def test_the_largest_tokens_are_named(data):
+def test_the_largest_tokens_are_named(data, undrawn):
     rows = Page(report_html(data)).rows
     whole = next(e for e in data["cells"] if e["name"] == "*[*].raw=bf16")
     for token in whole["comparison"]["who_pays"]["largest"]:
@@ -143,7 +143,7 @@ def test_the_largest_tokens_are_named(data):
         assert ["all together", *wanted] in rows
 
 
-def test_a_broken_models_numbers_are_left_out():
+def test_a_broken_models_numbers_are_left_out(undrawn):
     data = example(specs=("bf16",))
     broken = data["cells"][1]
     broken["comparison"]["mean_kld"] = np.inf
