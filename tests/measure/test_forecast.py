@@ -9,6 +9,7 @@ import pytest
 from command_line import fq
 
 from fq import Results, Sweep
+from fq.commands.sweep import forecast_text
 from fq.measure.cells import cells_of
 from fq.measure.forecast import forecast
 
@@ -84,3 +85,12 @@ def test_the_command(tiny_path, tmp_path):
     fq(*command)
     with Results(store, must_exist=True) as kept:
         assert len(kept.list()) == 1
+
+
+@pytest.mark.parametrize(
+    "n, said", [(430_000, "430 kB"), (1_000_000, "1 MB"), (999e6, "999 MB"), (12e9, "12.0 GB")]
+)
+def test_sizes_in_words(n, said):
+    data = dict.fromkeys(("n_cells", "n_chunks", "n_ctx", "chunks_of_cells", "cells_at_a_time", "threads"), 1)
+    data |= {"memory_bytes": 1, "model_bytes": 1, "store_bytes": n, "seconds": 1}
+    assert f"\nstore   some {said}\n" in forecast_text(data)

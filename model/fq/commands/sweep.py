@@ -419,7 +419,8 @@ def _more(args: argparse.Namespace, about: Run) -> Run:
 
 def forecast_text(data: dict[str, Any]) -> str:
     def size(n: int) -> str:
-        return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+        units = (1e9, ".1f", "GB"), (1e6, ".0f", "MB"), (0, ".0f", "kB")
+        return next(f"{n / (unit or 1e3):{form}} {name}" for unit, form, name in units if n >= unit)
 
     lines = [
         f"cells   {data['n_cells']}, {data['n_chunks']} chunks of {data['n_ctx']}: "
