@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from fused import fma
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import ROW_KINDS, assert_same_bits, layouts, make_row, seeds
 from weight_blocks import SCALES as ALL_SCALES
@@ -219,7 +219,6 @@ def test_matvec_is_its_contract(isa, name, n, k):
 
 
 @pytest.mark.parametrize("name", TYPES)
-@settings(max_examples=25)
 @given(data=st.data(), seed=seeds, n=st.integers(1, 19), scales=st.sampled_from(["tame", "special", "any"]))
 def test_matvec_of_any_weights(isa, name, data, seed, n, scales):
     block, size = PACKED_TYPES[TYPES[name]]
