@@ -8,7 +8,7 @@ the graph and is its only state. How they are written stands at the heads of rul
 
 from .calibration import Calibration, calibrations_of
 from .counter import Counter, RowStat
-from .fake_quant import FakeQuant, RowCallback
+from .fake_quant import FakeQuant, RowCallback, misfit
 from .observer import Observer
 from .rule import MODES, Rule, rules_text, sites_text
 from .sites import EVERY_ACTIVATION, EVERY_NORM, NORM_N, POINTS, Place, Site, Value, describe_values, is_norm
@@ -37,6 +37,7 @@ __all__ = [
     "calibrations_of",
     "describe_values",
     "is_norm",
+    "misfit",
     "parse_rule",
     "rules_text",
     "sites_text",

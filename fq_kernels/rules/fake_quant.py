@@ -11,19 +11,35 @@ from typing import Any
 import numpy as np
 
 from .._kernels import N_STATS, rms_norm_f32, round_trip, unit_gains
+from ..formats import Format
 from ..norm_unit import rms_norm_unit
 from ..units import NormUnit
 from .calibration import Calibration
 from .counter import Counter, RowStat
-from .rule import Rule, rules_text
+from .rule import Rule, range_text, ranges_of, rules_text
 from .sites import NORM_N, Place, Site, Value, describe_values
-from .unit_rule import Rules, UnitRule, as_rules
+from .unit_rule import AnyRule, Rules, UnitRule, as_rules
 
 RowCallback = Callable[[Site, float, float], None]
 
 
 # steps of a unit, and the points of its norm where the same value is
 _SAME_PLACE = {"x": "in", "raw": "raw", "out": "weighted"}
+
+
+@lru_cache(maxsize=1024)
+def misfit(fmt: Format, width: int) -> str:
+    """Why rows of so many values cannot be rounded to a format; nothing where they can.
+
+    What a registered function takes is its user's business.
+    """
+    if not width or fmt.family.registered:
+        return ""
+    try:
+        round_trip(np.ones((1, width), np.float32), fmt)
+    except ValueError as e:
+        return str(e)
+    return ""
 
 
 @lru_cache(maxsize=8)
@@ -43,9 +59,10 @@ class FakeQuant:
                   element
     count_errors  False: count rows alone, for which nothing is computed
 
-    Raises ValueError for a rule that cannot be read, for one that matches no site, listing what
-    there is, and for a rule and a step of a unit at one place of one norm: x and ``in``, raw, out and
-    ``weighted``. Not for use by two threads at once.
+    Raises ValueError for a rule that cannot be read, for one that matches no site, or none of some layers
+    that it names, listing what there is, for a format that does not fit a site's rows, and for a rule and a
+    step of a unit at one place of one norm: x and ``in``, raw, out and ``weighted``. Not for use by two
+    threads at once.
     """
 
     def __init__(
@@ -67,8 +84,10 @@ class FakeQuant:
         # whether a rule takes a value that is no norm's
         self.rounds_values = any(site.point is None for site in taken)
         norm_numbers = {norm: 2 * i for i, norm in enumerate(self.norms)} if taken else {}
+        widths = {value.place: value.width for value in self.values}
         self._new = {
-            site: self._new_counter(site, rule, norm_numbers.get(site.place)) for site, rule in taken.items()
+            site: self._new_counter(site, rule, norm_numbers.get(site.place), widths[site.place])
+            for site, rule in taken.items()
         }
         self.reset()
 
@@ -124,8 +143,17 @@ class FakeQuant:
             sites = [Site(value.place, rule.point) for value in some if rule.takes(value, rule.point)]
             if not sites:
                 raise ValueError(f"{rule} matches no site; there are {describe_values(self.values)}")
+            self._check_layers(rule, [site.place for site in sites])
             taken |= dict.fromkeys(sites, rule)
         return taken
+
+    def _check_layers(self, rule: AnyRule, taken: Sequence[Place]) -> None:
+        """Raises ValueError where of layers that a rule names one after another it takes none."""
+        layers = {place.layer for place in taken}
+        for some in ranges_of(rule.layer) or ():
+            if not any(layer in some for layer in layers):
+                there = describe_values(self.values)
+                raise ValueError(f"{rule} takes nothing of layer {range_text(some)}; there are {there}")
 
     def _units_taken(self, rules: dict[Site, Rule]) -> dict[Place, NormUnit]:
         """Of each norm that has one. Raises ValueError for a unit rule without a norm, or beside a rule."""
@@ -136,6 +164,7 @@ class FakeQuant:
             norms = [value.place for value in self.values if rule.takes(value)]
             if not norms:
                 raise ValueError(f"{rule} matches no norm; there are {describe_values(self.values)}")
+            self._check_layers(rule, norms)
             for norm in norms:
                 units[norm] = units.get(norm, NormUnit()).changed(rule.unit.steps)
         for norm, unit in units.items():
@@ -151,10 +180,12 @@ class FakeQuant:
                     )
         return {norm: unit.seeded(str(norm)) for norm, unit in units.items()}
 
-    def _new_counter(self, site: Site, rule: Rule, norm_number: int | None) -> Counter:
+    def _new_counter(self, site: Site, rule: Rule, norm_number: int | None, width: int) -> Counter:
         fmt = rule.format
         if fmt.calibration:
             fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
+        if error := misfit(fmt, width):
+            raise ValueError(f"{site}: {error}")
         if fmt.seeded:
             # each site draws numbers of its own
             if norm_number is not None and site.point in ("raw", "weighted"):

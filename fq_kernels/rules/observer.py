@@ -10,6 +10,7 @@ import numpy as np
 from .._kernels import rms_norm_f32
 from .counter import Counter
 from .fake_quant import FakeQuant
+from .rule import Rule
 from .sites import Place, Site, Value
 
 _RULE = "=bf16"  # makes a rule of sites; nothing is rounded
@@ -28,8 +29,11 @@ class Observer(FakeQuant):
     """
 
     def __init__(self, values: Iterable[Value], sites: Sequence[str], see: See) -> None:
+        for each in sites:
+            if "=" in each:
+                raise ValueError(f"sites {each!r} are named without a format")
         try:
-            super().__init__(values, [f"{each}{_RULE}" for each in sites], count_errors=False)
+            super().__init__(values, [Rule.parse(f"{each}{_RULE}") for each in sites], count_errors=False)
         except ValueError as e:
             raise ValueError(str(e).replace(_RULE, "")) from None
         self.see = see

@@ -210,10 +210,10 @@ def layers_text(kind: str, layers: tuple[range, ...] | None) -> str:
     """As a rule writes them behind its kind."""
     if layers is None:
         return "" if kind == "output_norm" else "[*]"
-    return f"[{','.join(map(_range_text, layers))}]"
+    return f"[{','.join(map(range_text, layers))}]"
 
 
-def _range_text(r: range) -> str:
+def range_text(r: range) -> str:
     return f"{r.start}" if r.stop - r.start == 1 else f"{r.start}-{r.stop - 1}"
 
 

@@ -50,12 +50,14 @@ class Value(NamedTuple):
     norm_n  whether llama.cpp calls what the norm returns, before the weight, ``norm-N``
     duplicate
             whether the same numbers have another place too, which stands for both where all are meant
+    width   elements of a row; 0: not known
     """
 
     place: Place
     rows: int = 1
     norm_n: bool = False
     duplicate: bool = False
+    width: int = 0
 
     @property
     def is_norm(self) -> bool:

@@ -158,6 +158,8 @@ def test_what_is_observed_is_not_changed(model, tokens, executor):
         ("percentile=nan", "a percentile must be from 50 to 100"),
         ("mse=bf16", "format bf16 takes no static scale"),
         ("mse=int8:tensor", "takes no static scale, or not beside its options"),
+        ("mse=fp8_e4m3:truncate", "takes no static scale, or not beside its options"),
+        ("mse=signs_int8", "takes no static scale"),
         ("mse=int9", "unknown format 'int9'"),
     ],
 )
@@ -171,6 +173,30 @@ def test_least_error_per_channel_of_a_format_with_one_scale(model, tokens):
         FqError, match="format nvfp4 has one static scale for a tensor, not one for each channel"
     ):
         calibrated(model, tokens, "mse=nvfp4", "channel")
+
+
+@pytest.mark.parametrize("command", [("calibrate", "-o", "cal.json"), ("ranges",), ("sensitivity",)])
+@pytest.mark.parametrize("sites", ["ffn_norm=acc", "ffn_norm[*].raw=int8"])
+def test_sites_are_named_without_a_format(path, tmp_path, command, sites):
+    _, err = fq(*command, "-m", path, "-c", 48, "--chunks", 1, "--sites", sites, status=2, cwd=tmp_path)
+    assert f"sites '{sites}' are named without a format" in err and not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("perplexity", "--fake-quant", "k=int8:had=64"),
+        ("perplexity", "--base-fake-quant", "k=int8:had=64"),
+        ("sites", "--fake-quant", "k=int8:had=64"),
+        ("sweep", "--sites", "k", "--format", "bf16", "--format", "int8:had=64"),
+    ],
+    ids=" ".join,
+)
+def test_a_format_that_does_not_fit_is_said_before_anything_is_measured(path, tmp_path, command):
+    name, *rest = command
+    _, err = fq(name, "-m", path, *rest, status=2, cwd=tmp_path)
+    assert "k[0]: format int8:had=64 rotates 64 values together: rows of" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_and_what_says_that_the_text_is_the_same(path, tmp_path):

@@ -130,7 +130,11 @@ class Node:
     @property
     def width(self) -> int:
         """Elements of its value that a token makes."""
-        return math.prod(int(n) for n in self.shape[1:])
+        return _width(self.shape)
+
+
+def _width(shape: Shape) -> int:
+    return math.prod(int(n) for n in shape[1:])
 
 
 @dataclass
@@ -159,6 +163,7 @@ class Graph:
     ) -> int:
         """Append a node and return its index. With a layer the name becomes ``name-layer``."""
         full_name = name if layer is None else f"{name}-{layer}"
+        values = tuple(value._replace(width=_width(shape) // value.rows) for value in values)
         self.nodes.append(Node(full_name, op, inputs, shape, layer, weight, attributes, values, rows, bias))
         return len(self.nodes) - 1
 

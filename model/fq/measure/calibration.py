@@ -56,7 +56,7 @@ class Method:
                 fmt = get_format(value)
             except ValueError as e:
                 raise FqError(str(e)) from None
-            if fmt.family.static_top is None or fmt.options:
+            if fmt.family.static_top is None or fmt.family.noise or str(fmt) != fmt.name:
                 raise FqError(f"format {value} takes no static scale, or not beside its options")
             return cls(MSE, format=fmt)
         raise FqError(f"the method must be largest, percentile=P or mse=FORMAT, not {text!r}")

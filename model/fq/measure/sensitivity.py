@@ -28,10 +28,9 @@ from fq_kernels import (
     format_errors,
     get_format,
     rms_norm_f32,
-    round_trip,
 )
 from fq_kernels.formats.gain import GAIN
-from fq_kernels.rules import FakeQuant, Site
+from fq_kernels.rules import FakeQuant, Observer, Site, misfit
 
 from ..arch.graph import NormAttributes
 from ..arch.scaling import scaling_classes
@@ -143,9 +142,10 @@ class Sensitivity:
         self._classes = scaling_classes(model.graph)
         # as a cell of the site alone has it: a seed is the site's own
         self._formats: dict[Site, list[Format]] = {site: [] for site in self.sites}
+        values = [value._replace(width=0) for value in model.values]  # some may not fit
         for spec in self.formats:
             try:
-                of = FakeQuant(model.values, [f"{site}={spec}" for site in self.sites], count_errors=False)
+                of = FakeQuant(values, [f"{site}={spec}" for site in self.sites], count_errors=False)
             except ValueError as e:
                 raise FqError(str(e)) from None
             for counter in of.matched:
@@ -165,26 +165,21 @@ class Sensitivity:
 
     def _default_formats(self) -> list[str]:
         widths = {self._widths[site] for site in self.sites}
-        return [spec for spec in DEFAULT_FORMATS if any(_misfit(get_format(spec), n) is None for n in widths)]
+        return [spec for spec in DEFAULT_FORMATS if not all(misfit(get_format(spec), n) for n in widths)]
 
     @property
     def _widths(self) -> dict[Site, int]:
         """Of a row, by site."""
-        return {
-            site: node.width // value.rows
-            for node in self.model.graph.nodes
-            for value in node.values
-            for site in value.sites
-        }
+        return {site: value.width for value in self.model.values for site in value.sites}
 
     def _that_do_not_fit(self) -> set[tuple[Site, int]]:
         """Sites and formats whose blocks rows of the site cannot be cut into. Raises FqError where one fits
         none."""
-        widths, errors = self._widths, dict[tuple[int, int], ValueError]()
+        widths, errors = self._widths, dict[tuple[int, int], str]()
         for i, _ in enumerate(self.formats):
             for width in {widths[site] for site in self.sites}:
                 fmt = next(self._formats[site][i] for site in self.sites if widths[site] == width)
-                if (error := _misfit(fmt, width)) is not None:
+                if error := misfit(fmt, width):
                     errors[i, width] = error
         for i, spec in enumerate(self.formats):
             if all((i, widths[site]) in errors for site in self.sites):
@@ -440,29 +435,14 @@ def _alike(values: np.ndarray, same: np.ndarray) -> np.ndarray:
     return total
 
 
-def _misfit(fmt: Format, width: int) -> ValueError | None:
-    """Why a format's blocks do not fit rows of a width; None where they do."""
-    if fmt.family.registered:  # what its function says is its user's business
-        return None
-    try:
-        round_trip(np.ones((1, width), np.float32), fmt)
-    except ValueError as e:
-        return e
-    return None
-
-
 def sites_named(model: Model, patterns: Sequence[str]) -> list[Site]:
     """In graph order."""
-    every = [site for value in model.values for site in value.sites]
     if not patterns:
-        return every
-    wanted: set[Site] = set()
-    for pattern in patterns:
-        try:
-            wanted |= {c.site for c in FakeQuant(model.values, f"{pattern}=bf16").matched}
-        except ValueError as e:
-            raise FqError(str(e).replace("=bf16", "")) from None
-    return [site for site in every if site in wanted]
+        return [site for value in model.values for site in value.sites]
+    try:
+        return Observer(model.values, patterns, lambda site, x: None).seen_sites
+    except ValueError as e:
+        raise FqError(str(e)) from None
 
 
 def _canonical(spec: str, seed: int) -> str:
