@@ -221,6 +221,8 @@ def test_a_model_error_holds_as_often_as_it_says():
         ({"along": -0.02}, "bf16", "far"),
         ({"along": 0.015, "blocks": 1e-6}, "bf16", ""),
         ({"along": 0.02, "blocks": 5e-4}, "bf16", ""),
+        ({"along": -0.124, "blocks": 0.02}, "bf16", ""),
+        ({"along": -0.126, "blocks": 0.02}, "bf16", "clipped"),
         # where nearly all is along the value, the blocks do not matter
         ({"largest": 0.51, "neighbours": 1.51e-4, "along": 0.0151}, "bf16", ""),
         ({"neighbours": 0.0, "by_token": 0.0}, "bf16", ""),

@@ -36,6 +36,7 @@ LARGEST = 0.05  # nats above which the second order does not hold
 ONE_PART = 0.5  # share of one part, or of one block of tokens, above which a cell hangs on it
 CORRELATED = 1.5  # cost by blocks of neighbours over that by tokens, above which errors of tokens go together
 FAR = 2 * BY  # of a value's scale, whose cost is measured at a change by BY
+LOST = 1 / 8  # of a value's scale, above which what is left is another value; FP8's truncation takes less
 MIN_ALIKE = 8  # sites of a kind, below which the blocks alone are taken
 LEAST_COMMON = 0.2  # times their blocks that sites are taken to cost at least
 MIN_VERIFIED = 4  # cells measured exactly, below which nothing is said of the estimate's own error
@@ -49,6 +50,7 @@ MARKS = {
     "not finite": "the format leaves an infinity or NaN there, or its blocks do not fit the rows",
     "large": f"more than {LARGEST} nats: the second order does not hold",
     "far": f"most of it comes of a scale changed by more than {FAR:.4g}, where its cost is no square",
+    "clipped": f"more than {LOST:.4g} of its scale is lost, as where the largest values are clipped",
     "tensor": "its scale is over all rows of a chunk, whose errors go together",
     "one block": f"one block of tokens has more than {ONE_PART:.0%} of it",
     "correlated": f"errors of neighbouring tokens go together: in blocks more than {CORRELATED} x as large",
@@ -239,13 +241,15 @@ def marks_of(asked: Asked, found: Estimates) -> np.ndarray:
     tensor = np.array([get_format(spec).whole_tensor for spec in asked.formats])
     single = found.figures["by_token"]
     together = np.divide(found.figures["neighbours"], single, out=np.ones_like(single), where=single > 0)
+    change = np.abs(found.figures["along"])
     # of what the blocks do not serve, it does not matter
     matters = 1 - found.share_along > ONE_PART
     holds = {
         "unmeasured": np.broadcast_to(~found.scaled[:, None], found.kld.shape),
         "not finite": ~np.isfinite(found.kld),
         "large": np.maximum(found.kld, found.unbounded) > LARGEST,
-        "far": (np.abs(found.figures["along"]) > FAR) & (found.share_along > ONE_PART),
+        "far": (change > FAR) & (found.share_along > ONE_PART),
+        "clipped": change > LOST,
         "tensor": np.broadcast_to(tensor, found.kld.shape),
         "one block": (found.figures["largest"] > ONE_PART) & matters,
         "correlated": (together > CORRELATED) & matters,
