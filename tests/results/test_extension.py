@@ -157,6 +157,46 @@ def test_two_begin_one_after_the_other(tmp_path, monkeypatch):
         assert other.begin(RUN, RUN) == (1, RUN, RUN)
 
 
+# ---------------------------------------------------------------- static scales
+
+
+def with_scales(run, **files):
+    """A file of static scales by its name, with its SHA-256."""
+    found = [{"file": file, "sha256": sha256} for file, sha256 in files.items()]
+    return replace(run, settings=run.settings | {"calibrations": found})
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Files of static scales that there are not."""
+    monkeypatch.setattr("fq.results.runs.check_scales", lambda number, run: None)
+
+
+def test_runs_can_be_one_unless_the_same_file_is_another(tmp_path, unchecked):
+    with Results(tmp_path / "s.sqlite") as store:
+        number = store.add(with_scales(RUN, a="1"))
+        assert store.begin(RUN, replace(RUN, cells=())).number == number
+        assert store.begin(RUN, with_scales(replace(RUN, cells=()), a="1", b="7")).number == number
+        more = replace(RUN, cells=(OTHERS[0],))
+        assert store.begin(RUN, with_scales(more, b="2", a="1")).run.scales == {"a": "1", "b": "2"}
+        other = with_scales(RUN, b="3")
+        assert store.begin(other, other) == (number + 1, other, None)
+        plain = store.begin(replace(RUN, text_sha256="c" * 64)).number
+        more = with_scales(replace(more, text_sha256="c" * 64), a="1")
+        assert store.begin(more, more)[0] == plain and store.get(plain).scales == {"a": "1"}
+
+
+def test_a_run_whose_kept_identity_has_its_scales_is_found(tmp_path, unchecked):
+    with Results(tmp_path / "s.sqlite") as store:
+        number = store.add(with_scales(RUN, a="1"))
+        for run in (RUN, replace(RUN, text_sha256="c" * 64)):
+            store.add(with_scales(run, b="1"))
+        store._db.execute("UPDATE runs SET digest = NULL, identity = 'before' || id")
+        assert store.begin(RUN, with_scales(RUN, a="1", b="2")).number == number
+        other = with_scales(replace(RUN, versions={"fq": "2"}), a="1")
+        assert store.begin(other, other).was is None
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -274,3 +314,30 @@ def test_processes_that_begin_and_extend_one_run_at_once(sweep, tmp_path):
     with Results(path) as store:
         assert len(store.list()) == 1 and len(set(store.get(1).cells)) == len(store.get(1).cells) == 10
     assert loaded(path) == loaded(whole)
+
+
+def test_the_command_extends_a_run_of_static_scales(sweep, tmp_path, tiny_path):
+    path, file = tmp_path / "s.sqlite", tmp_path / "scales.json"
+    calibrate = ["calibrate", "-m", tiny_path, "-c", N_CTX, "--sites", "ffn_norm[*].raw", "-o", file]
+    fq(*calibrate, "--chunks", 2)
+    static = formats(f"int8:scale=@{file}")
+    fq(*sweep, *static, "--chunks", 2)
+    _, err = fq(*sweep, "--resume", "--chunks", 3)
+    assert "run 1 is extended by 1 chunk\n" in err
+    _, err = fq(*sweep, "--resume", *formats("bf16"))
+    assert "run 1 is extended by 3 cells (ffn_norm[*].raw=bf16)\n" in err
+    other = tmp_path / "other.sqlite"
+    fq(*sweep[:-1], other, *formats("bf16"), "--chunks", 3)
+    fq(*sweep[:-1], other, "--resume", *static)
+    assert loaded(path) == loaded(other)
+    with Results(path) as store, Results(other) as beside:
+        was = store.get(1)
+        assert was.settings["calibrations"] == beside.get(1).settings["calibrations"] and was.scales
+    fq(*calibrate, "--chunks", 1)
+    _, err = fq(*sweep, "--resume", "--chunks", 4, status=2)
+    assert f"{file} has other static scales than run 1 was measured with" in err
+    file.write_text("{}")
+    _, err = fq(*sweep, "--resume", "--chunks", 4, status=2)
+    assert "is no file of static scales" in err
+    with Results(path) as store:
+        assert store.get(1) == was and len(store.list()) == 1

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fq_kernels import Executor
-from fq_kernels.rules import calibrations_of, parse_rule
 
 from .. import machine
 from ..errors import FqError
@@ -37,7 +36,7 @@ from ..measure.plan import (
 from ..measure.sensitivity import sites_named
 from ..measure.sweep import Sweep
 from ..provenance import sha256_of
-from ..results.runs import Results, judgement
+from ..results.runs import Results, check_scales, judgement
 from ..run.model import Model
 from ..words import table
 from .exact import Exact, single
@@ -217,14 +216,7 @@ def _exact(
     if text_sha256(text) != run.text_sha256:
         raise FqError(f"-f {args.file}: the estimate was made on another text")
     now = replace(run, versions=machine.versions(), numerics=numerics(executor))
-    asked, digest = run.settings["sensitivity"], text_sha256(text)
-    rules = [parse_rule(f"{asked['sites'][0]}={spec}") for spec in asked["formats"]]
-    before, now_has = (
-        [each["sha256"] for each in some]
-        for some in (run.settings.get("calibrations", []), calibrations_of(rules, digest))
-    )
-    if before != now_has:
-        raise FqError(f"run {number} was measured with other static scales than its files have now")
+    check_scales(number, run)
     if now.identity != run.identity:
         raise FqError(f"run {number} was measured with other versions than these: run fq sensitivity again")
     tokens, settings = model.tokenizer.encode(text), Settings.of_run(run.settings)

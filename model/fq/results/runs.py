@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fq_kernels.rules import Calibration
+
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from ..measure.chunks import SCORED, n_scored_per_chunk
@@ -87,7 +89,7 @@ class Run:
     @property
     def identity(self) -> str:
         """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each, on any
-        instruction set and in batches of any size."""
+        instruction set and in batches of any size, unless a file of static scales is another in each."""
         keys = ("n_tokens", "n_ctx", "activations", "chunk_order", "chunk_seed")
         numerics = {key: value for key, value in self.numerics.items() if key not in ("threads", "isa")}
         parts = [
@@ -105,9 +107,17 @@ class Run:
             parts.append(asked)
         if other := self.settings.get("base_model_sha256"):
             parts.append({"base_model": other})
-        if scales := self.settings.get("calibrations"):
-            parts.append([each["sha256"] for each in scales])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """The SHA-256 of each file of static scales."""
+        return {each["file"]: each["sha256"] for each in self.settings.get("calibrations", ())}
+
+    def can_be_one_with(self, other: Run) -> bool:
+        """Of runs of the same identity: whether each file of static scales is the same in both."""
+        scales = other.scales
+        return all(scales.get(file, sha256) == sha256 for file, sha256 in self.scales.items())
 
     def extended(self, more: Run) -> Run:
         """With the cells of ``more`` that it lacks after its own, and the chunks of the longer of both.
@@ -121,6 +131,9 @@ class Run:
         settings = dict(self.settings)
         if cells:  # a store of an earlier version knew of fewer values
             settings |= {key: more.settings[key] for key in ("norms", "values") if key in more.settings}
+            new = [each for each in more.settings.get("calibrations", ()) if each["file"] not in self.scales]
+            if new:
+                settings["calibrations"] = [*settings.get("calibrations", ()), *new]
         if longer:
             settings |= {key: more.settings[key] for key in ("n_chunks_asked", "chunk_indices")}
         commands = [run.settings["command"] for run in (self, more) if run.settings.get("command")]
@@ -145,6 +158,17 @@ class Run:
             "machine": self.machine,
         }
         return self.settings | provenance
+
+
+def check_scales(number: int, run: Run) -> None:
+    """Raises FqError where a file of static scales is not what it was when the run was measured with it."""
+    for file, sha256 in run.scales.items():
+        try:
+            now = Calibration.load(file).sha256
+        except ValueError as e:
+            raise FqError(str(e)) from None
+        if now != sha256:
+            raise FqError(f"{file} has other static scales than run {number} was measured with")
 
 
 class OtherBitsError(Exception):
@@ -324,7 +348,8 @@ class Results:
 
         It is the newest of the same identity that has all cells of ``more``, else the newest;
         a new run, which is ``run``, if there is none. At one moment for all processes: of
-        several that begin the same run at once, one makes it.
+        several that begin the same run at once, one makes it. Raises FqError, and extends nothing, where
+        its static scales are not in their files any more.
         """
         with self.writing():
             was = None if more is None else self._newest_like(more)
@@ -332,6 +357,7 @@ class Results:
                 return Begun(self.insert(run), run, None)
             number, before = was
             now = before.extended(more)
+            check_scales(number, now)
             if now is not before:
                 self.replace(number, now)
             return Begun(number, now, before)
@@ -345,10 +371,17 @@ class Results:
         return run
 
     def _newest_like(self, run: Run) -> tuple[int, Run] | None:
-        found = self._db.execute("SELECT id FROM runs WHERE identity = ? ORDER BY id DESC", (run.identity,))
+        # static scales were once a part of the identity that is kept
+        found = self._db.execute(
+            "SELECT id, identity FROM runs WHERE identity = ? OR (model_sha256 = ? AND text_sha256 = ? "
+            "AND settings LIKE '%\"calibrations\"%') ORDER BY id DESC",
+            (run.identity, run.model_sha256, run.text_sha256),
+        )
         newest = None
-        for (number,) in found.fetchall():
+        for number, identity in found.fetchall():
             there = number, self.get(number)
+            if run.identity not in (identity, there[1].identity) or not run.can_be_one_with(there[1]):
+                continue
             if set(run.cells) <= set(there[1].cells):
                 return there
             newest = newest or there
