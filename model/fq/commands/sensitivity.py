@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on with the last run in the store on the same model, text, sites, formats and settings, "
-        "however it ended, over its chunks or as many as --chunks",
+        "however it ended, over its chunks, or as many as --chunks where that is more",
     )
     add_memory_limit(parser)
     add_store(parser)

@@ -135,7 +135,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on with the last run in the store on the same model, text and settings, however it ended: "
-        "with its cells and those of --sites and --format, over its chunks or as many as --chunks",
+        "with its cells and those of --sites and --format, over its chunks, or as many as --chunks where "
+        "that is more",
     )
     parser.add_argument(
         "--shard",
