@@ -9,6 +9,7 @@ import json
 import random
 import signal
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from command_line import fq
 from stored_runs import killed_at_statement
 
 from fq import FqError
-from fq.results.compare_estimates import compare_estimate
+from fq.results.compare_estimates import compare_estimate, compare_estimate_text
 from fq.results.runs import Results, stored_figures
 
 SITES = ["--sites", "ffn_norm[*].raw", "--sites", "k", "--sites", "attn_norm[1].in"]
@@ -168,7 +169,9 @@ def test_beside_a_sweep(whole):
         ]  # fmt: skip
         data["estimate"], data["verified"] = "sensitivity", []
     sides[0][1]["verified"] = [{"site": "l_out[0]", "format": "bf16"}]
-    (group,) = compare_estimate(*sides)["groups"]
+    data = compare_estimate(*sides)
+    (group,) = data["groups"]
+    assert data["unlike"] is None and "baselines" not in compare_estimate_text(data)
     assert (group["n"], group["marked"], group["spearman"]) == (3, 0, 1.0)
     assert (group["ratio_median"], group["ratio_least"], group["ratio_largest"]) == (2.0, 2.0, 2.0)
     # (0 to 1.6) holds 1, (0 to 2.6) holds 1.5; that of the first was measured for the estimate
@@ -178,6 +181,12 @@ def test_beside_a_sweep(whole):
     sides[0][1]["cells"][1]["mark"] = "large"
     (group,) = compare_estimate(*sides)["groups"]
     assert group["marked"] == 1 and group["spearman"] is None
+    deployed = replace(sides[1][0], settings=sides[1][0].settings | {"activations": "ggml"})
+    for cells in (sides[1][1]["cells"], []):
+        data = compare_estimate(sides[0], (deployed, sides[1][1] | {"cells": cells}))
+        assert data["unlike"] == "activations (exact, ggml)" and bool(data["groups"]) == bool(cells)
+        said = compare_estimate_text(data).splitlines()
+        assert said[1] == "their baselines differ, too, in activations (exact, ggml)"
 
 
 def test_over_other_chunks_nothing_is_compared(whole):

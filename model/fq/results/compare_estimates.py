@@ -14,7 +14,7 @@ from fq_kernels import default_fpu
 from ..errors import FqError
 from ..measure.agreement import MIN_CELLS, rank_correlation
 from ..words import table
-from .compare import not_paired
+from .compare import not_paired, otherwise_unlike
 from .runs import Run
 
 
@@ -41,7 +41,8 @@ def compare_estimate(
     there are and how many are marked; of those that are not Spearman's rank correlation, median, least and
     largest of estimate / other, and the share of the others that lie within the estimate's interval, those
     apart that were measured for the estimate. ``by_token`` and ``by_element`` have correlation and
-    ratios of the sums that the estimate is not (`measure.sensitivity`).
+    ratios of the sums that the estimate is not (`measure.sensitivity`). ``unlike`` is what makes the
+    baselines differ, as an estimate is of exact activations.
     Raises FqError where the runs are of other models, texts or chunks.
     """
     (run, data), (other_run, other_data) = estimate, other
@@ -57,7 +58,12 @@ def compare_estimate(
         if cell in mine and there["mean_kld"] and mine[cell]["mean_kld"]:
             kind, point = mine[cell]["kind"], mine[cell]["point"]
             groups.setdefault((cell[1], f"{kind}.{point}" if point else kind), []).append(cell)
-    result: dict[str, Any] = {"estimate": data["run"], "other": other_data["run"], "groups": []}
+    result: dict[str, Any] = {
+        "estimate": data["run"],
+        "other": other_data["run"],
+        "unlike": otherwise_unlike(run, other_run),
+        "groups": [],
+    }
     for (spec, kind), cells in groups.items():
         if len(cells) < MIN_CELLS:
             continue
@@ -111,8 +117,9 @@ def _within(cell: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
 
 def compare_estimate_text(data: Mapping[str, Any]) -> str:
     title = f"run {data['estimate']}, an estimate, beside run {data['other']}"
+    unlike = f"\ntheir baselines differ, too, in {data['unlike']}" if data["unlike"] else ""
     if not data["groups"]:
-        return f"{title}: they share no kind of site and format with {MIN_CELLS} cells"
+        return f"{title}: they share no kind of site and format with {MIN_CELLS} cells{unlike}"
     rows = [["format", "sites", "cells", "marked", "rank correlation", "estimate / other", "within 95 %"]]
     rows[0] += ["token by token", "element by element"]
     for group in data["groups"]:
@@ -122,7 +129,7 @@ def compare_estimate_text(data: Mapping[str, Any]) -> str:
         rows.append([*row, *(f"{_correlation(one)}, {_ratios(one)}" for one in _sums(group))])
     n = sum(group["n"] for group in data["groups"])
     marked = sum(group["marked"] for group in data["groups"])
-    return f"{title}: {n} cells, {marked} marked and left out\n{table(rows, {2, 3, 4, 6})}"
+    return f"{title}: {n} cells, {marked} marked and left out{unlike}\n{table(rows, {2, 3, 4, 6})}"
 
 
 def _sums(group: Mapping[str, Any]) -> list[Mapping[str, Any]]:
