@@ -82,6 +82,8 @@ def test_the_command(tiny_path, tmp_path):
         assert "--dry-run is of one run" in err
     half, _ = fq(*command, "--dry-run", "--shard", "1/2")
     assert "8 chunks of cells" in half
+    second, _ = fq(*command, "--dry-run", "--shard", "2/2")
+    assert "8 chunks of cells" in second and "store   some" in second and "seconds on" in second
     fq(*command)
     with Results(store, must_exist=True) as kept:
         assert len(kept.list()) == 1

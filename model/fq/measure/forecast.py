@@ -30,13 +30,15 @@ def forecast(
 ) -> dict[str, Any]:
     """Of a sweep of which nothing has been run, as written to JSON; its results are not kept.
 
-    Cells are run one at a time on the first chunk for so many seconds. A cell's time goes by the layers that
-    it and its baseline pass, ``steps`` of the sweep. ``seconds`` is of the whole sweep by what one step took,
-    and ``store_bytes`` by what a cell has left; None where no step, or no cell, ended in time.
+    Cells are run one at a time, of the first chunk that has any to run, for so many seconds. A cell's time
+    goes by the layers that it and its baseline pass, ``steps`` of the sweep. ``seconds`` is of the whole
+    sweep by what one step took, and ``store_bytes`` by what a cell has left; None where no step, or no cell,
+    ended in time.
     """
     of_run, on_step = run.steps, run.on_step
     fixed, cell = run.memory
-    mine = list(run.mine(0))
+    chunk = next((chunk for chunk in range(run.text.n) if run.mine(chunk)), 0)
+    mine = list(run.mine(chunk))
     # from the first to the last, those that pass all layers among them
     order = sorted(mine, key=lambda i: (i * 7919) % max(len(mine), 1))
     start, taken = clock(), list[tuple[float, int]]()
@@ -53,7 +55,7 @@ def forecast(
     try:
         for i in order:
             steps, since = 0, clock()
-            for key in run.run(0, [i]):
+            for key in run.run(chunk, [i]):
                 left = _bytes_of(run.finished[key])
             if steps:  # else it is another's
                 taken.append((clock() - since, steps))
