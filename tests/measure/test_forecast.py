@@ -70,7 +70,8 @@ def test_memory_and_store(sweep, tiny_path, tmp_path):
     assert min(sizes) <= data["store_bytes"] / data["chunks_of_cells"] <= max(sizes)
 
 
-def test_the_command(tiny_path, tmp_path):
+def test_the_command(tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:1")  # where nobody answers
     store = tmp_path / "s.sqlite"
     command = "sweep", "-m", tiny_path, "-c", N_CTX, "--chunks", 4, "--sites", "ffn_norm", "--store", store
     out, _ = fq(*command, "--dry-run", "--json", tmp_path / "j")
@@ -84,6 +85,7 @@ def test_the_command(tiny_path, tmp_path):
     assert "8 chunks of cells" in half
     second, _ = fq(*command, "--dry-run", "--shard", "2/2")
     assert "8 chunks of cells" in second and "store   some" in second and "seconds on" in second
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS")
     fq(*command)
     with Results(store, must_exist=True) as kept:
         assert len(kept.list()) == 1

@@ -211,7 +211,8 @@ class _Inputs:
 @contextlib.contextmanager
 def _workers(args: argparse.Namespace, read: Callable[[], _Inputs]) -> Iterator[tuple[_Inputs, Pool | None]]:
     """The inputs, and the workers of a scheduler; None where there is none."""
-    where = args.scheduler or (None if args.shard else os.environ.get(SCHEDULER_VARIABLE))
+    here = args.shard or args.dry_run
+    where = args.scheduler or (None if here else os.environ.get(SCHEDULER_VARIABLE))
     if where is None:
         yield read(), None
         return
