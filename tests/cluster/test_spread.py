@@ -271,6 +271,30 @@ def test_a_worker_where_all_fails_is_refused():
     assert len(spoilt) == len(set(spoilt)), "while others may do it, none is given back"
 
 
+@pytest.mark.parametrize("heals", [True, False])
+def test_one_that_was_refused_is_asked_again_where_the_others_are_gone(heals):
+    """And where it fails still, that ends it."""
+    pool, said, gone = Pool("good", "bad"), [], threading.Event()
+
+    def fails(task):
+        if not (heals and gone.is_set()):
+            raise MemoryError("too little")
+
+    def goes(task):
+        while not any("is refused" in line for line in said):
+            time.sleep(0.01)
+        gone.set()
+        pool.die("good")
+
+    pool.run = {"good": goes, "bad": fails}
+    if heals:
+        assert sorted(run(pool, said=said)) == TASKS
+    else:
+        with pytest.raises(FqError, match="failed 5 times, last on name of bad: MemoryError"):
+            run(pool, said=said)
+    assert said.count("worker name of bad: avx2, 1 threads") == 2
+
+
 def test_two_that_hang_hold_nothing_up():
     pool = Pool("a", "b")
     hangs, over, waited = hanging()

@@ -166,6 +166,12 @@ class Spread:
             if address not in self._workers:
                 self._workers[address] = _Worker(name)
                 self._begin(address)
+        if all(each.name in self.refused for each in self._workers.values()):
+            for address, each in self._workers.items():
+                if each.failures >= FAILURES:  # the others are gone
+                    each.failures = 0
+                    del self.refused[each.name]
+                    self._begin(address)
 
     def _lose(self, address: str, what: str) -> None:
         """A worker that may come back: what it has is given to others."""
