@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed
 import psutil
@@ -24,7 +25,9 @@ from command_line import environment, fq, popen
 from stored_runs import ended
 
 from fq.cluster import worker
+from fq.cluster.dask_pool import dask_pool
 from fq.cluster.worker import Job, Left, ModelFiles
+from fq.commands.on_workers import worker_limit
 from fq.errors import FqError
 from fq.measure.chunks import Settings
 
@@ -217,6 +220,16 @@ def test_a_lost_baseline_is_said_as_one_process_says_it(command, tmp_path):
     _, plain = fq(*arguments, status=1)
     _, err = fq(*arguments, "--scheduler", "local:1", "-t", 1, status=1)
     assert [line for line in err.splitlines() if "error" in line] == plain.splitlines()[-1:]
+
+
+def test_processes_here_share_what_is_free(monkeypatch):
+    monkeypatch.setattr("fq.commands.options.available_memory", lambda: 8 << 30)
+    with dask_pool("local:2", 1) as here:
+        assert worker_limit(None, here) == 2 << 30 and worker_limit("3G", here) == 3 << 30
+    elsewhere = SimpleNamespace(n_here=None)
+    assert worker_limit(None, elsewhere) is None and worker_limit("3G", elsewhere) == 3 << 30
+    monkeypatch.setattr("fq.commands.options.available_memory", lambda: None)
+    assert worker_limit(None, here) is None
 
 
 # ---------------------------------------------------------------- a worker, in this process

@@ -37,10 +37,12 @@ class DaskPool:
     """Of a client of the package distributed.
 
     connect  makes another one, where the connection was lost for longer than a client waits
+    n_here   as of `Pool`
     """
 
-    def __init__(self, client: Any, connect: Callable[[], Any]) -> None:
+    def __init__(self, client: Any, connect: Callable[[], Any], n_here: int | None = None) -> None:
         self._client, self._connect = client, connect
+        self.n_here = n_here
 
     def workers(self) -> dict[str, str]:
         if self._client.status in ("closed", "closing"):
@@ -126,8 +128,8 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
     client: Callable[..., Any] = distributed.Client
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is to be said we say
     with contextlib.ExitStack() as stack:
-        if where.startswith(HERE):
-            n = _local(where)
+        n = _local(where) if where.startswith(HERE) else None
+        if n is not None:
             if threads is not None and threads < 1:
                 raise FqError(f"--threads: threads must be at least 1, not {threads}")
             each = threads or max(default_threads() // n, 1)
@@ -161,7 +163,7 @@ def dask_pool(where: str, threads: int | None = None) -> Iterator[DaskPool]:
             def connect() -> Any:
                 return _connected(client, where)
 
-        pool = DaskPool(connect(), connect)
+        pool = DaskPool(connect(), connect, n)
         stack.callback(pool.close)
         yield pool
 

@@ -56,7 +56,12 @@ class Handle(Protocol):
 
 
 class Pool(Protocol):
-    """The workers of a cluster."""
+    """The workers of a cluster.
+
+    n_here  how many they are where all are processes on this machine, which share its memory; None elsewhere
+    """
+
+    n_here: int | None
 
     def workers(self) -> dict[str, str]:
         """Address and name of each that is there."""

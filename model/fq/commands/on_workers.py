@@ -18,6 +18,7 @@ from ..measure.sweep import Sweep
 from ..results.merge import together
 from ..results.runs import OtherBitsError, Results, Run
 from ..run.model import Model
+from .options import memory_limit_of
 from .progress import note
 
 
@@ -56,6 +57,16 @@ def job_of(
         memory_limit=memory_limit,
         **about,
     )
+
+
+def worker_limit(text: str | None, pool: Pool) -> int | None:
+    """Of --memory-limit, bytes of each worker. By default those on this machine divide half of what is free;
+    None: elsewhere each sees for itself."""
+    if text is not None:
+        return memory_limit_of(text)
+    if pool.n_here is None or (free := memory_limit_of(None)) is None:
+        return None
+    return free // pool.n_here
 
 
 def _n_workers(pool: Pool) -> int:

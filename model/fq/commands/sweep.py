@@ -363,13 +363,12 @@ def _run(
             store.save(number, cell, chunk, run.finished[cell, chunk])
             yield cell, chunk
         return
-    from .on_workers import OnWorkers, files_of, job_of
+    from .on_workers import OnWorkers, files_of, job_of, worker_limit
 
-    limit = None if args.memory_limit is None else memory_limit_of(args.memory_limit)
     of_run, other = store.get(number), None
     if run.base_model is not None:
         other = files_of(run.base_model, of_run.settings["base_model_sha256"])
-    mine = files_of(run.model, of_run.model_sha256)
+    mine, limit = files_of(run.model, of_run.model_sha256), worker_limit(args.memory_limit, pool)
     job = job_of(mine, args.worker_model_dir, args.threads, limit, run, other)
     on_workers = OnWorkers(run, pool, job, store, number, was)
 
