@@ -424,6 +424,12 @@ def test_noise_gives_an_error_and_no_crash(tmp_path_factory, noise):
         summarise(path)
 
 
+def test_what_a_trace_says_of_its_run_again_and_again_is_kept_once(path):
+    again = "".join(f'"otherData": {{"model": "{k}", "key {k}": []}}, ' for k in range(9))
+    path.write_text(f'{{{again}"traceEvents": {events()}}}')
+    assert summarise(path)["about"] == {"model": "8", "key 8": []}
+
+
 def test_no_control_characters_of_an_untrusted_trace(path, capsys):
     path.write_text(
         json.dumps(

@@ -117,6 +117,7 @@ def _events(values: _Values, other: dict[str, Any]) -> Iterator[Any]:
             else:
                 value = values.value()
                 if key == "otherData" and isinstance(value, dict):
+                    other.clear()  # of several the last counts, as JSON has it: all might not fit
                     other.update(value)
             if values.take(",", "}") == "}":
                 break
