@@ -121,7 +121,8 @@ def t_quantile(p: float, df: float) -> float:
 # ---------------------------------------------------------------- one figure
 
 
-def _se(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of independent values."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
@@ -129,7 +130,7 @@ def mean_interval(chunks: np.ndarray) -> Interval | None:
     """95 % interval of the mean over chunks; None below MIN_CHUNKS or where a value is not finite."""
     if len(chunks) < MIN_CHUNKS or not np.isfinite(chunks).all():
         return None
-    mean, half = float(np.mean(chunks)), t_quantile(LEVEL, len(chunks) - 1) * _se(chunks)
+    mean, half = float(np.mean(chunks)), t_quantile(LEVEL, len(chunks) - 1) * standard_error(chunks)
     return mean - half, mean + half
 
 
@@ -141,7 +142,7 @@ def positive_interval(chunks: np.ndarray) -> Interval | None:
     if np.count_nonzero(chunks) < MIN_CHUNKS or not np.isfinite(chunks).all():
         return None
     mean = float(np.mean(chunks))
-    half = t_quantile(LEVEL, len(chunks) - 1) * _se(chunks) / mean
+    half = t_quantile(LEVEL, len(chunks) - 1) * standard_error(chunks) / mean
     return mean * exp(-half), mean * exp(half)
 
 
@@ -213,7 +214,7 @@ def welch_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
     if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
         return None
     up, down = float(np.mean(numerators)), float(np.mean(denominators))
-    shares = [_se(v) / m for v, m in ((numerators, up), (denominators, down))]
+    shares = [standard_error(v) / m for v, m in ((numerators, up), (denominators, down))]
     parts = [share * share for share in shares]  # a power would be the C library's
     sizes = len(numerators) - 1, len(denominators) - 1
     spread = sum(part * part / size for part, size in zip(parts, sizes, strict=True))
@@ -232,7 +233,7 @@ def agreement_interval(agreeing: Sequence[int] | np.ndarray, tokens: int) -> Int
     if n < MIN_CHUNKS:
         return None
     share = float(np.sum(agreeing)) / total
-    scatter = _se(np.asarray(agreeing)) / tokens
+    scatter = standard_error(np.asarray(agreeing)) / tokens
     variance = scatter * scatter
     design = t_quantile(LEVEL, total - 1) / t_quantile(LEVEL, n - 1)
     effective = total * design * design

@@ -26,7 +26,7 @@ from fq_kernels.rules.sites import POINTS, Site, Value
 from ..arch.graph import Graph
 from ..errors import FqError
 from .estimates import Asked, Judged, ModelError, site_parts
-from .inference import LEVEL, MIN_CHUNKS, Interval, t_quantile
+from .inference import LEVEL, MIN_CHUNKS, Interval, standard_error, t_quantile
 from .prices import read_prices_of
 
 FLOAT_BITS = 32.0  # of a value that no rule takes
@@ -279,7 +279,7 @@ def _interval(each: np.ndarray, spreads: np.ndarray, errors: ModelError | None) 
     total = float(means.sum())
     if not total > 0:
         return None
-    half = t_quantile(LEVEL, n - 1) * float(np.std(by_chunk, ddof=1)) / math.sqrt(n) / total
+    half = t_quantile(LEVEL, n - 1) * standard_error(by_chunk) / total
     centre = 0.0
     if errors is not None:
         shares = means / total
@@ -294,8 +294,7 @@ def _interval(each: np.ndarray, spreads: np.ndarray, errors: ModelError | None) 
 def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
     """Sites and formats of a plan that were not measured: the n that its interval hangs on most, by the
     estimate's own error or by one chunk. None where there are too few chunks for any interval."""
-    n_chunks = len(said.found.by_chunk)
-    if n_chunks < MIN_CHUNKS:
+    if len(said.found.by_chunk) < MIN_CHUNKS:
         return []
     unsure = []
     sd = 1.0 if said.errors is None else said.errors.sd
@@ -303,7 +302,7 @@ def least_sure(plan: Plan, said: Judged, n: int) -> list[tuple[str, str]]:
     for choice, option in zip(plan.choices, plan.picked, strict=True):
         if option.spec is not None and (choice.i, option.j) not in said.exact:
             of_model = option.kld * sd * float(spread[choice.i, option.j])
-            se = float(np.std(said.by_chunk(choice.i, option.j), ddof=1)) / math.sqrt(n_chunks)
+            se = standard_error(said.by_chunk(choice.i, option.j))
             unsure.append((-math.hypot(of_model, se), choice.site, option.spec))
     return [(site, spec) for _, site, spec in sorted(unsure)[:n]]
 
