@@ -793,6 +793,20 @@ BPE_FAULTS = [
 ]
 
 
+def test_tokens_that_are_all_parts_of_one_text():
+    """Too many cuts to make merges of, for all texts as for one."""
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 130)))
+    parts = [text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1)]
+    tokens = ["<unk>", "<s>", "</s>", *parts]
+    types = np.array([UNKNOWN, CONTROL, CONTROL, *[NORMAL] * len(parts)], np.int32)
+    scores = np.zeros(len(tokens), np.float32)
+    tokenizer = Tokenizer.from_metadata(spm_metadata(tokens=tokens, scores=scores, token_type=types))
+    assert tokenizer.encode(text[:3]) == [1, 0, tokens.index(text[:3])]
+    for whole in (text, NEEDS_ALL_MERGES):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.tokens: over 262144 cuts of tokens"):
+            tokenizer.encode(whole)
+
+
 @pytest.mark.parametrize(("key", "value"), SPM_FAULTS)
 def test_malformed_spm_metadata(key, value):
     with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}\b") as caught:

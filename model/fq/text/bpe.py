@@ -15,10 +15,12 @@ import numpy as np
 
 from fq_kernels import GGUFStrings
 
-from .vocabulary import Vocabulary
+from .vocabulary import TokenizerError, Vocabulary
 
 SPACE = "\u2581"  # SPM's visible space
 WINDOW = 1 << 14  # characters of a long word that are merged at once
+# A cut that is a merge takes some 500 bytes; tokens of Llama 2, Gemma 3 and SmolLM2 have two on average.
+_MAX_CUTS_PER_TOKEN, _ALWAYS_ALLOWED = 16, 1 << 18
 
 
 class Merger(NamedTuple):
@@ -147,7 +149,7 @@ def _needed(
     if text is None:
         return vocabulary.text_index, list(dict.fromkeys(map(merge_pair, merges[:])))
     vocab = vocabulary.inside(text)
-    usable = {f"{left} {right}": (left, right) for left, right in _cuts(vocab, vocab)}
+    usable = {f"{left} {right}": (left, right) for left, right in _cuts(vocab, vocab, len(vocabulary))}
     return vocab, [usable[merge] for merge in merges.find(usable)]
 
 
@@ -172,7 +174,7 @@ def spm_merger(
     characters = set("".join(vocab) if text is None else text)
     vocab, stand_ins = _with_stand_ins(vocab, characters, len(vocabulary), fallback)
     # Every cut of a token into two known pieces is a merge, ranked by the score of the whole.
-    merges = list(_cuts(ranked, vocab))
+    merges = list(_cuts(ranked, vocab, len(vocabulary)))
     # Where no token goes on past the end of a word, words can be merged (and cached) one by one.
     by_word = not any(SPACE in t.lstrip(SPACE) for t in ranked)
     split = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*"), "isolated") if by_word else None
@@ -185,11 +187,18 @@ def _longest(vocab: Iterable[str]) -> int:
     return max(map(len, vocab), default=0)
 
 
-def _cuts(tokens: Iterable[str], vocab: Container[str]) -> Iterator[tuple[str, str]]:
-    """Each token's cuts into two that are known, the longest left part first."""
+def _cuts(tokens: Iterable[str], vocab: Container[str], n_vocab: int) -> Iterator[tuple[str, str]]:
+    """Each token's cuts into two that are known, the longest left part first.
+
+    Raises TokenizerError where there are more than a vocabulary of n_vocab tokens can be meant to have.
+    """
+    left = most = max(_ALWAYS_ALLOWED, _MAX_CUTS_PER_TOKEN * n_vocab)
     for token in tokens:
         for cut in range(len(token) - 1, 0, -1):
             if token[:cut] in vocab and token[cut:] in vocab:
+                if not left:
+                    raise TokenizerError(f"tokenizer.ggml.tokens: over {most} cuts of tokens into two tokens")
+                left -= 1
                 yield token[:cut], token[cut:]
 
 
