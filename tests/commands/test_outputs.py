@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import stat
@@ -200,6 +201,18 @@ def test_a_file_that_may_not_be_written_stays(folder, monkeypatch):
     refused[:] = [os.path.realpath(".")]
     with pytest.raises(FqError, match="--json new: cannot be written there"):
         check_outputs({"--json": "new"})
+
+
+def test_stdout_is_for_what_goes_there_alone(folder, capsys):
+    """Scales or JSON, whole documents, and no text beside them; no file is called "-"."""
+    assert main([*CALIBRATE, "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["schema"] == "fq/calibrate/1"
+    assert said.err.endswith("cal.json: 2 sites, tensor scales by largest\n")
+    assert main([*CALIBRATE, "-o", "-", "--json", "figures.json"]) == 0
+    assert capsys.readouterr().out == (folder / "cal.json").read_text()
+    assert json.loads((folder / "figures.json").read_text())["sites"]
+    assert not os.path.exists("-")
 
 
 def test_devices_take_more_than_one_output_and_stay(folder, tmp_path):

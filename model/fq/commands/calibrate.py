@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from ..errors import FqError
@@ -20,6 +21,7 @@ from .options import (
     say_if_short,
     settings_of,
 )
+from .outcome import print_figures
 from .progress import steps
 
 
@@ -42,7 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--per", choices=PER, default=PER[0], help="what has a scale of its own (default %(default)s)"
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", required=True, help="the scales, for rules: int8:scale=@FILE"
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="the scales, for rules: int8:scale=@FILE; - for stdout",
     )
     add_text(parser)
     add_model(parser)
@@ -73,10 +79,14 @@ def main(args: argparse.Namespace) -> int:
         for _ in steps("calibrating", run, run.n_steps, "chunk"):
             pass
     data = run.result(text_name, text_sha256(text), sha256_of(*model.file.paths))
-    write(_file_of(data), args.output)
-    if args.json:
-        write_json("calibrate", data, args.json)
-    print(f"{args.output}: {len(data['sites'])} sites, {args.per} scales by {method}")
+    if args.output == "-":
+        sys.stdout.write(_file_of(data))
+        if args.json:
+            write_json("calibrate", data, args.json)
+    else:
+        write(_file_of(data), args.output)
+        done = f"{args.output}: {len(data['sites'])} sites, {args.per} scales by {method}"
+        print_figures("calibrate", done, data, args.json)
     return 0
 
 
