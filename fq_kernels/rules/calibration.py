@@ -16,6 +16,10 @@ from .unit_rule import AnyRule
 KIND = "fq static scales"
 VERSION = 1
 _MAX_BYTES = 256 << 20
+# what is shown of a file, so that it must be there
+_STRINGS = ("model.file", "model.sha256", "text.name", "text.sha256", "method", "per")
+# float32's
+_SMALLEST_NORMAL, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ def calibrations_of(rules: Iterable[AnyRule], text_sha256: str) -> list[dict[str
     files = dict.fromkeys(fmt.calibration for rule in rules for fmt in rule.formats)
     found = [Calibration.load(file) for file in files if file]
     return [
-        {
+        each.about
+        | {
             "file": each.path,
             "sha256": each.sha256,
             "same_text": each.about["text"]["sha256"] == text_sha256,
-            **each.about,
         }
         for each in found
     ]
@@ -85,9 +89,11 @@ def _load(path: str, _mtime: int, size: int) -> Calibration:
         raise wrong("is no file of static scales, which fq calibrate writes")
     if data.pop("version", None) != VERSION:
         raise wrong(f"is of another version than {VERSION}")
-    sites, text = data.pop("sites", None), data.get("text")
-    if not isinstance(text, dict) or not isinstance(text.get("sha256"), str):
-        raise wrong("text.sha256 is missing")
+    sites = data.pop("sites", None)
+    for key in _STRINGS:
+        said = _at(data, key)
+        if not isinstance(said, str):
+            raise wrong(f"{key} {'is missing' if said is None else 'must be a string'}")
     if not isinstance(sites, dict) or not sites:
         raise wrong("names no sites")
     ranges = {}
@@ -99,7 +105,14 @@ def _load(path: str, _mtime: int, size: int) -> Calibration:
     return Calibration(path, data, hashlib.sha256(content).hexdigest(), ranges)
 
 
+def _at(data: dict[str, Any], key: str) -> object:
+    """What a key, or ``KEY.KEY`` of an object in it, says; None: it is not there."""
+    outer, dot, inner = key.partition(".")
+    said = data.get(outer)
+    if not dot:
+        return said
+    return said.get(inner) if isinstance(said, dict) else None
+
+
 def _is_range(value: object) -> bool:
-    limits = np.finfo(np.float32)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and float(limits.smallest_normal) <= value <= float(limits.max)  # type: ignore[operator]
+    return type(value) in (int, float) and _SMALLEST_NORMAL <= value <= _LARGEST  # type: ignore[operator]

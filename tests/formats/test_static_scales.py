@@ -26,8 +26,9 @@ def with_scales(name: str, scales: list[float]):
 
 def write(path, sites, **changes) -> str:
     data = {
-        "kind": "fq static scales", "version": 1, "model": {}, "text": {"name": "a", "sha256": "ab"},
-        "method": "largest", "per": "tensor", "format": None, "sites": sites,
+        "kind": "fq static scales", "version": 1, "model": {"file": "m", "sha256": "cd"},
+        "text": {"name": "a", "sha256": "ab"}, "method": "largest", "per": "tensor", "format": None,
+        "sites": sites,
     }  # fmt: skip
     path.write_text(json.dumps(data | changes))
     return str(path)
@@ -186,7 +187,7 @@ def test_scales_that_are_best_for_another_format_are_refused(tmp_path):
         ("[]", "is no file of static scales, which fq calibrate writes"),
         ("{}", "is no file of static scales"),
         ('{"kind": "fq static scales", "version": 2}', "is of another version than 1"),
-        ('{"kind": "fq static scales", "version": 1, "sites": {"a": 1}}', "text.sha256 is missing"),
+        ('{"kind": "fq static scales", "version": 1, "sites": {"a": 1}}', "model.file is missing"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):
@@ -194,6 +195,30 @@ def test_files_that_are_none(tmp_path, content, message):
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=f"cal.json: {message}"):
         Calibration.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"sha256": "cd"}}, "model.file is missing"),
+        ({"model": {"file": "m"}}, "model.sha256 is missing"),
+        ({"model": "m"}, "model.file is missing"),
+        ({"text": {"sha256": "ab"}}, "text.name is missing"),
+        ({"text": {"name": "a", "sha256": 1}}, "text.sha256 must be a string"),
+        ({"method": None}, "method is missing"),
+        ({"per": ["tensor"]}, "per must be a string"),
+    ],
+)
+def test_files_that_do_not_say_what_is_shown_of_them(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"cal.json: {message}"):
+        Calibration.load(write(tmp_path / "cal.json", {"k[0]": 1}, **changes))
+
+
+def test_a_file_does_not_say_what_it_is_itself(tmp_path):
+    file = write(tmp_path / "cal.json", {"k[0]": 1}, same_text=False, file="other", sha256="00")
+    rules = FakeQuant([Value(Place("k", 0))], f"k=int8:scale=@{file}").rules
+    (found,) = calibrations_of(rules, "ab")
+    assert (found["file"], found["same_text"]) == (file, True) and len(found["sha256"]) == 64
 
 
 @pytest.mark.parametrize(

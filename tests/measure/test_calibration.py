@@ -210,11 +210,10 @@ def test_the_command_and_what_says_that_the_text_is_the_same(path, tmp_path):
     rule = ["--fake-quant", f"ffn_norm[*].weighted=int8:scale=@{file}"]
     shared = ["-m", path, "-c", 48, "--chunks", 2, *rule]
     out, _ = fq("perplexity", *shared)
-    assert (
-        "Cal.json: largest per channel, on sample text of the package - THE TEXT THAT IS MEASURED ON" in out
-    )
+    scales = f"Cal.json: largest per channel, of {path.name}, on sample text of the package"
+    assert f"{scales} - THE TEXT THAT IS MEASURED ON\n" in out
     out, _ = fq("perplexity", *shared, "-f", text, "--json", tmp_path / "figures.json")
-    assert "Cal.json: largest per channel, on sample text of the package\n" in out
+    assert f"{scales}\n" in out
     (found,) = json.loads((tmp_path / "figures.json").read_text())["calibrations"]
     assert found["same_text"] is False and found["file"] == str(file)
     _, err = fq("perplexity", *shared[:-1], f"attn_norm[*].raw=int8:scale=@{file}", status=2)
@@ -230,7 +229,10 @@ def test_a_sweep_with_static_scales_keeps_what_they_are_of(path, tmp_path):
     sweep = ["sweep", "-m", path, "-c", 48, "--chunks", 2, "--store", store, "--resume",
              "--sites", "ffn_norm[*].weighted", "--format", f"int8:scale=@{file}"]  # fmt: skip
     out, _ = fq(*sweep)
-    assert "cal.json: largest per tensor, on sample text of the package - THE TEXT THAT IS MEASURED ON" in out
+    assert (
+        f"cal.json: largest per tensor, of {path.name}, on sample text of the package - THE TEXT THAT IS"
+        in out
+    )
     _, err = fq(*sweep)
     assert "run 1" in err
     fq(*calibrate, 1)

@@ -170,7 +170,8 @@ def chunks_text(data: dict[str, Any]) -> str:
 def calibrations_text(calibrations: list[dict[str, Any]]) -> list[str]:
     """Where static scales come from."""
     return [
-        f"scales {each['file']}: {each['method']} per {each['per']}, on {each['text']['name']}"
+        f"scales {each['file']}: {each['method']} per {each['per']}, "
+        f"of {os.path.basename(each['model']['file'])}, on {each['text']['name']}"
         + (" - THE TEXT THAT IS MEASURED ON" if each["same_text"] else "")
         for each in calibrations
     ]
