@@ -229,6 +229,15 @@ def _natural(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def _number(key: str, digits: str, least: int, bits: int) -> int:
+    """Of an option. Raises ValueError for what has more bits; int() would for some thousand digits."""
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > 20 or int(digits) >= 2**bits:
+        said = digits if len(digits) <= 20 else f"{digits[:20]}…"
+        raise ValueError(f"{key} must be between {least} and 2**{bits} - 1, not {said}")
+    return int(digits)
+
+
 @lru_cache(maxsize=256)
 def _parse(spec: str) -> Format:
     name, _, text = spec.strip().partition(":")
@@ -243,7 +252,7 @@ def _parse(spec: str) -> Format:
         option = written.lower()
         key, equals, value = option.partition("=")
         if key == "seed" and _natural(value) and _takes_seed(family):
-            seed = int(value)
+            seed = _number(key, value, 0, 64)
             continue
         if option.startswith(SCALE) and family.static_top is not None:
             if static and static != written:
@@ -256,11 +265,11 @@ def _parse(spec: str) -> Format:
             dither = True
             continue
         choice = next((c for c in _choices(family) if chooses(option, c)), None)
-        if choice is None or (equals and not (_natural(value) and int(value) > 0)):
+        if choice is None or (equals and not (_natural(value) and value.strip("0"))):
             known = _options(family)
             has = f"there are {', '.join(known)}" if known else f"{name} has none"
             raise ValueError(f"unknown option {option!r} in format {spec!r}; {has}")
-        option = f"{key}={int(value)}" if equals else option
+        option = f"{key}={_number(key, value, 1, 31)}" if equals else option
         if chosen.setdefault(choice, option) != option:
             raise ValueError(f"options {chosen[choice]} and {option} of format {spec!r} exclude each other")
     rounding = chosen.get(family.roundings, family.roundings[0])
@@ -270,8 +279,6 @@ def _parse(spec: str) -> Format:
         if not dither and rounding != "stochastic":
             needed = "stochastic rounding or dither" if "stochastic" in family.roundings else DITHER
             raise ValueError(f"option seed={seed} of format {spec!r} needs {needed}")
-        if seed >= 2**64:
-            raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
     options = tuple(chosen[c] for c in family.choices if c in chosen and chosen[c] != c[0])
     if static:
         options = (*options, static)

@@ -147,6 +147,17 @@ def test_seeds_out_of_range():
             get_format(bad)
 
 
+@pytest.mark.parametrize("digits", ["2147483648", "9223372036854775808", "9" * 5000, "0" * 5000 + "9" * 12])
+def test_numbers_of_options_out_of_range(digits):
+    for spec in (f"int8:group={digits}", f"fp8_e4m3fn:group={digits}"):
+        with pytest.raises(ValueError, match=r"^group must be between 1 and 2\*\*31 - 1, not \d{10,20}…?$"):
+            get_format(spec)
+    with pytest.raises(ValueError, match=r"^seed must be between 0 and 2\*\*64 - 1, not 9{20}…$"):
+        get_format("bf16:stochastic,seed=" + "9" * 5000)
+    assert get_format("int8:group=" + "0" * 5000 + "32") == get_format("int8:group=32")
+    assert np.isfinite(round_trip(np.ones((1, 4), np.float32), "int8:group=2147483647")).all()
+
+
 @pytest.mark.parametrize("spec", [None, 16, b"bf16", ["bf16"]])
 def test_a_format_is_a_string(spec):
     with pytest.raises(TypeError, match="a format is a string such as 'bf16'"):
