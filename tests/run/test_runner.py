@@ -1023,6 +1023,8 @@ def test_unknown_keys() -> None:
     metadata = {"general.architecture": "llama", "general.new": 1, "llama.new": 2, "llama.block_count": 2,
                 "tokenizer.ggml.model": "llama", "tokenizer.ggml.new": 1}  # fmt: skip
     assert unknown_keys(metadata) == ["llama.new", "tokenizer.ggml.new"]
+    for strange in (np.array([1, 2, 3]), ["llama", "llama"], 5, "mamba"):
+        assert unknown_keys(metadata | {"general.architecture": strange}) == ["tokenizer.ggml.new"]
 
 
 def test_a_file_joined_from_parts_is_whole(write: Write, tmp_path: Path) -> None:
@@ -1035,6 +1037,12 @@ def test_another_architecture(write: Write, tmp_path: Path) -> None:
         Model(rewrite(write(), tmp_path / "m.gguf", arch="mamba"))
     with pytest.raises(ModelError, match="'qwen3moe' is not supported, as it has mixtures of experts; there"):
         Model(rewrite(write(), tmp_path / "m.gguf", arch="qwen3moe"))
+
+
+def test_what_a_file_says_is_quoted_in_short(write: Write, tmp_path: Path) -> None:
+    for changes in ({"arch": "x" * 5000}, {"meta": {"llama.rope.scaling.type": "x" * 5000}}):
+        with pytest.raises(ModelError, match=r" 'x{58}… is not supported"):
+            Model(rewrite(write(), tmp_path / "m.gguf", **changes))
 
 
 def test_vocabulary_only(write: Write, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def read_hparams(keys: Keys, read: Collection[str]) -> HParams:
     scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in _SCALINGS:
         raise fail(
-            f"{prefix}rope.scaling.type {scaling!r} is not supported; there are {', '.join(_SCALINGS)}"
+            f"{prefix}rope.scaling.type {shown(scaling)} is not supported; there are {', '.join(_SCALINGS)}"
         )
     factor = 1.0
     if scaling != "none":

@@ -12,7 +12,7 @@ from .builder import Architecture, Builder
 from .graph import Graph
 from .hparams import HParams, read_hparams
 from .hparams import unknown_keys as unknown_of
-from .keys import Keys
+from .keys import Keys, shown
 
 # By their names in ``general.architecture``; each has the module of its name, imported for its files alone.
 ARCHITECTURES = (
@@ -56,7 +56,7 @@ def read_graph(file: GGUFFile | Parts) -> tuple[HParams, Graph]:
     if keys.architecture not in ARCHITECTURES:
         why = f", as it has {_LACKING[keys.architecture]}" if keys.architecture in _LACKING else ""
         known = ", ".join(ARCHITECTURES)
-        raise keys.fail(f"architecture {keys.architecture!r} is not supported{why}; there are {known}")
+        raise keys.fail(f"architecture {shown(keys.architecture)} is not supported{why}; there are {known}")
     architecture = _architecture(keys.architecture)
     hparams = read_hparams(keys, architecture.keys)
     builder = Builder(hparams, keys, file.tensors)
@@ -72,7 +72,7 @@ def kind_of_norms(architecture: str) -> str:
 def unknown_keys(metadata: Mapping[str, Any]) -> list[str]:
     """The keys of a known architecture and ``tokenizer.*`` that fq has no meaning for, in file order."""
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         return unknown_of(metadata, None, ())
     return unknown_of(metadata, f"{name}.", _architecture(name).keys)
 
