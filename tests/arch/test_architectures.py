@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from reference_models import ReferenceModel
 from tiny_models import TINY, is_close, some_tokens, write_tiny
 
 from fq import Context, Model
+from fq.arch.keys import ModelError
 from fq.arch.registry import ARCHITECTURES
 
 N_TOKENS = 40
@@ -67,3 +69,16 @@ def test_logits_are_llama_cpps(path_of, executor, name):
         found = Context(model, int(n_ctx), executor).eval(some_tokens(N_TOKENS), slice(None))
         for row, expected in kept["rows"].items():
             assert np.abs(found[int(row), :8] - expected).max() < 1e-5 * kept["largest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("llama", "rope.freq_base"), ("gemma2", "rope.freq_base"), ("gemma2", "rope.freq_base_swa")],
+)
+def test_yarn_needs_a_base_above_1(tmp_path, name, key):
+    tiny, yarn = TINY[name], TINY["llama-yarn"].meta
+    for meta in (yarn, {key: 1.0}):
+        Model(write_tiny(tmp_path / "m.gguf", replace(tiny, meta=tiny.meta | meta)))
+    path = write_tiny(tmp_path / "m.gguf", replace(tiny, meta=tiny.meta | yarn | {key: 1.0}))
+    with pytest.raises(ModelError, match=rf"{tiny.arch}\.{key} is 1\.0; YaRN needs one above 1"):
+        Model(path)

@@ -170,10 +170,11 @@ class Builder:
     def rope_attributes(
         self, *, neox: bool, freq_base: float | None = None, scaled: bool = True, factors: bool = False
     ) -> RopeAttributes:
-        """Of the hyper-parameters.
+        """Of the hyper-parameters. Raises ModelError for a base that YaRN cannot take.
 
-        scaled   False: as if the context had not been made longer
-        factors  whether the file's, if it has some, divide the angles
+        freq_base  rope.freq_base_swa's, of layers that have it
+        scaled     False: as if the context had not been made longer
+        factors    whether the file's, if it has some, divide the angles
         """
         hp = self.hp
         base = hp.rope_freq_base if freq_base is None else freq_base
@@ -182,6 +183,9 @@ class Builder:
             return RopeAttributes(hp.n_rot, base, factors=tensor, neox=neox)
         yarn, magnitude = None, hp.rope_attn_factor
         if hp.yarn_mix:
+            if base <= 1:
+                key = "rope.freq_base" if freq_base is None else "rope.freq_base_swa"
+                raise self.keys.fail(f"{self.keys.prefix}{key} is {base}; YaRN needs one above 1")
             yarn = Yarn(hp.n_ctx_orig, hp.yarn_beta_fast, hp.yarn_beta_slow, hp.yarn_mix)
             magnitude *= max(1.0, 1.0 - 0.1 * log(hp.rope_freq_scale))
         return RopeAttributes(

@@ -169,8 +169,6 @@ def read_hparams(keys: Keys, read: Collection[str]) -> HParams:
     mix = keys.number("rope.scaling.yarn_ext_factor", -1.0, -1.0, 1.0)
     if mix < 0:  # by the type
         mix = 1.0 if scaling == "yarn" else 0.0
-    if mix and freq_base <= 1:
-        raise fail(f"{prefix}rope.freq_base is {freq_base}; YaRN needs one above 1")
 
     n_ctx_train = keys.count("context_length", most=1 << 30)
     if "attention.sliding_window" not in read:
