@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from fq.errors import FqError
 from fq.text.pre_tokenizers import _ROWS, PRE_TOKENIZERS
@@ -289,26 +289,11 @@ def test_pre_tokenizers_differ_as_they_should(pre, text, ids):
 ])  # fmt: skip
 def test_what_pre_tokenizers_cut(pre, text, words):
     """By the library, which merges what is inside of a word alone, and by the search in long texts."""
-    from tokenizers import Regex, pre_tokenizers
-
     patterns = PRE_TOKENIZERS[pre].patterns
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     found = pre_tokenizers.Sequence(splits).pre_tokenize_str(text)
     assert [word for word, _ in found] == words.split("|")
     assert [text[b:e] for b, e in _Words(text, patterns)._spans(0, len(text))] == words.split("|")
-
-
-@pytest.mark.parametrize("pre", {rule: name for name, rule in PRE_TOKENIZERS.items()}.values())
-def test_segments_end_where_words_do(pre):
-    """Also of rules whose words go on after a line feed."""
-    text, rule = "a.\n/b, c;\n/d x1 " * 5, PRE_TOKENIZERS[pre]
-    ends = {end for _, end in _Words(text, rule.patterns)._spans(0, len(text))}
-    for size in range(1, 9):
-        at = 0
-        for segment, _ in byte_level_segments(text, rule.patterns, size, rule.breaks):
-            at += len(segment)
-            assert at in ends
-        assert at == len(text)
 
 
 def test_pre_tokenizers_are_each_named_once():
@@ -498,7 +483,7 @@ def spanning_metadata() -> dict[str, object]:
 ALPHABETS = [
     "helowrd  '1\n\u00e9", "ab x", "xyz\u2581", "абвгд  ,.\n", "的一是了不，。", "0123456789,.-\n",
     "  \n\r\t\x0b\x1c\u2028\u3000a", "'s'll're .\n\n", "१२३٣٤৪\ua7cf\U0001df25\u0903",
-    "😀👩‍👧é🏳️‍🌈", "def f(x):\n\t return x_1 + '#", "$hello+12.123",
+    "£ 1中a\n", "😀👩‍👧é🏳️‍🌈", "def f(x):\n\t return x_1 + '#", "$hello+12.123",
 ]  # fmt: skip
 # runs of one character too, which st.text hardly ever makes
 LONG = st.sampled_from(ALPHABETS).flatmap(
@@ -506,6 +491,27 @@ LONG = st.sampled_from(ALPHABETS).flatmap(
         st.tuples(st.sampled_from(alphabet), st.sampled_from([1, 1, 1, 2, 3, 30])), max_size=60
     ).map(lambda runs: "".join(char * n for char, n in runs))
 )
+
+
+@pytest.mark.parametrize("pre", {rule: name for name, rule in PRE_TOKENIZERS.items()}.values())
+@given(text=LONG)
+@example(text="a.\n/b, c;\n/d x1 " * 5)
+@example(text="£ " * 30)
+@example(text="£ 1£ 中£ a£ \n" * 5)
+@example(text="aa£" + " " * 30 + "1")
+def test_segments_have_the_words_of_the_whole(pre, text):
+    """Whatever the vocabulary is: also of rules whose words hold spaces, or go on after a line feed."""
+    rule = PRE_TOKENIZERS[pre]
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    by_all = pre_tokenizers.Sequence(splits)
+
+    def words(part: str, is_word: bool) -> list[str]:
+        return [part] if is_word else [word for word, _ in by_all.pre_tokenize_str(part)]
+
+    whole = words(text, False) if text else []
+    for size in (1, 2, 3, 17):
+        segments = byte_level_segments(text, rule.patterns, size, rule.breaks)
+        assert [word for segment in segments for word in words(*segment)] == whole
 
 
 @given(LONG | st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "replace")), st.data())

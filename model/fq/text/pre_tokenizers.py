@@ -15,7 +15,8 @@ class PreTokenizer(NamedTuple):
     ignore_merges  a word that is a token is taken whole
     add_bos        when the file does not say
     breaks         where words surely end: "lines", at spaces and line feeds and between a letter or digit and
-                   punctuation; "spaces", only between something else and a space; "never", nowhere
+                   punctuation; "spaces", only between something else and a space; "line ends", only after
+                   a line feed or carriage return; "never", nowhere
     """
 
     patterns: tuple[str, ...]
@@ -153,8 +154,8 @@ _ROWS: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
     (("ufakzeka",), PreTokenizer((_llama3(r"\p{N}", short=""),))),
     (("laguna",), PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
     (("spark2_5",), PreTokenizer((*_DEEPSEEK3[:2], _SPARK, r"\p{N}"), breaks="spaces")),
-    (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM, breaks="spaces")),
-    (("deepseek-coder",), PreTokenizer(_DEEPSEEK_CODER, breaks="spaces")),
+    (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM, breaks="line ends")),
+    (("deepseek-coder",), PreTokenizer(_DEEPSEEK_CODER, breaks="line ends")),
     (
         ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"),
         PreTokenizer(_DEEPSEEK3, breaks="spaces"),

@@ -14,15 +14,16 @@ from .bpe import SPACE
 Span = tuple[int, int]
 _LOOK_AHEAD = 4  # characters that decide a word at most ('re), but for what it and space run on to
 
-# Places where pre-tokenizers cut, by their `breaks`, and whose left side is cut alike without the right: no
-# word has a space after something else and, of those that break at lines, none goes on after a line feed, or
-# has punctuation after a letter or digit. Only of spaces does it matter what follows them, and one line feed
-# alone is a word either way.
+# Places where pre-tokenizers cut, by their `breaks`, and whose left side is cut alike without the right: of
+# those that break at spaces no word has one after something else; of those that break at lines, besides, none
+# goes on after a line feed, or has punctuation after a letter or digit; of those that break at line ends each
+# is a word. Only of spaces does it matter what follows them, and one line feed alone is a word either way.
 # Compiled where a text is long enough for them: a start is for a short one.
 _BREAKS = {
     "lines": r"(?<=\S)(?= )|(?<=\S\n)(?=\S)"
     r"|(?<=[0-9A-Za-z\u4e00-\u9fa5])(?=[!-/:-@[-`{-~\u3001\u3002\uff0c])",
     "spaces": r"(?<=\S)(?= )",
+    "line ends": r"(?<=[\r\n])",
     "never": r"(?!)",
 }
 _SPM_BREAK = f"(?<=[^{SPACE}])(?={SPACE})"
@@ -82,10 +83,11 @@ class _Words:
 
         def members(name: str) -> str:
             others = pre_tokenizers.Split(Regex(name), "removed").pre_tokenize_str(characters)
-            return re.escape("".join(sorted(set(characters).difference(*(part for part, _ in others)))))
+            return "".join(sorted(set(characters).difference(*(part for part, _ in others))))
 
         named = {name for pattern in patterns for name in re.findall(r"\\p\{\w\}", pattern)}
-        classes = {name: members(name) for name in (*named, r"\s")}
+        self._spaces = members(r"\s")
+        classes = {name: re.escape(members(name)) for name in named} | {r"\s": re.escape(self._spaces)}
 
         def translated(found: re.Match[str]) -> str:
             piece = found[0]
@@ -93,12 +95,12 @@ class _Words:
                 return re.sub(r"\\p\{\w\}|\\s", lambda inner: classes[inner[0]], piece)
             return f"[^{classes[piece.lower()]}]" if piece == r"\S" else f"[{classes[piece]}]"
 
-        space = classes[r"\s"]
         self._text = text
         self._patterns = [
             re.compile(re.sub(r"\[(?:\\.|[^]\\])*\]|\\p\{\w\}|\\[sS]", translated, p)) for p in patterns
         ]
-        self._space = re.compile(f"[{space}]+")
+        # in a word cut off, such a pattern would match the spaces at its end
+        self._takes_last_spaces = any(pattern.endswith("$") for pattern in patterns)
 
     def cut(self, start: int, size: int) -> tuple[int, list[Span]]:
         """An end, `size` characters on, of words that can be cut off, or an end before that and the words
@@ -106,12 +108,16 @@ class _Words:
         n, reach = len(self._text), 4 * size
         while True:
             stop = min(start + reach, n)
+            # words up to here end there whatever follows; space, and what is before it, may go on
+            sure = n
+            if stop < n:
+                sure = min(stop - _LOOK_AHEAD, start + len(self._text[start:stop].rstrip(self._spaces)) - 1)
             cut, alone = start, []
             for begin, end in self._spans(start, stop):
-                space = self._space.match(self._text, begin, stop)
-                if stop < n and (end > stop - _LOOK_AHEAD or (space and space.end() == stop)):
-                    break  # it may go on
-                if (space and space.end() >= end) or end - begin > size:
+                if end > sure:
+                    break
+                last = end - 1 if self._takes_last_spaces else begin
+                if not self._text[last:end].strip(self._spaces) or end - begin > size:
                     # space alone: without what follows, it might take more of it
                     alone.append((begin, end))
                     if end - begin > size:
