@@ -257,6 +257,13 @@ def test_files_of_rules_that_are_none(tiny_path, tmp_path, content, words):
     assert words in err
 
 
+def test_a_file_of_rules_may_begin_with_a_byte_order_mark(tiny_path, tmp_path):
+    path = tmp_path / "rules"
+    path.write_bytes("ffn_norm=bf16\r\n".encode("utf-8-sig"))
+    out, _ = fq("perplexity", "-m", tiny_path, "-c", 64, "--chunks", 1, "--fake-quant", f"@{path}")
+    assert "rule: ffn_norm[*].raw=bf16" in out
+
+
 def test_the_numbers_on_an_estimates_page(store, tmp_path):
     """Each cell's estimate is in the file that its figure saves, to the last bit."""
     page, figures = tmp_path / "page.html", tmp_path / "figures.json"

@@ -114,7 +114,7 @@ def _written(given: str) -> list[str]:
     if len(content) > MAX_RULES_BYTES:
         raise FqError(f"--fake-quant {given}: larger than {MAX_RULES_BYTES >> 20} MiB")
     try:
-        lines = content.decode().splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise FqError(f"--fake-quant {given}: is no text in UTF-8") from None
     rules = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
