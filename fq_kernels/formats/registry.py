@@ -214,15 +214,16 @@ def _takes_seed(family: Family) -> bool:
 
 def _scale_of(fmt: Format) -> float:
     """The number that a format is written with. Raises ValueError for what is none."""
-    try:
-        scale = float(np.float32(fmt.static_scale))
-    except ValueError:
-        scale = 0.0
-    if not np.finfo(np.float32).smallest_normal <= scale < np.inf:
+    text, limits = fmt.static_scale, np.finfo(np.float32)
+    # not all that float() takes: 1_0, other scripts' digits
+    plain = re.fullmatch(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE)
+    scale = float(text) if plain else 0.0
+    if not float(limits.smallest_normal) <= scale <= float(limits.max):
         raise ValueError(
-            f"format {fmt}: a static scale is a number from 2^-126 to 2^127, or @ and a file of fq calibrate"
+            f"format {fmt}: a static scale is a number from 2^-126 to below 2^128, or @ and a file of "
+            "fq calibrate"
         )
-    return scale
+    return float(np.float32(scale))
 
 
 def _natural(text: str) -> bool:

@@ -108,7 +108,12 @@ def test_nvfp4_has_one_static_scale_for_all_channels():
     [
         ("nvfp4:scale=1,row", "a static scale of format nvfp4 does not go with option row"),
         ("nvfp4:scale=1,had=32", "a static scale of format nvfp4 does not go with option had=32"),
-        ("int8:scale=0", "a static scale is a number from 2\\^-126 to 2\\^127, or @ and a file"),
+        ("int8:scale=0", "a static scale is a number from 2\\^-126 to below 2\\^128, or @ and a file"),
+        ("int8:scale=1_0", "a static scale is a number"),
+        ("int8:scale= 1", "a static scale is a number"),
+        ("int8:scale=\u0663", "a static scale is a number"),
+        ("int8:scale=1e-38", "a static scale is a number"),
+        ("int8:scale=3.5e38", "a static scale is a number"),
         ("int8:scale=x", "a static scale is a number"),
         ("int8:scale=inf", "a static scale is a number"),
         ("int8:scale=nan", "a static scale is a number"),
@@ -125,6 +130,11 @@ def test_nvfp4_has_one_static_scale_for_all_channels():
 def test_what_a_static_scale_does_not_go_with(spec, message):
     with pytest.raises(ValueError, match=message):
         get_format(spec)
+
+
+@pytest.mark.parametrize("scale", ["3e38", "1.2e-38", "+2", ".5", "3.", "1E-3"])
+def test_numbers_that_are_static_scales(scale):
+    assert get_format(f"int8:scale={scale}").scales == (float(F32(scale)),)
 
 
 def test_a_file_waits_for_a_site_and_its_name_keeps_its_case():
