@@ -217,13 +217,14 @@ def _scale_of(fmt: Format) -> float:
     text, limits = fmt.static_scale, np.finfo(np.float32)
     # not all that float() takes: 1_0, other scripts' digits
     plain = re.fullmatch(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE)
-    scale = float(text) if plain else 0.0
+    with np.errstate(over="ignore"):
+        scale = float(np.float32(text)) if plain else 0.0
     if not float(limits.smallest_normal) <= scale <= float(limits.max):
         raise ValueError(
             f"format {fmt}: a static scale is a number from 2^-126 to below 2^128, or @ and a file of "
             "fq calibrate"
         )
-    return float(np.float32(scale))
+    return scale
 
 
 def _natural(text: str) -> bool:

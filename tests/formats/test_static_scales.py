@@ -132,7 +132,7 @@ def test_what_a_static_scale_does_not_go_with(spec, message):
         get_format(spec)
 
 
-@pytest.mark.parametrize("scale", ["3e38", "1.2e-38", "+2", ".5", "3.", "1E-3"])
+@pytest.mark.parametrize("scale", ["3e38", "3.4028235e+38", "1.2e-38", "+2", ".5", "3.", "1E-3"])
 def test_numbers_that_are_static_scales(scale):
     assert get_format(f"int8:scale={scale}").scales == (float(F32(scale)),)
 
