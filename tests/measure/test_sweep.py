@@ -207,6 +207,41 @@ def test_additivity_draws_the_same_chunks_for_all_its_cells():
     assert "5 chunks are few" in several
 
 
+def test_without_all_of_its_cells_a_group_has_no_ranks_and_no_additivity():
+    """As of shards of which some are missing: what is left would pass for all of it."""
+    group = RUN.cells[1].group
+    cells = (*RUN.cells, Cell(group, "together", group, (group,)))
+    finished = side(1, [0 * HARD, HARD, 2 * HARD, 3.3 * HARD]).finished
+    whole = figures(RUN.about, cells, finished)
+    some = {at: left for at, left in finished.items() if at not in ((1, 2), (1, 5))}
+    result = figures(RUN.about, cells, some)
+    (found,) = result["groups"]
+    assert result["behind"] == found["behind"] == [cells[1].name] and result["n_chunks"] == len(HARD)
+    assert math.isnan(found["sum_of_single_klds"]) and found["additivity"] is None
+    assert found["additivity_ci95_chunks"] is None and found["pairs"]["n"] == 0
+    kept = [{k: v for k, v in cell.items() if k != "rank"} for cell in whole["cells"] if cell["cell"] != 1]
+    assert result["cells"] == kept and found["kld_together"] == whole["groups"][0]["kld_together"]
+    text = sweep_text(result)
+    assert "no ranks and no additivity ratio: 1 of 2 cells to be ranked are left out\n" in text
+    # one chunk apart, as a run's own cells are for a while, all are there
+    some = {at: left for at, left in finished.items() if at != (1, 7)}
+    assert figures(RUN.about, cells, some)["groups"][0]["additivity"] == pytest.approx(1.1)
+    # of a cell together alone nothing is missing but the additivity
+    some = {at: left for at, left in finished.items() if at[0] < 3}
+    (found,) = figures(RUN.about, cells, some)["groups"]
+    assert found["behind"] == [] and found["sum_of_single_klds"] == whole["groups"][0]["sum_of_single_klds"]
+    assert "additivity" not in found
+
+
+def test_a_cell_without_a_chunk_takes_no_figures_from_one_that_has_one():
+    finished = side(1, [0 * HARD, HARD, 2 * HARD], chunks=[0]).finished
+    cells = (*RUN.cells, Cell("ffn_norm[0].raw=int8", "single", "g", ("ffn_norm[0].raw=int8",)))
+    result, had = figures(RUN.about, cells, finished), figures(RUN.about, RUN.cells, finished)
+    assert result["behind"] == [cells[-1].name] and result["n_chunks"] == 1
+    assert result["cells"] == had["cells"] and result["groups"] == had["groups"]
+    assert figures(RUN.about, cells, {})["behind"] == []
+
+
 def test_ranks_are_of_paired_tests():
     """Layers that share their chunks' hardness are told apart though their intervals overlap."""
     noise = 1 + 0.01 * np.random.default_rng(1).standard_normal((2, *HARD.shape))

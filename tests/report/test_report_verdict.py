@@ -23,10 +23,12 @@ from report_store import (
     run_of,
 )
 
+from fq.measure.figures import figures
 from fq.measure.inference import ratio_test, t_p
 from fq.report.data import Group, between, groups_of, kl_text, ranges, same_top_text, significant
 from fq.report.layers import additivity_words, layers_text
 from fq.report.noise import noise_text
+from fq.report.page import report_html
 from fq.report.tables import at_a_glance, cell_tables
 from fq.report.verdict import verdict
 from fq.results.compare import Side, compare_cells
@@ -164,6 +166,19 @@ def test_layers_are_put_above_others_by_paired_tests_alone(seed, n, chunks, scat
     else:
         assert ("No layer can be told from another" in text) == (not over)
         assert (f"The order of all {n} is resolved" in text) == (len(over) == pairs)
+
+
+def test_nothing_is_ordered_without_all_of_the_cells():
+    run = run_of(cells_for(layers(3), ["bf16"], cumulative=True), [("ffn_norm", i) for i in range(3)], 8)
+    finished = finished_of(run, lambda cell: np.linspace(1, 2, 8) * (1 + len(cell.name)))
+    data = figures(run.about, run.cells, {at: left for at, left in finished.items() if at[0] != 1})
+    text = said(data)
+    assert "in every cell but one that is left out" in text["Partial result"]
+    assert "no layer is told from another, as some are left out" in text["In short"].lower()
+    assert text["Which layers"].startswith("Of 3 layers 1 is left out: nothing is said of their order.")
+    assert "costs most" not in str(text) and "the sum of the single ones" not in str(text)
+    page = report_html(data | {"run": 1, "started": ""})
+    assert "Mean KL divergence of the first sites together" not in page
 
 
 # ---------------------------------------------------------------- chunks

@@ -52,6 +52,11 @@ def sweep_text(data: dict[str, Any]) -> str:
     for group in data["groups"]:
         mine = [entry for entry in data["cells"] if entry["group"] == group["name"]]
         lines += ["", group["name"], _group_table(mine)]
+        if left_out := len(group["behind"]):
+            of = left_out + sum(entry["kind"] in RANKED for entry in mine)
+            lines.append(
+                f"no ranks and no additivity ratio: {left_out} of {of} cells to be ranked are left out"
+            )
         if group.get("additivity") is not None:
             lines.append(
                 f"together {group['kld_together']:.3e}, sum of the single ones "

@@ -35,7 +35,9 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     has what they say together of the perplexity (`realisations.summary`), ``resolved`` among all that have
     any. A unit without a step has ``in_company``: how much more the mean KL is with it.
 
-    Cells that an extension has yet to bring up to the others are left out and named in ``behind``.
+    Cells that have yet to be brought up to the others, by an extension or a shard, are left out and named in
+    ``behind``. A group's ``behind`` are those of them that are ranked in it: while there is one, nothing is
+    said of its order, nor of the sum.
 
     ``not_finite_tokens`` of a cell counts the scored tokens whose logits are not finite, and
     ``not_finite`` has the first chunk of these, of the text; its mean KL is NaN, and it has no rank.
@@ -43,15 +45,16 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     values = _values_of(about)
     about = {key: value for key, value in about.items() if key != "values"}
     ended = [[c for c in range(about["n_chunks_asked"]) if (i, c) in finished] for i in range(len(cells))]
-    # a run goes chunk by chunk, so that its own cells are never more than one apart
-    there = [i for i, own in enumerate(ended) if len(own) >= len(max(ended, key=len)) - 1]
+    # a run goes chunk by chunk, so that its own cells are never more than one apart; one with none is new
+    most = len(max(ended, key=len))
+    there = [i for i, own in enumerate(ended) if len(own) >= max(most - 1, min(most, 1))]
     chunks = sorted(set.intersection(*(set(ended[i]) for i in there)))
-    behind = [cell.name for i, cell in enumerate(cells) if i not in there]
+    behind = [cell for i, cell in enumerate(cells) if i not in there]
     scored = about.get("scored", SCORED[0])
     result = about | {
         "n_chunks": len(chunks),
         "partial": len(chunks) < about["n_chunks_asked"] or bool(behind),
-        "behind": behind,
+        "behind": [cell.name for cell in behind],
         "n_scored": len(chunks) * n_scored_per_chunk(about["n_ctx"], scored),
         "chunks_of_text": [_of_text(about, c) for c in chunks],
     }
@@ -81,7 +84,8 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     # beside another baseline each cell has what the model itself costs in it, so that nothing adds up
     adds_up = not (about.get("base_model") or about.get("baseline"))
     names = dict.fromkeys(e["group"] for e in entries if e["group"])
-    groups = [_group(name, entries, adds_up) for name in names]
+    missing = {n: [c.name for c in behind if c.group == n and c.kind in RANKED] for n in names}
+    groups = [_group(name, entries, missing[name], adds_up) for name in names]
     return result | {"cells": entries, "groups": groups}
 
 
@@ -150,16 +154,16 @@ def _sites(values: Mapping[Value, int], cell: Cell, counts: Sequence[np.ndarray]
     return [counter.as_dict() for counter in rules.matched]
 
 
-def _group(name: str, entries: list[dict[str, Any]], adds_up: bool) -> dict[str, Any]:
+def _group(name: str, entries: list[dict[str, Any]], behind: list[str], adds_up: bool) -> dict[str, Any]:
     mine = [entry for entry in entries if entry["group"] == name]
-    single = [entry for entry in mine if entry["kind"] in RANKED]
+    single = [entry for entry in mine if entry["kind"] in RANKED and not behind]
     finite = [e for e in single if not e["not_finite_tokens"] and chunk_klds(e).any()]
     order = Ordering([chunk_klds(entry) for entry in finite])
     if order.known:
         for i, entry in enumerate(finite):
             entry["rank"] = list(order.rank(i))
-    total = math.fsum(entry["comparison"]["mean_kld"] for entry in single)
-    group: dict[str, Any] = {"name": name, "sum_of_single_klds": total}
+    total = math.nan if behind else math.fsum(entry["comparison"]["mean_kld"] for entry in single)
+    group: dict[str, Any] = {"name": name, "sum_of_single_klds": total, "behind": behind}
     group["pairs"] = {
         "n": len(order.pairs),
         "ordered": order.n_resolved,
@@ -178,7 +182,7 @@ def _group(name: str, entries: list[dict[str, Any]], adds_up: bool) -> dict[str,
             ratio = group["kld_together"] / total if total and adds_up else math.nan
             group["additivity"] = ratio if math.isfinite(ratio) else None
             alone = np.sum([chunk_klds(e) for e in single], axis=0)
-            test = ratio_test(chunk_klds(entry), alone) if adds_up else None
+            test = ratio_test(chunk_klds(entry), alone) if single and adds_up else None
             group["additivity_ci95_chunks"] = None if test is None else test.interval
     return group
 

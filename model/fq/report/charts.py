@@ -52,7 +52,7 @@ def charts(data: dict[str, Any], ink: Ink, elsewhere: Elsewhere | None = None) -
         yield _together([group for group in groups if group.whole], ink)
     for i, group in enumerate(formats):
         yield _by_layer(f"layers-{i + 1}", group, ink)
-        if group.cumulative:
+        if group.cumulative and not group.behind:  # it has their sum
             yield _cumulative(f"cumulative-{i + 1}", group, ink)
     if chart := one_scale(groups, ink):
         yield chart

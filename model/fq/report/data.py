@@ -67,6 +67,7 @@ class Group:
     without       all of a unit's steps but one
     noise, signs  Gaussian noise of the rounding error's length, and that error with random signs
     indices       which of the text's each chunk is, from 0
+    behind        single cells, or parts, that are left out: what is here is not ordered without them
     """
 
     name: str
@@ -81,6 +82,7 @@ class Group:
     noise: Group | None = None
     signs: Group | None = None
     indices: Sequence[int] = ()
+    behind: Sequence[str] = ()
 
     @property
     def sites(self) -> str:
@@ -109,12 +111,13 @@ class Group:
     @cached_property
     def order(self) -> Order[Entry]:
         """Of its single cells, or of its parts."""
-        return order_of(self.singles or self.parts)
+        return order_of([] if self.behind else self.singles or self.parts)
 
     @property
     def whole(self) -> Entry | None:
         """Its sites all together; where it has only one, that one."""
-        return self.together or (self.singles[0] if len(self.singles) == 1 else None)
+        alone = len(self.singles) == 1 and not self.behind
+        return self.together or (self.singles[0] if alone else None)
 
     @property
     def kinds(self) -> list[str]:
@@ -167,6 +170,7 @@ def groups_of(data: dict[str, Any]) -> list[Group]:
                 _interval(about.get("additivity_ci95_chunks")),
                 about["sum_of_single_klds"],
                 indices=indices,
+                behind=about.get("behind", ()),
             )
         )
     by_name = {group.name: group for group in groups}

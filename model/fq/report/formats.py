@@ -22,8 +22,9 @@ def orders(groups: Sequence[Group]) -> list[tuple[str, str]]:
                 where = f"at {value}" if about == "format" else f"in {value}"
                 said.append((f"Which {about} {where}", order_text(items)))
     if not said and len(groups) == 1 and (whole := groups[0].together):
+        n = len(groups[0].singles) + len(groups[0].behind)
         text = (
-            f"{groups[0].name} rounds all {len(groups[0].singles)} sites together at a mean KL divergence of "
+            f"{groups[0].name} rounds all {n} sites together at a mean KL divergence of "
             f"{figure(whole)} from the unrounded model; the likeliest token stays the same at "
             f"{same_top_text(whole)} of positions."
         )

@@ -6,7 +6,7 @@ import math
 
 from ..measure.inference import MIN_CHUNKS
 from .data import Entry, Group, capital, differs_in_few, is_finite, kl_text, kld, n_differing, unchanged
-from .words import NAMED, STAY, count, figure, named, percent, too_few, word_of
+from .words import NAMED, STAY, count, figure, left_out, named, percent, too_few, word_of
 
 ADDS_UP = 0.05
 STANDS_OUT = 3.0  # a chunk of more than so many times the mean is named
@@ -21,6 +21,8 @@ def layers_text(group: Group) -> str:
 
 def _ordered(group: Group) -> str:
     order, word = group.order, word_of(group.singles)
+    if text := left_out(group, word):
+        return text
     n = len(order.items)
     if n == 0:
         return ""
@@ -84,6 +86,8 @@ def _for_the_first(group: Group) -> str:
 def who_costs_most(group: Group) -> str:
     """Without figures, as a clause."""
     order, n, word = group.order, len(group.singles), word_of(group.singles)
+    if group.behind:
+        return f"no {word} is told from another, as some are left out"
     if not order.items:
         return f"no {word} can be ordered"
     if n == 1:

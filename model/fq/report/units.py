@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..measure.cells import label_of
 from .data import Entry, Group, between, is_finite, kl_text, kld, kld_interval, listed, plain
+from .words import left_out
 
 
 def units_text(group: Group) -> tuple[str, list[str]]:
     """What it is about, and lines, of a group of a unit's steps, of norms under one, or of profiles."""
     what = group.parts[0]["kind"]
-    lines = [_most(group, what), _ties(group, what), _in_company(group)]
+    lines = [left_out(group, what), _most(group, what), _ties(group, what), _in_company(group)]
     if group.additivity is not None:
         around = between(group.additivity_interval, lambda x: f"{x:.2f}")
         lines.append(
@@ -30,7 +31,7 @@ def _cost(entry: Entry) -> str:
 
 def _most(group: Group, what: str) -> str:
     finite = sorted((e for e in group.parts if is_finite(e)), key=kld, reverse=True)
-    if not finite:
+    if not finite or group.behind:
         return ""
     first = finite[0]
     alone = "" if what in ("profile", "unit") else " alone"

@@ -103,7 +103,10 @@ def _partial(data: dict[str, Any]) -> list[Statement]:
     if not done:
         text = f"No chunk of {asked} has ended in every cell yet, so there are no figures."
     else:
-        text = f"{done} of {asked} chunks have ended in every cell; all figures here are of these {done}."
+        n = len(data["behind"])
+        but = f" but {count(n)} that {'are' if n > 1 else 'is'} left out" if n else ""
+        of_these = f"all figures here are of these {done}."
+        text = f"{done} of {asked} chunks have ended in every cell{but}; {of_these}"
     return [
         _statement("Partial result", f"{text} The sweep's own command with --resume goes on.", tone="warning")
     ]

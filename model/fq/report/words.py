@@ -46,6 +46,15 @@ def too_few(entries: Sequence[Entry]) -> str:
     return f"Where fewer than {count(MIN_CHUNKS)} chunks differ from the unrounded model"
 
 
+def left_out(group: Group, word: str) -> str:
+    """Why nothing is told of the order where cells of the group are behind; else empty."""
+    if not group.behind:
+        return ""
+    behind, here = len(group.behind), len(group.singles or group.parts)
+    are = "are" if behind > 1 else "is"
+    return f"Of {behind + here} {word}s {behind} {are} left out: nothing is said of their order."
+
+
 def named(group: Group, entries: Sequence[Entry], word: str) -> str:
     return group.text(entries) if len(entries) <= 2 * NAMED else f"{len(entries)} {word}s"
 
