@@ -58,6 +58,7 @@ class FakeQuant:
     on_row        called for each rounded row with its site and |error| of its first and last
                   element
     count_errors  False: count rows alone, for which nothing is computed
+    scales        False: files of static scales are not read, where it is only seen what the rules take
 
     Raises ValueError for a rule that cannot be read, for one that matches no site, or none of some layers
     that it names, listing what there is, for a format that does not fit a site's rows, and for a rule and a
@@ -72,11 +73,13 @@ class FakeQuant:
         on_row: RowCallback | None = None,
         *,
         count_errors: bool = True,
+        scales: bool = True,
     ) -> None:
         self.values = tuple(values)
         self.rules = as_rules(rules)
         self.on_row = on_row
         self.count_errors = count_errors
+        self._scales = scales
         self._sites = _sites_of(self.values)
         taken = self._sites_taken()
         # how norms compute that a unit rule takes
@@ -182,7 +185,7 @@ class FakeQuant:
 
     def _new_counter(self, site: Site, rule: Rule, norm_number: int | None, width: int) -> Counter:
         fmt = rule.format
-        if fmt.calibration:
+        if fmt.calibration and self._scales:
             fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
         if error := misfit(fmt, width):
             raise ValueError(f"{site}: {error}")

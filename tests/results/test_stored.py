@@ -10,15 +10,18 @@ import re
 import shutil
 import sqlite3
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stored_runs import RUN, left_of
 
 from fq import FqError
 from fq.cli import main
 from fq.commands.files import write_json
 from fq.commands.show import comparison_text
 from fq.commands.show_sweep import sweep_text
+from fq.measure.cells import Cell
 from fq.report.page import report_html
 from fq.results import migrations
 from fq.results.compare import Side, compare_runs, compare_text
@@ -247,6 +250,21 @@ def test_a_run_that_was_deleted_is_not_written_to(made, tmp_path):
         with pytest.raises(FqError, match="there is no run 2 any more"):
             store.save_estimates(2, 0, figures)
         assert store.list() == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_file_that_a_rule_names_is_opened(tmp_path, there):
+    """Static scales are in the figures already, wherever their file is now; to open a pipe would wait."""
+    name = tmp_path / "scales.json"
+    if there:
+        os.mkfifo(name)
+    rule = f"ffn_norm[0].raw=int8:scale=@{name}"
+    with Results(tmp_path / "store.sqlite") as store:
+        number = store.add(replace(RUN, cells=(RUN.cells[0], Cell(rule, "single", rule, (rule,)))))
+        for cell in (0, 1):
+            store.save(number, cell, 0, left_of(cell))
+        ((site,),) = [cell["sites"] for cell in stored_figures(store, number)["cells"] if cell["rules"]]
+    assert site["format"] == f"int8:scale=@{name}" and site["rows_seen"] == 7
 
 
 # ---------------------------------------------------------------- at random

@@ -140,7 +140,8 @@ def _sites(values: Mapping[Value, int], cell: Cell, counts: Sequence[np.ndarray]
     """What the cell's rules did at each of their sites."""
     if not cell.rules:
         return []
-    rules = FakeQuant(values, cell.rules)
+    # a store may be another's: no file is opened because it names it
+    rules = FakeQuant(values, cell.rules, scales=False)
     rows = {value.place: rows for value, rows in values.items()}
     if any(len(chunk) < len(rules.matched) for chunk in counts):
         raise FqError(f"{cell.name} has counts of fewer sites than its rules take")
