@@ -118,6 +118,17 @@ def test_an_output_is_no_part_of_the_store(folder, capsys, end):
     assert f"new{end}: is the text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", [STORE, f"{STORE}:1"])
+def test_an_output_is_no_store_that_is_merged(folder, capsys, word):
+    before = contents(folder)
+    for name, end in ((STORE, ""), (f"{STORE}-wal", "'s -wal")):
+        assert main(["results", "merge", "new", word, "--json", name]) == 2
+        assert f"--json {name}: is the store {STORE}{end}" in capsys.readouterr().err
+    assert main(["results", "merge", "new", word, "--json", "new"]) == 2
+    assert "--json new: is the store new" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize(
     "command, one, other",
     [

@@ -21,7 +21,8 @@ Found = tuple[dict[str, Any], str]  # as JSON, as text
 def main(args: argparse.Namespace) -> int:
     inputs: dict[str, FileName] = {}
     if args.run[0] == "merge":
-        for path in args.run[1:]:
+        out, shards = args.run[1:2], map(_store_and_run, args.run[2:])
+        for path in [*out, *(path for path, _ in shards)]:
             inputs |= store_files(f"the store {path}", path)
     check_outputs({"--json": args.json}, store_files("the store", args.store) | inputs)
     data, text = ACTIONS[args.run[0]](args, args.run[1:])
