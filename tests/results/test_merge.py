@@ -287,6 +287,37 @@ def test_an_older_store_is_merged(stores, tmp_path):
         assert bits(there) == bits(left)
 
 
+def test_merged_again_each_row_is_read_alone(stores, tmp_path, monkeypatch):
+    """Not all that is said of the run with each, while nobody else can write."""
+    a, _ = stores
+    at = [(cell, chunk) for cell in (0, 1) for chunk in (0, 1, 2)]
+    put(a, *((cell, chunk, left_of(cell, chunk)) for cell, chunk in at))
+    with Results(tmp_path / "out.sqlite") as out:
+        merge(out, [(a.path, 1)])
+        read, get = [], Results.get
+        monkeypatch.setattr(Results, "get", lambda store, number: read.append(store) or get(store, number))
+        assert merge(out, [(a.path, 1)]).added == [0]
+        assert read.count(out) <= 3
+
+
+def test_merged_at_once_or_one_after_the_other_it_is_one_run(stores, tmp_path):
+    """Of two versions: what says which runs go on with it, too."""
+    a, b = stores
+    with b.writing():
+        b.replace(1, replace(RUN, versions={"fq": "2"}))
+    put(a, (0, 0, left_of(1)))
+    put(b, (1, 0, left_of(2)))
+    found = []
+    for name, parts in (("1", [[a, b]]), ("2", [[a], [b]]), ("3", [[b], [a]])):
+        with Results(tmp_path / f"{name}.sqlite") as out:
+            for part in parts:
+                merge(out, [(store.path, 1) for store in part])
+            found.append((out.get(1), out.begin(out.get(1), out.get(1)).was is not None))
+        with contextlib.closing(sqlite3.connect(out.path)) as db:
+            found[-1] += db.execute("SELECT identity FROM runs").fetchone()
+    assert found[0] == found[1] == found[2] and found[0][1]
+
+
 # ---------------------------------------------------------------- by a user
 
 

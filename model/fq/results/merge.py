@@ -123,7 +123,8 @@ def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
             number = out.insert(joined(runs))
         else:
             number = there
-            out.replace(number, joined([out.get(number), *runs]))
+            whole = joined([out.get(number), *runs])
+            out.replace(number, whole, identity=whole.identity)
         added = []
         for (path, _), of_it in zip(shards, numbers, strict=True):
             with Results(path, must_exist=True) as store:
@@ -155,12 +156,14 @@ def _newest_like(out: Results, run: Run) -> int | None:
 
 
 def _add(out: Results, number: int, store: Results, of_it: int) -> int:
-    added = 0
+    added, known = 0, None
     for cell, chunk, left in store.rows(of_it):
         try:
             new = out.put(number, cell, chunk, left)
             if not new:
-                ((_, _, there),) = out.rows(number, (cell, chunk))
+                # once a row was to be put its columns are known, and nobody else writes any
+                known = known or out.known(number)
+                ((_, _, there),) = out.rows(number, (cell, chunk), known)
                 if not _same(there, left):
                     raise OtherBitsError(f"cell {cell}, chunk {chunk + 1}")
         except OtherBitsError as e:

@@ -171,6 +171,14 @@ def check_scales(number: int, run: Run) -> None:
             raise FqError(f"{file} has other static scales than run {number} was measured with")
 
 
+class Known(NamedTuple):
+    """What a run's rows are held against as they are read: the run, and by number the names of the columns of
+    counts with the text that has them."""
+
+    run: Run
+    columns: dict[int, tuple[list[str], str]]
+
+
 class OtherBitsError(Exception):
     """What is there already is not the same; the message names it."""
 
@@ -399,13 +407,13 @@ class Results:
         self._sign(number)
         return number
 
-    def replace(self, number: int, run: Run) -> None:
-        """Within `writing`: what is said of a run whose rows stay, and its identity: what goes on with it is
-        what would have."""
+    def replace(self, number: int, run: Run, *, identity: str | None = None) -> None:
+        """Within `writing`: what is said of a run whose rows stay, and its identity, where no other is given:
+        what goes on with it is what would have."""
         self._db.execute(
             "UPDATE runs SET model_sha256 = ?, text_sha256 = ?, cells = ?, settings = ?, numerics = ?, "
-            "versions = ?, machine = ? WHERE id = ?",
-            (*_texts(run), number),
+            "versions = ?, machine = ?, identity = coalesce(?, identity) WHERE id = ?",
+            (*_texts(run), identity, number),
         )
         self._sign(number)
 
@@ -505,9 +513,12 @@ class Results:
                 (number, chunk, _bytes(figures), stored.digest(number, chunk, _bytes(figures))),
             )
 
-    def load_estimates(self, number: int) -> dict[int, np.ndarray]:
-        """What the chunks of a run have left of every site and format, by chunk; nothing for a sweep."""
-        run = self.get(number)
+    def load_estimates(self, number: int, run: Run | None = None) -> dict[int, np.ndarray]:
+        """What the chunks of a run have left of every site and format, by chunk; nothing for a sweep.
+
+        run  where it is known: what `get` says
+        """
+        run = run or self.get(number)
         asked = run.asked
         if asked is None:
             return {}
@@ -535,20 +546,28 @@ class Results:
         (number,) = self._db.execute("SELECT id FROM count_columns WHERE names = ?", (names,)).fetchone()
         return int(number)
 
-    def load(self, number: int) -> dict[tuple[int, int], CellChunk]:
-        """What the cells of a run have left, by (cell, chunk)."""
-        return {(cell, chunk): left for cell, chunk, left in self.rows(number)}
-
-    def rows(self, number: int, at: tuple[int, int] | None = None) -> Iterator[tuple[int, int, CellChunk]]:
-        """The same one by one, as (cell, chunk, left); with ``at`` only that cell and chunk."""
+    def known(self, number: int) -> Known:
+        """What `rows` needs of a run, for those that ask for more than once."""
         run = self.get(number)
         self._none_astray()
-        n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
         with self._errors():
             names = self._db.execute(
                 "SELECT id, substr(names, 1, ?) FROM count_columns LIMIT ?",
                 (stored.MAX_NAMES_CHARS, stored.MAX_COLUMN_SETS),
             ).fetchall()
+        with self.reading(number):
+            return Known(run, {key: (stored.count_columns_of(text), text) for key, text in names})
+
+    def load(self, number: int, known: Known | None = None) -> dict[tuple[int, int], CellChunk]:
+        """What the cells of a run have left, by (cell, chunk)."""
+        return {(cell, chunk): left for cell, chunk, left in self.rows(number, known=known)}
+
+    def rows(
+        self, number: int, at: tuple[int, int] | None = None, known: Known | None = None
+    ) -> Iterator[tuple[int, int, CellChunk]]:
+        """The same one by one, as (cell, chunk, left); with ``at`` only that cell and chunk."""
+        known = known or self.known(number)
+        with self._errors():
             where = "" if at is None else " AND cell = ? AND chunk = ?"
             found = self._db.execute(
                 "SELECT baselines.digest, chunks.digest, cell, chunk, count_columns, baselines.nll, "
@@ -556,20 +575,18 @@ class Results:
                 f"FROM chunks LEFT JOIN baselines USING (run, chunk) WHERE run = ?{where}",
                 (number, *(at or ())),
             )
-        with self.reading(number):
-            columns = {key: (stored.count_columns_of(text), text) for key, text in names}
         while True:
             with self._errors():
                 row = found.fetchone()
             if row is None:
                 return
             with self.reading(number):
-                yield self._checked(number, run, n_scored, columns, row)
+                yield self._checked(number, known, row)
 
     @staticmethod
-    def _checked(
-        number: int, run: Run, n_scored: int, columns: dict[int, tuple[list[str], str]], row: Sequence[Any]
-    ) -> tuple[int, int, CellChunk]:
+    def _checked(number: int, known: Known, row: Sequence[Any]) -> tuple[int, int, CellChunk]:
+        run, columns = known
+        n_scored = n_scored_per_chunk(run.settings["n_ctx"], run.settings["scored"])
         of_baseline, of_row, cell, chunk, key, *blobs = row
         if cell not in range(len(run.cells)) or chunk not in range(run.settings["n_chunks_asked"]):
             raise ValueError(f"a row is of cell {cell!r:.40}, chunk {chunk!r:.40}")
@@ -667,8 +684,9 @@ def stored_figures(store: Results, number: int) -> dict[str, Any]:
 
     Raises FqError naming the store and the run if it is damaged, or has rules of another version.
     """
-    run, left = store.get(number), store.load(number)
-    asked, estimates = run.asked, store.load_estimates(number)
+    known = store.known(number)
+    run, left = known.run, store.load(number, known)
+    asked, estimates = run.asked, store.load_estimates(number, run)
     with store.reading(number):
         if asked is None:
             return {"run": number} | figures(run.about, run.cells, left)
