@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             worst_seconds, worst_bytes = max(worst_seconds, seconds), max(worst_bytes, size)
             if status == 2 and err.startswith("fq: error: ") and err.count("\n") == 1 and str(path) in err:
                 found[kind]["refused"] += 1
+            elif status == 0 and not words and any(line.endswith(" damaged") for line in out.splitlines()):
+                found[kind]["refused"] += 1  # of the list one run
             elif status == 0 and out == asked[words]:
                 found[kind]["read as it was"] += 1
             else:

@@ -26,6 +26,7 @@ from fq.report.page import report_html
 from fq.results import migrations
 from fq.results.compare import Side, compare_runs, compare_text
 from fq.results.export import csv_text
+from fq.results.opened import open_results
 from fq.results.runs import Results, stored_figures
 
 DATA = Path(__file__).parents[1] / "data"
@@ -250,6 +251,42 @@ def test_a_run_that_was_deleted_is_not_written_to(made, tmp_path):
         with pytest.raises(FqError, match="there is no run 2 any more"):
             store.save_estimates(2, 0, figures)
         assert store.list() == []
+
+
+def test_a_damaged_run_leaves_the_others(made, tmp_path, capsys):
+    """The newest that is not asked for by its number is one that can be read."""
+    path = tmp_path / "store.sqlite"
+    for name in (path, tmp_path / "other.sqlite"):
+        shutil.copy(made, name)
+    with Results(path) as store:
+        assert store.add(store.get(1)) == 3
+        for _, chunk, left in store.rows(1):
+            store.save(3, _, chunk, left)
+    damage(path, "UPDATE runs SET settings = replace(settings, '.gguf', '.gguh') WHERE id = 3")
+
+    def said(status, *command):
+        assert main([*map(str, command)]) == status
+        return capsys.readouterr()
+
+    lines = said(0, "results", "--store", path).out.splitlines()
+    assert len(lines) == 4 and re.fullmatch(r" *3 +damaged", lines[3]) and lines[2].endswith("all")
+    listed = json.loads(said(0, "results", "--json", "-", "--store", path).out)["runs"]
+    why = "it is not what was written: its digest is another"
+    assert [about["damaged"] for about in listed] == [None, None, why]
+    assert open_results(path).run().number == 2
+    err = said(0, "report", "--store", path, "-o", tmp_path / "r.html").err
+    assert f"run 2 of {path}" in err
+    wrong = f"fq: error: {path}: run 3 cannot be read: {why}\n"
+    for command in (["results", 3], ["report", 3, "-o", tmp_path / "r.html"], ["results", "check"]):
+        assert said(2, *command, "--store", path).err == wrong
+    # what is merged is the newest sweep, and goes to none of the damaged ones
+    assert "run 1 of" in said(0, "results", "merge", tmp_path / "new.sqlite", path).out
+    assert "run 1 of" in said(0, "results", "merge", path, tmp_path / "other.sqlite").out
+    for number in (2, 1):
+        said(0, "results", "delete", number, "--store", path)
+    assert said(2, "report", "--store", path).err == wrong
+    with pytest.raises(FqError, match="run 3 cannot be read"):
+        open_results(path).run()
 
 
 @pytest.mark.parametrize("there", [True, False])

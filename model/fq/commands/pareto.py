@@ -47,11 +47,7 @@ def main(args: argparse.Namespace) -> int:
     check_outputs({"-o": args.output, "--json": args.json}, inputs)
     prices = read_prices(Path(args.prices))
     with Results(args.store, must_exist=True) as store:
-        runs = [run["run"] for run in store.list(args.run)]
-        if not runs:
-            which = "run in it" if args.run is None else f"run {args.run} in it; fq results lists them"
-            raise FqError(f"{store.path}: there is no {which}")
-        number = max(runs) if args.run is None else args.run
+        number = store.newest() if args.run is None else args.run
         data = stored_figures(store, number)
     if "estimate" in data:
         raise FqError(f"run {number} is an estimate (fq plan takes those): name a run of units by its number")

@@ -231,10 +231,10 @@ def _narrow(ends: Sequence[float] | None) -> bool:
 def _number(args: argparse.Namespace, store: Results, model: Model, digest: str) -> int:
     if args.run is not None:
         return run_number(args.run)
-    for run in sorted((run["run"] for run in store.list()), reverse=True):
-        there = store.get(run)
+    for number in store.sound():
+        there = store.get(number)
         if there.asked is not None and there.model_sha256 == digest:
-            return int(run)
+            return number
     raise FqError(f"{store.path}: there is no estimate of {model.path} in it: run fq sensitivity first")
 
 

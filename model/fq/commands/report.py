@@ -49,16 +49,14 @@ def main(args: argparse.Namespace) -> int:
     with svg.style(svg.FOR_PNG):
         pass  # where matplotlib is missing nothing is begun
     with Results(args.store, must_exist=True) as store:
-        runs = {run["run"]: run for run in store.list(args.run)}
-        if not runs and args.run is None:
-            raise FqError(f"{store.path}: there is no run in it")
-        number = max(runs) if args.run is None else args.run
+        number = store.newest() if args.run is None else args.run
         output = args.output or f"fq-report-{number}.html"
         given = {"the plan": args.plan, "the ranges": args.ranges}
         inputs = store_files("the store", args.store) | {what: path for what, path in given.items() if path}
         check_outputs({"-o": output}, inputs)
         data = stored_figures(store, number)
-        data["started"] = runs[number]["started"]
+        (about,) = store.list(number)
+        data["started"] = about["started"]
         beside = args.beside or []
         if number in beside or len(set(beside)) < len(beside):
             raise FqError(f"--beside takes other runs than {number}, each once")

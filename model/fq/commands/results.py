@@ -196,6 +196,9 @@ def _cells_text(cells: list[dict[str, Any]]) -> str:
 def _list_text(runs: Any) -> str:
     rows = [["run", "started", "model", "text", "cells", "chunks", "ended"]]
     for run in runs:
+        if run["damaged"] is not None:
+            rows.append([str(run["run"]), *[""] * 5, "damaged"])
+            continue
         ended = "all" if run["ended"] == run["of"] else f"{100 * run['ended'] // run['of']} %"
         model, text = os.path.basename(run["model"]), os.path.basename(run["text"] or "")
         counts = [str(run["n_cells"]), str(run["n_chunks_asked"])]

@@ -134,9 +134,9 @@ def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
 
 
 def _newest_sweep(store: Results) -> int:
-    for about in sorted(store.list(), key=lambda about: -about["run"]):
-        if store.get(about["run"]).asked is None:
-            return int(about["run"])
+    for number in store.sound():
+        if store.get(number).asked is None:
+            return number
     raise FqError(f"{store.path}: there is no sweep in it")
 
 
@@ -148,10 +148,10 @@ def _sweep(store: Results, number: int) -> Run:
 
 
 def _newest_like(out: Results, run: Run) -> int | None:
-    for there in sorted((about["run"] for about in out.list()), reverse=True):
+    for there in out.sound():
         other = out.get(there)
         if other.asked is None and difference(other, run) is None:
-            return int(there)
+            return there
     return None
 
 

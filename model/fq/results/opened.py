@@ -55,7 +55,8 @@ class OpenedStore:
         return _html(self.list(), f"{len(self.list())} runs of {self.path}")
 
     def list(self) -> Sequence[dict[str, Any]]:
-        """Of each run: run, started, model, text, n_cells, n_chunks_asked, ended, of."""
+        """Of each run: run, started, model, text, n_cells, n_chunks_asked, ended, of, and damaged: None, or
+        what is wrong with it."""
         with Results(self.path, must_exist=True) as store:
             return store.list()
 
@@ -64,12 +65,10 @@ class OpenedStore:
         return _frame(self.list())
 
     def run(self, number: int | None = None) -> OpenedRun:
-        """One of them, or the newest."""
+        """One of them, or the newest that is not damaged."""
         if number is None:
-            runs = self.list()
-            if not runs:
-                raise FqError(f"{self.path}: there is no run in it")
-            number = max(int(about["run"]) for about in runs)
+            with Results(self.path, must_exist=True) as store:
+                number = store.newest()
         return OpenedRun(self.path, number)
 
     def cells(self, number: int | None = None) -> pd.DataFrame:

@@ -427,22 +427,8 @@ class Results:
             row = self._db.execute(f"SELECT digest, {_RUN} FROM runs WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise FqError(f"{self.path}: there is no run {number}")
-        digest, *said = row
-        _, _, _, model_sha256, text_sha256, cells, settings, *texts = said
         with self.reading(number):
-            kept = stored.settings_of(settings)
-            run = Run(
-                stored.text_of("model_sha256", model_sha256),
-                stored.text_of("text_sha256", text_sha256),
-                stored.cells_of(cells, may_be_none="sensitivity" in kept),
-                kept,
-                *(
-                    stored.json_of(what, text, dict)
-                    for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
-                ),
-            )
-            stored.check_digest(digest, *said)
-            return run
+            return _run_of(*row)
 
     def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
         """Commit what a cell left of a chunk; one that is there already stays as it is.
@@ -633,7 +619,8 @@ class Results:
                 raise FqError(f"{self.path}: {table} has rows of run {lost[0]!r:.40}, which is not there")
 
     def list(self, number: int | None = None) -> Sequence[dict[str, Any]]:
-        """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended."""
+        """Each run, or one: number, started, model, text, cells, chunks asked for, how much has ended; of a
+        damaged one no more than its number and what is wrong."""
         with self._errors():
             rows = self._db.execute(
                 "SELECT (SELECT COUNT(*) FROM chunks WHERE run = id), "
@@ -642,30 +629,55 @@ class Results:
                 (number,),
             ).fetchall()
         runs = []
-        for ended, estimated, digest, *said in rows:
-            number, started, _, _, _, cells_text, settings_text, *_ = said
-            with self.reading(number):
-                settings = stored.settings_of(settings_text)
-                n_cells = len(stored.cells_of(cells_text, may_be_none="sensitivity" in settings))
-                stored.text_of("started", started)
-                stored.check_digest(digest, *said)
-            chunks = settings["n_chunks_asked"]
-            if asked := settings.get("sensitivity"):
+        for ended, estimated, digest, number, started, *said in rows:
+            if not isinstance(number, int):
+                raise FqError(f"{self.path}: a run's number is {number!r:.40}")
+            about: dict[str, Any] = {"run": number, "started": "", "model": "", "text": None}
+            about |= {"n_cells": 0, "n_chunks_asked": 0, "ended": 0, "of": 0, "damaged": None}
+            runs.append(about)
+            try:
+                run = _run_of(digest, number, started, *said)
+            except ValueError as e:
+                about["damaged"] = str(e)
+                continue
+            n_cells, chunks = len(run.cells), run.settings["n_chunks_asked"]
+            if asked := run.settings.get("sensitivity"):
                 n_cells = len(asked["sites"]) * len(asked["formats"])
                 ended = estimated * n_cells
-            runs.append(
-                {
-                    "run": number,
-                    "started": started,
-                    "model": settings["model"],
-                    "text": settings.get("text"),
-                    "n_cells": n_cells,
-                    "n_chunks_asked": chunks,
-                    "ended": ended,
-                    "of": n_cells * chunks,
-                }
-            )
+            about |= {"started": started, "model": run.settings["model"], "text": run.settings.get("text")}
+            about |= {"n_cells": n_cells, "n_chunks_asked": chunks, "ended": ended, "of": n_cells * chunks}
         return runs
+
+    def sound(self) -> Sequence[int]:
+        """Numbers of the runs that are not damaged, the newest first."""
+        return [about["run"] for about in reversed(self.list()) if about["damaged"] is None]
+
+    def newest(self) -> int:
+        """The first of them. Raises FqError if there is no run, or none that can be read."""
+        if found := self.sound():
+            return found[0]
+        for about in reversed(self.list()):
+            raise FqError(f"{self.path}: run {about['run']} cannot be read: {about['damaged']}")
+        raise FqError(f"{self.path}: there is no run in it")
+
+
+def _run_of(digest: object, *said: Any) -> Run:
+    """Of the columns `_RUN` of its row. Raises ValueError saying what is wrong with them."""
+    _, started, _, model_sha256, text_sha256, cells, settings, *texts = said
+    kept = stored.settings_of(settings)
+    stored.text_of("started", started)
+    run = Run(
+        stored.text_of("model_sha256", model_sha256),
+        stored.text_of("text_sha256", text_sha256),
+        stored.cells_of(cells, may_be_none="sensitivity" in kept),
+        kept,
+        *(
+            stored.json_of(what, text, dict)
+            for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
+        ),
+    )
+    stored.check_digest(digest, *said)
+    return run
 
 
 def _texts(run: Run) -> tuple[str, ...]:
