@@ -242,6 +242,13 @@ def test_a_cell_without_a_chunk_takes_no_figures_from_one_that_has_one():
     assert figures(RUN.about, cells, {})["behind"] == []
 
 
+def test_what_figures_take_goes_by_what_has_ended():
+    """Not by the chunks that a store of another's says were asked for."""
+    finished = side(1, [0 * HARD, HARD, 2 * HARD], chunks=[0, 2]).finished
+    result = figures(RUN.about | {"n_chunks_asked": 1 << 45}, RUN.cells, finished)
+    assert result["n_chunks"] == 2 and result["chunks_of_text"] == [0, 2] and result["partial"]
+
+
 def test_ranks_are_of_paired_tests():
     """Layers that share their chunks' hardness are told apart though their intervals overlap."""
     noise = 1 + 0.01 * np.random.default_rng(1).standard_normal((2, *HARD.shape))

@@ -172,6 +172,9 @@ def test_a_damaged_run_is_not_gone_on_with(tiny_path, path, capsys):
         ),
         ("ALTER TABLE runs ADD COLUMN more TEXT AS (zeroblob(900000000))",),
         ("CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM chunks; END",),
+        # as results check would find out, and as would a row that is written
+        ("CREATE TABLE more (x check(length(hex(randomblob(200000000))) > 0))",),
+        ("CREATE INDEX i ON chunks (length(hex(zeroblob(200000000))))",),
     ],
 )
 def test_what_computes_is_no_store(path, statements):

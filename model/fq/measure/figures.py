@@ -44,7 +44,10 @@ def figures(about: dict[str, Any], cells: Sequence[Cell], finished: Finished) ->
     """
     values = _values_of(about)
     about = {key: value for key, value in about.items() if key != "values"}
-    ended = [[c for c in range(about["n_chunks_asked"]) if (i, c) in finished] for i in range(len(cells))]
+    ended: list[list[int]] = [[] for _ in cells]
+    for i, c in sorted(finished):
+        if i < len(cells) and c < about["n_chunks_asked"]:
+            ended[i].append(c)
     # a run goes chunk by chunk, so that its own cells are never more than one apart; one with none is new
     most = len(max(ended, key=len))
     there = [i for i, own in enumerate(ended) if len(own) >= max(most - 1, min(most, 1))]

@@ -51,12 +51,14 @@ SELECT run FROM found WHERE run IS NOT NULL AND run NOT IN (SELECT id FROM runs)
 # The columns of a run that its digest is of, which stands before them.
 _RUN = "id, started, identity, model_sha256, text_sha256, cells, settings, numerics, versions, machine"
 
-# Version, number of tables, and of what no store has and what may take any time and memory to read.
+# Version, number of tables, and of what no store has and what may take any time and memory to read, to check
+# or to write.
 _WHAT_IT_IS = """
 SELECT user_version,
     (SELECT COUNT(*) FROM sqlite_master),
     (SELECT COUNT(*) FROM sqlite_master
-        WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%')
+        WHERE type NOT IN ('table', 'index') OR (type = 'index' AND sql IS NOT NULL)
+            OR sql LIKE '%VIRTUAL%' OR sql LIKE '%CHECK%')
     + (SELECT COUNT(*) FROM sqlite_master AS t, pragma_table_xinfo(t.name) WHERE t.type = 'table' AND hidden)
 FROM pragma_user_version
 """
