@@ -36,6 +36,13 @@ def test_runs(path):
     )
 
 
+def test_a_run_by_its_number_in_the_frame(path):
+    store = open_results(path)
+    for number in store.runs()["run"]:
+        assert type(store.run(number).number) is int and len(store.cells(number))
+        assert store.run(number).figures["run"] == number
+
+
 def test_cells(path):
     frame, data = open_results(path).cells(1), shown(path, 1)
     assert list(frame.index) == [cell["name"] for cell in data["cells"]]

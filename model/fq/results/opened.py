@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -84,9 +85,9 @@ class OpenedRun:
     """A run as it is now; ask the store for it again to see what has ended since."""
 
     def __init__(self, path: str, number: int) -> None:
-        self.path, self.number = path, number
+        self.path, self.number = path, operator.index(number)  # a frame's numbers are numpy's
         with Results(path, must_exist=True) as store:
-            self.about = store.get(number)
+            self.about = store.get(self.number)
 
     def __repr__(self) -> str:
         about = self.figures
