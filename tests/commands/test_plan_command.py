@@ -34,6 +34,13 @@ def text(tmp_path_factory):
     return path
 
 
+def test_rules_of_a_model_whose_name_is_no_text(store, tiny_path, tmp_path):
+    model, rules = tmp_path / "t\udcff.gguf", tmp_path / "plan.rules"
+    model.symlink_to(tiny_path)
+    fq("plan", "-m", model, "--store", store, "--budget-bits", 12, "-o", rules)
+    assert rules.read_text().startswith("# fq plan -m ") and "t\\udcff.gguf" in rules.read_text()
+
+
 def test_a_plan_and_its_measurement(store, tiny_path, text, tmp_path):
     rules, picture, file = tmp_path / "plan.rules", tmp_path / "front.svg", tmp_path / "plan.json"
     out, _ = fq(

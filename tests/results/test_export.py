@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from compared_runs import HARD, RUN, side
@@ -153,6 +154,17 @@ def test_the_same_columns_as_csv(results, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "store" not in p.name) == ["x.csv", "x.parquet"]
     assert main([*results, "--cell", "[0]", "--parquet", "x.parquet"]) == 0
     assert [row["name"] for row in parquet.read_table("x.parquet").to_pylist()] == ["ffn_norm[0].raw=bf16"]
+
+
+def test_a_models_name_that_no_text_has(results, tmp_path):
+    """As of a file whose name is not UTF-8."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with Results("store.sqlite") as store, store.writing():
+        store.replace(1, replace(RUN, settings=RUN.settings | {"model": "/x/m\udcff\n.gguf"}))
+    assert main([*results, "--parquet", "x.parquet", "--csv", "x.csv"]) == 0
+    rows = parquet.read_table("x.parquet").to_pylist()
+    read = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
+    assert {row["model"] for row in (*rows, *read)} == {"m\\udcff\\n.gguf"}
 
 
 def test_without_pyarrow(results, tmp_path, monkeypatch, capsys):

@@ -38,7 +38,7 @@ from ..measure.sweep import Sweep
 from ..provenance import sha256_of
 from ..results.runs import Results, check_scales, judgement
 from ..run.model import Model
-from ..words import table
+from ..words import ascii_safe, table
 from .exact import Exact, single
 from .files import check_outputs, read_text, text_sha256, write, write_json
 from .options import (
@@ -342,7 +342,7 @@ def _validate(
 def _rules_text(data: Mapping[str, Any]) -> str:
     plan = data["plan"]
     predicted = f"{plan['mean_kld']:.3e}{_around(plan['mean_kld_ci95'])}"
-    command = " ".join(data["command"].split())
+    command = ascii_safe(" ".join(data["command"].split()))
     head = [f"# {command}", f"# predicted mean KL {predicted}, {plan['cost']:.4g} for a value"]
     return "\n".join([*head, *plan["rules"]]) + "\n"
 

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from ..errors import FqError
+from ..words import ascii_safe
 
 ESTIMATE_FIGURES = ("rank", "along", "cross", "blocks", "by_token", "by_element", "gain", "sqnr_db")
 TEXTS = {"mark", "name", "kind", "group", "site_kind", "point", "format", "options", "model", "chunk_order"}
@@ -23,8 +24,7 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if "estimate" in data:
         return estimate_rows_of(data)
-    run = {"model": os.path.basename(data["model"]), "n_ctx": data["n_ctx"], "n_chunks": data["n_chunks"]}
-    run |= {key: data[key] for key in ("chunk_order", "chunk_seed") if key in data}
+    run = _run(data)
     groups, rows = {group["name"]: group for group in data["groups"]}, []
     for cell in data["cells"]:
         best, worst = cell.get("rank", (None, None))
@@ -48,8 +48,7 @@ def rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def estimate_rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an estimate, a row per site and format, with what was measured exactly beside it."""
-    run = {"model": os.path.basename(data["model"]), "n_ctx": data["n_ctx"], "n_chunks": data["n_chunks"]}
-    run |= {key: data[key] for key in ("chunk_order", "chunk_seed") if key in data}
+    run = _run(data)
     exact = {(one["site"], one["format"]): one["exact"] for one in data["verified"]}
     rows = []
     for cell in data["cells"]:
@@ -61,6 +60,13 @@ def estimate_rows_of(data: dict[str, Any]) -> list[dict[str, Any]]:
         row |= {key: cell[key] for key in ESTIMATE_FIGURES}
         rows.append(row | {"exact": exact.get((cell["site"], cell["format"])), "mark": cell["mark"]} | run)
     return rows
+
+
+def _run(data: dict[str, Any]) -> dict[str, Any]:
+    """What all rows share. A file's name need be neither UTF-8 nor printable."""
+    run = {"model": ascii_safe(os.path.basename(data["model"]))}
+    keys = ("n_ctx", "n_chunks", "chunk_order", "chunk_seed")
+    return run | {key: data[key] for key in keys if key in data}
 
 
 def _realisations(found: dict[str, Any] | None) -> dict[str, Any]:
