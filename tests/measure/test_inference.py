@@ -64,6 +64,14 @@ def test_student(p, df, t):
     assert t_p(t, df) == t_p(-t, df) == pytest.approx(p, rel=1e-9)
 
 
+def test_figures_that_sum_to_nothing_have_no_interval_and_no_ratio():
+    """Rounding may leave less than 0 of a figure that cannot be."""
+    one, other = np.array([1, -1, 2, -2, 4, -4]) * 1e-9, np.ones(6) + np.arange(6)
+    assert positive_interval(one) is None and positive_interval(other)
+    for test in (ratio_test, welch_test):
+        assert test(one, other) is None and test(other, one) is None and test(other, other) is not None
+
+
 def test_student_at_the_ends():
     assert t_p(0, 5) == 1 and t_p(math.inf, 5) == 0 and t_p(NAN, 5) == 1
     assert 0 < t_p(1e6, 15) < 1e-60

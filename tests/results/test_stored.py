@@ -59,6 +59,7 @@ def settings(path, **changes):
     return json.dumps({key: value for key, value in (json.loads(text) | changes).items() if value is not ...})
 
 
+RANDOM = {"chunk_order": "random", "chunk_indices": [4, 0, 3, 1, 2]}
 SETTINGS = [
     ({"n_chunks_asked": 10**15}, "n_chunks_asked is 1000000000000000, of 9755 tokens"),
     ({"n_chunks_asked": 10**12, "n_tokens": 10**14}, "n_chunks_asked is 1000000000000, of"),
@@ -77,6 +78,11 @@ SETTINGS = [
     ({"base_model": "b.gguf", "base_model_sha256": "12"}, "base_model_sha256 is none"),
     ({"base_model_sha256": "0" * 64}, "base_model is not text"),
     ({"machine": [[[[[[[[[]]]]]]]]]}, "settings is nested too deeply"),
+    ({"text": ...}, "text is not there"),
+    ({"calibrations": 5}, "calibrations is not a list of objects"),
+    ({"calibrations": [{}]}, "calibrations does not say which files of which text"),
+    (RANDOM, "chunk_seed is None"),
+    (RANDOM | {"chunk_seed": 1 << 64}, "chunk_seed is 18446744073709551616"),
 ]
 ROWS = [
     ("UPDATE runs SET settings = '[' WHERE id = 1", "settings is not JSON"),
@@ -99,6 +105,7 @@ ROWS = [
     ("UPDATE chunks SET nll = substr(nll, 2) WHERE run = 1", "cell 0, chunk 1: nll is not of 7 tokens"),
     ("UPDATE chunks SET kld = zeroblob(56000) WHERE run = 1", "kld is not of 7 tokens"),
     ("UPDATE chunks SET dp = 'a text of 56 characters, as many bytes as the blob has...' ", "dp is not of"),
+    (f"UPDATE chunks SET kld = x'{'000000000000f0bf' * 7}' WHERE cell = 1", "kld has tokens that are below"),
     ("UPDATE chunks SET same_top = NULL WHERE run = 1", "same_top is not of 7 tokens"),
     ("UPDATE chunks SET same_top = x'00010203040506' WHERE run = 1", "same_top is neither 0 nor 1"),
     ("UPDATE chunks SET counts = zeroblob(103) WHERE run = 1 AND cell = 2", "counts is not of 13 numbers"),

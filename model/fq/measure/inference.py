@@ -137,11 +137,14 @@ def mean_interval(chunks: np.ndarray) -> Interval | None:
 def positive_interval(chunks: np.ndarray) -> Interval | None:
     """Of a mean of values that cannot be negative: mean * exp(-+ t * se / mean).
 
-    None too where fewer than MIN_CHUNKS chunks have any: then what there is came from too few.
+    None too where fewer than MIN_CHUNKS chunks have any: then what there is came from too few; and where the
+    mean is not above 0, as what an early version's rounding left of one may be.
     """
     if np.count_nonzero(chunks) < MIN_CHUNKS or not np.isfinite(chunks).all():
         return None
     mean = float(np.mean(chunks))
+    if mean <= 0:
+        return None
     half = t_quantile(LEVEL, len(chunks) - 1) * standard_error(chunks) / mean
     return mean * exp(-half), mean * exp(half)
 
@@ -173,7 +176,7 @@ def ratio_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
     if min(np.count_nonzero(numerators), np.count_nonzero(denominators)) < MIN_CHUNKS:
         return None
     with np.errstate(over="ignore"):
-        if not (np.isfinite(np.sum(numerators)) and np.isfinite(np.sum(denominators))):
+        if not all(0 < np.sum(values) < math.inf for values in (numerators, denominators)):
             return None
     without = log(_sums_without_each(numerators) / _sums_without_each(denominators))
     off = without - np.mean(without)
@@ -214,6 +217,8 @@ def welch_test(numerators: np.ndarray, denominators: np.ndarray) -> RatioTest | 
     if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
         return None
     up, down = float(np.mean(numerators)), float(np.mean(denominators))
+    if min(up, down) <= 0:
+        return None
     shares = [standard_error(v) / m for v, m in ((numerators, up), (denominators, down))]
     parts = [share * share for share in shares]  # a power would be the C library's
     sizes = len(numerators) - 1, len(denominators) - 1

@@ -137,7 +137,7 @@ def _newest_sweep(store: Results) -> int:
     for number in store.sound():
         if store.get(number).asked is None:
             return number
-    raise FqError(f"{store.path}: there is no sweep in it")
+    raise FqError(f"{store.path}: there is no sweep in it that can be read")
 
 
 def _sweep(store: Results, number: int) -> Run:

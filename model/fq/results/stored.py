@@ -39,6 +39,7 @@ _TEXTS_OR_NONE = ("text", "command")
 _CELL = {"name", "kind", "group", "rules"}  # and of later versions "of"
 _ALWAYS = ("rows_quantised", "elements", "not_finite")  # of every version
 _COUNTS = (*_ALWAYS, "changed", "out_of_range", "to_zero", "subnormal")  # whole numbers
+LEAST_KLD = -1e-6  # of a token, by rounding; none is below 0, but an early version's sums could be
 MAX_COLUMNS, MAX_NAMES_CHARS, MAX_COLUMN_SETS = 256, 1 << 15, 1024
 
 T = TypeVar("T")
@@ -116,6 +117,8 @@ def settings_of(text: object) -> dict[str, Any]:
             raise ValueError(f"{key} is {_shown(settings.get(key))}")
     for key in _TEXTS:
         text_of(key, settings.get(key))
+    if "text" not in settings:
+        raise ValueError("text is not there")
     for key in _TEXTS_OR_NONE:
         if settings.get(key) is not None:
             text_of(key, settings[key])
@@ -129,8 +132,9 @@ def settings_of(text: object) -> dict[str, Any]:
         raise ValueError(f"scored is {_shown(settings['scored'])}")
     if settings["chunk_order"] not in ORDERS:
         raise ValueError(f"chunk_order is {_shown(settings['chunk_order'])}")
-    seed = settings.get("chunk_seed")
-    if seed is not None and not _is_integer(seed, 0, 1 << 256):
+    seed = settings.setdefault("chunk_seed", None)
+    drawn = seed is not None or settings["chunk_order"] == "random"
+    if drawn and not _is_integer(seed, 0, (1 << 64) - 1):
         raise ValueError(f"chunk_seed is {_shown(seed)}")
     indices, n_text = settings.get("chunk_indices"), settings["n_tokens"] // settings["n_ctx"]
     if not isinstance(indices, list) or not all(_is_integer(i, 0, n_text - 1) for i in indices):
@@ -146,6 +150,7 @@ def settings_of(text: object) -> dict[str, Any]:
         text_of("base_model", settings.get("base_model"))
         if not _SHA256.fullmatch(text_of("base_model_sha256", settings.get("base_model_sha256"))):
             raise ValueError("base_model_sha256 is none")
+    _check_calibrations(settings.get("calibrations", []))
     norms = settings.get("norms")
     if not isinstance(norms, list) or not all(_is_value(norm, 3) for norm in norms):
         raise ValueError("norms is not a list of kind, layer and rows")
@@ -155,6 +160,18 @@ def settings_of(text: object) -> dict[str, Any]:
     if "sensitivity" in settings:
         asked_of(settings["sensitivity"])
     return settings
+
+
+def _check_calibrations(found: object) -> None:
+    """Of files of static scales, as `calibrations_of` writes them."""
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ValueError("calibrations is not a list of objects")
+    for each in found:
+        text = each.get("text")
+        of_text = (text.get("name"), text.get("sha256")) if isinstance(text, dict) else (None,)
+        texts = (*(each.get(key) for key in ("file", "sha256", "method", "per")), *of_text)
+        if not all(isinstance(x, str) for x in texts) or not isinstance(each.get("same_text"), bool):
+            raise ValueError("calibrations does not say which files of which text")
 
 
 def asked_of(found: object) -> Asked:
@@ -234,6 +251,8 @@ def chunk_of(n_scored: int, columns: Sequence[str], blobs: Sequence[object]) -> 
         raise ValueError("same_top is neither 0 nor 1")
     table = _counts_of(columns, counts)
     nll_base, nll, kld, dp = (np.frombuffer(blob, "<f8") for blob in figures)  # type: ignore[call-overload]
+    if (kld < LEAST_KLD).any():
+        raise ValueError("kld has tokens that are below 0")
     # version 0.1.0 took NaN for an agreement
     agree = tops.view(bool) & np.isfinite(kld)
     p_top = np.frombuffer(p_top, "<f8")  # type: ignore[call-overload]
