@@ -58,7 +58,8 @@ class FakeQuant:
     on_row        called for each rounded row with its site and |error| of its first and last
                   element
     count_errors  False: count rows alone, for which nothing is computed
-    scales        False: files of static scales are not read, where it is only seen what the rules take
+    scales        False: files of static scales are not read, nor lengths of rows and layers checked, where
+                  it is only seen what the rules take
 
     Raises ValueError for a rule that cannot be read, for one that matches no site, or none of some layers
     that it names, listing what there is, for a format that does not fit a site's rows, and for a rule and a
@@ -152,6 +153,8 @@ class FakeQuant:
 
     def _check_layers(self, rule: AnyRule, taken: Sequence[Place]) -> None:
         """Raises ValueError where of layers that a rule names one after another it takes none."""
+        if not self._scales:
+            return
         layers = {place.layer for place in taken}
         for some in ranges_of(rule.layer) or ():
             if not any(layer in some for layer in layers):
@@ -187,7 +190,7 @@ class FakeQuant:
         fmt = rule.format
         if fmt.calibration and self._scales:
             fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
-        if error := misfit(fmt, width):
+        if self._scales and (error := misfit(fmt, width)):
             raise ValueError(f"{site}: {error}")
         if fmt.seeded:
             # each site draws numbers of its own

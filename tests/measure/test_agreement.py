@@ -61,6 +61,7 @@ def test_only_cells_that_both_have_and_that_say_something():
 def test_the_commands(tiny_path, tmp_path):
     store, out = tmp_path / "s.sqlite", tmp_path / "a.json"
     texts = tmp_path / "prose.txt", tmp_path / "code.txt"
+    (short := tmp_path / "short.txt").write_text("A few words.")
     texts[0].write_text("Words of a text, and more of them: one, two, three. " * 80)
     texts[1].write_text("for i in range(3):\n    print(i, [j ** 2 for j in (1, 2)])\n" * 80)
     sweep = ("sweep", "-m", tiny_path, "--store", store, "--chunks", 4, "--sites", "*[*].raw")
@@ -83,6 +84,8 @@ def test_the_commands(tiny_path, tmp_path):
         ((*sweep, "-c", 16, "-c", 16), "-c: one is given twice"),
         ((*sweep, *files, "--json", texts[1]), "is the text"),
         ((*sweep, "-f", texts[0], "-f", tmp_path / "none.txt"), "none.txt"),
+        ((*sweep, "-f", short, "-f", texts[0], "-c", 64), "short.txt: the text has"),
+        ((*sweep, "-f", texts[0], "-f", short, "-c", 64), "short.txt: the text has"),
         (("results", "--store", store, "rank", 1), "rank needs two different runs"),
         (("results", "--store", store, "rank", 1, 1), "rank needs two different runs"),
         (("results", "--store", store, "rank", 1, "x"), "RUN must be the number of a run"),

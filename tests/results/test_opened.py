@@ -38,7 +38,7 @@ def test_runs(path):
 
 def test_a_run_by_its_number_in_the_frame(path):
     store = open_results(path)
-    for number in store.runs()["run"]:
+    for number in map(np.int64, store.runs()["run"]):
         assert type(store.run(number).number) is int and len(store.cells(number))
         assert store.run(number).figures["run"] == number
 

@@ -203,8 +203,11 @@ class _Inputs:
         model = open_model(args.model, args.offline)
         base_model = open_model(args.base_model, args.offline) if args.base_model else None
         tokens = {file: model.tokenizer.encode(text) for file, (text, _) in texts.items()}
-        for one in each[1:]:  # what is wrong with a later one is found out before the first
-            Chunks(model, tokens[one.file], settings_of(one))
+        for one in each if len(each) > 1 else ():  # what is wrong with a later one is said before the first
+            try:
+                Chunks(model, tokens[one.file], settings_of(one))
+            except FqError as e:
+                raise FqError(f"{texts[one.file][1]}: {e}") from None
         return cls(model, base_model, texts, tokens)
 
 
