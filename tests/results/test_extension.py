@@ -162,7 +162,9 @@ def test_two_begin_one_after_the_other(tmp_path, monkeypatch):
 
 def with_scales(run, **files):
     """A file of static scales by its name, with its SHA-256."""
-    found = [{"file": file, "sha256": sha256} for file, sha256 in files.items()]
+    about = {"method": "largest", "per": "tensor", "same_text": False, "model": {"file": "m.gguf"}}
+    about["text"] = {"name": "t.txt", "sha256": "0" * 64}
+    found = [about | {"file": file, "sha256": sha256} for file, sha256 in files.items()]
     return replace(run, settings=run.settings | {"calibrations": found})
 
 

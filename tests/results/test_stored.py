@@ -59,6 +59,8 @@ def settings(path, **changes):
     return json.dumps({key: value for key, value in (json.loads(text) | changes).items() if value is not ...})
 
 
+SCALES = {"file": "c.json", "sha256": "0", "method": "largest", "per": "tensor", "same_text": False}
+SCALES |= {"model": {"file": "m.gguf"}, "text": {"name": "t.txt", "sha256": "0"}}
 RANDOM = {"chunk_order": "random", "chunk_indices": [4, 0, 3, 1, 2]}
 SETTINGS = [
     ({"n_chunks_asked": 10**15}, "n_chunks_asked is 1000000000000000, of 9755 tokens"),
@@ -80,7 +82,9 @@ SETTINGS = [
     ({"machine": [[[[[[[[[]]]]]]]]]}, "settings is nested too deeply"),
     ({"text": ...}, "text is not there"),
     ({"calibrations": 5}, "calibrations is not a list of objects"),
-    ({"calibrations": [{}]}, "calibrations does not say which files of which text"),
+    ({"calibrations": [{}]}, "calibrations does not say which files of which model and text"),
+    ({"calibrations": [SCALES | {"model": "m.gguf"}]}, "calibrations does not say which files of"),
+    ({"calibrations": [SCALES | {"text": {"name": "t"}}]}, "calibrations does not say which files of which"),
     (RANDOM, "chunk_seed is None"),
     (RANDOM | {"chunk_seed": 1 << 64}, "chunk_seed is 18446744073709551616"),
 ]

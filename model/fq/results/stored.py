@@ -167,11 +167,11 @@ def _check_calibrations(found: object) -> None:
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise ValueError("calibrations is not a list of objects")
     for each in found:
-        text = each.get("text")
-        of_text = (text.get("name"), text.get("sha256")) if isinstance(text, dict) else (None,)
-        texts = (*(each.get(key) for key in ("file", "sha256", "method", "per")), *of_text)
-        if not all(isinstance(x, str) for x in texts) or not isinstance(each.get("same_text"), bool):
-            raise ValueError("calibrations does not say which files of which text")
+        said = [each.get(key) for key in ("file", "sha256", "method", "per")]
+        for of, key in (("model", "file"), ("text", "name"), ("text", "sha256")):
+            said.append(each[of].get(key) if isinstance(each.get(of), dict) else None)
+        if not all(isinstance(text, str) for text in said) or not isinstance(each.get("same_text"), bool):
+            raise ValueError("calibrations does not say which files of which model and text")
 
 
 def asked_of(found: object) -> Asked:
