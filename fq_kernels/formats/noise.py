@@ -45,6 +45,11 @@ _KINDS: dict[str, tuple[Callable[[Floats, Floats, int], Floats], str]] = {
 PREFIXES = tuple(_KINDS)
 
 
+def without_noise(name: str) -> str:
+    """The name of the format that a control is of; any other stays."""
+    return next((name[len(prefix) :] for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
 def noise_family(name: str, find: Callable[[str], Family | None]) -> Family | None:
     """The family ``name``, if it is the noise of one that ``find`` finds."""
     prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)

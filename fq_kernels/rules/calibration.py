@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..formats import Format
+from ..formats.noise import without_noise
 from .unit_rule import AnyRule
 
 KIND = "fq static scales"
@@ -49,7 +50,7 @@ class Calibration:
         if ranges is None:
             raise ValueError(f"{self.path} has no scale for {site}")
         wanted = self.about.get("format")
-        if wanted is not None and wanted != fmt.name:
+        if wanted is not None and wanted != without_noise(fmt.name):
             raise ValueError(f"{self.path} has the scales that are best for {wanted}, not for {fmt.name}")
         return fmt.with_ranges(ranges)
 

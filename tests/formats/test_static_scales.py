@@ -186,6 +186,7 @@ def test_scales_that_are_best_for_another_format_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has the scales that are best for int4, not for int8"):
         FakeQuant([Value(NORM)], f"ffn_norm[*].raw=int8:scale=@{file}")
     FakeQuant([Value(NORM)], f"ffn_norm[*].raw=int4:scale=@{file}")
+    FakeQuant([Value(NORM)], f"ffn_norm[*].raw=signs_int4:scale=@{file}")  # its control's scales are its own
 
 
 @pytest.mark.parametrize(
