@@ -45,8 +45,10 @@ def test_what_is_on_the_page(data, page):
 def test_where_static_scales_come_from(data, undrawn):
     text = {"name": "texts/other.txt", "sha256": "ab12"}
     scales = {"file": "a/cal.json", "method": "largest", "per": "channel", "text": text, "same_text": False}
+    scales |= {"model": {"file": "b/other.gguf", "sha256": "cd34"}}
     rows = Page(report_html(data | {"calibrations": [scales]})).rows
-    assert ["static scales: cal.json", "largest per channel, on other.txt, SHA-256 ab12"] in rows
+    said = "largest per channel, of other.gguf, on other.txt, SHA-256 ab12"
+    assert ["static scales: cal.json", said] in rows
 
 
 def test_every_cell_is_in_the_tables(data, page):

@@ -21,8 +21,8 @@ def provenance(data: dict[str, Any]) -> list[tuple[str, str]]:
         *(
             (
                 f"static scales: {os.path.basename(each['file'])}",
-                f"{each['method']} per {each['per']}, on {os.path.basename(each['text']['name'])}, SHA-256 "
-                f"{each['text']['sha256']}",
+                f"{each['method']} per {each['per']}, of {os.path.basename(each['model']['file'])}, "
+                f"on {os.path.basename(each['text']['name'])}, SHA-256 {each['text']['sha256']}",
             )
             for each in data.get("calibrations", [])
         ),
