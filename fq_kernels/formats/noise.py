@@ -52,11 +52,11 @@ def without_noise(name: str) -> str:
 
 def noise_family(name: str, find: Callable[[str], Family | None]) -> Family | None:
     """The family ``name``, if it is the noise of one that ``find`` finds."""
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-    of = find(name[len(prefix) :]) if prefix else None
-    if prefix is None or of is None or of.noise:
+    plain = without_noise(name)
+    of = find(plain) if plain != name else None
+    if of is None or of.noise:
         return None
-    make, note = _KINDS[prefix]
+    make, note = _KINDS[name.removesuffix(plain)]
 
     def quantise(x: Floats, fmt: Format) -> Rounded:
         rounding = replace(fmt, name=of.name)

@@ -92,7 +92,7 @@ def _load(path: str, _mtime: int, size: int) -> Calibration:
         raise wrong(f"is of another version than {VERSION}")
     sites = data.pop("sites", None)
     for key in _STRINGS:
-        said = _at(data, key)
+        said = said_at(data, key)
         if not isinstance(said, str):
             raise wrong(f"{key} {'is missing' if said is None else 'must be a string'}")
     if not isinstance(sites, dict) or not sites:
@@ -106,7 +106,7 @@ def _load(path: str, _mtime: int, size: int) -> Calibration:
     return Calibration(path, data, hashlib.sha256(content).hexdigest(), ranges)
 
 
-def _at(data: dict[str, Any], key: str) -> object:
+def said_at(data: dict[str, Any], key: str) -> object:
     """What a key, or ``KEY.KEY`` of an object in it, says; None: it is not there."""
     outer, dot, inner = key.partition(".")
     said = data.get(outer)

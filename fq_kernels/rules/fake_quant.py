@@ -58,8 +58,8 @@ class FakeQuant:
     on_row        called for each rounded row with its site and |error| of its first and last
                   element
     count_errors  False: count rows alone, for which nothing is computed
-    scales        False: files of static scales are not read, nor lengths of rows and layers checked, where
-                  it is only seen what the rules take
+    matching_only for what is only to be seen, which sites the rules take: files of static scales are not
+                  read, nor lengths of rows and layers checked
 
     Raises ValueError for a rule that cannot be read, for one that matches no site, or none of some layers
     that it names, listing what there is, for a format that does not fit a site's rows, and for a rule and a
@@ -74,13 +74,13 @@ class FakeQuant:
         on_row: RowCallback | None = None,
         *,
         count_errors: bool = True,
-        scales: bool = True,
+        matching_only: bool = False,
     ) -> None:
         self.values = tuple(values)
         self.rules = as_rules(rules)
         self.on_row = on_row
         self.count_errors = count_errors
-        self._scales = scales
+        self._matching_only = matching_only
         self._sites = _sites_of(self.values)
         taken = self._sites_taken()
         # how norms compute that a unit rule takes
@@ -153,7 +153,7 @@ class FakeQuant:
 
     def _check_layers(self, rule: AnyRule, taken: Sequence[Place]) -> None:
         """Raises ValueError where of layers that a rule names one after another it takes none."""
-        if not self._scales:
+        if self._matching_only:
             return
         layers = {place.layer for place in taken}
         for some in ranges_of(rule.layer) or ():
@@ -188,10 +188,11 @@ class FakeQuant:
 
     def _new_counter(self, site: Site, rule: Rule, norm_number: int | None, width: int) -> Counter:
         fmt = rule.format
-        if fmt.calibration and self._scales:
-            fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
-        if self._scales and (error := misfit(fmt, width)):
-            raise ValueError(f"{site}: {error}")
+        if not self._matching_only:
+            if fmt.calibration:
+                fmt = Calibration.load(fmt.calibration).format_at(site, fmt)
+            if error := misfit(fmt, width):
+                raise ValueError(f"{site}: {error}")
         if fmt.seeded:
             # each site draws numbers of its own
             if norm_number is not None and site.point in ("raw", "weighted"):

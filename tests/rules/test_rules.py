@@ -271,7 +271,7 @@ def test_what_is_no_text():
 def test_layers_of_which_nothing_is_taken(rule, missing):
     with pytest.raises(ValueError, match=f"takes nothing of layer {missing}; there are attn_norm"):
         FakeQuant(VALUES, rule)
-    FakeQuant(VALUES, rule, scales=False)  # of figures, which may be of a time when it was taken
+    FakeQuant(VALUES, rule, matching_only=True)  # of figures, which may be of a time when it was taken
 
 
 def test_a_format_that_does_not_fit_the_rows():
@@ -279,7 +279,7 @@ def test_a_format_that_does_not_fit_the_rows():
     with pytest.raises(ValueError, match=r"^attn_norm\[0\]\.raw: format int8:had=32 rotates .* rows of 48 "):
         FakeQuant(values, "*=int8:had=32")
     assert FakeQuant(values, "*=int8:had=16").matched
-    assert FakeQuant(values, "*=int8:had=32", scales=False).matched
+    assert FakeQuant(values, "*=int8:had=32", matching_only=True).matched
 
 
 def test_a_range_is_not_written_out():

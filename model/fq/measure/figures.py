@@ -144,7 +144,7 @@ def _sites(values: Mapping[Value, int], cell: Cell, counts: Sequence[np.ndarray]
     if not cell.rules:
         return []
     # a store may be another's: no file is opened because it names it
-    rules = FakeQuant(values, cell.rules, scales=False)
+    rules = FakeQuant(values, cell.rules, matching_only=True)
     rows = {value.place: rows for value, rows in values.items()}
     if any(len(chunk) < len(rules.matched) for chunk in counts):
         raise FqError(f"{cell.name} has counts of fewer sites than its rules take")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fq_kernels import MAX_GRADS
+from fq_kernels.rules.calibration import said_at
 
 from ..measure.cells import CELL_KINDS, COUNT_COLUMNS, WITHOUT_RULES, Cell, CellChunk
 from ..measure.chunks import ORDERS, SCORED
@@ -39,6 +40,7 @@ _TEXTS_OR_NONE = ("text", "command")
 _CELL = {"name", "kind", "group", "rules"}  # and of later versions "of"
 _ALWAYS = ("rows_quantised", "elements", "not_finite")  # of every version
 _COUNTS = (*_ALWAYS, "changed", "out_of_range", "to_zero", "subnormal")  # whole numbers
+_OF_SCALES = ("file", "sha256", "method", "per", "model.file", "text.name", "text.sha256")
 LEAST_KLD = -1e-6  # of a token, by rounding; none is below 0, but an early version's sums could be
 MAX_COLUMNS, MAX_NAMES_CHARS, MAX_COLUMN_SETS = 256, 1 << 15, 1024
 
@@ -167,10 +169,8 @@ def _check_calibrations(found: object) -> None:
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise ValueError("calibrations is not a list of objects")
     for each in found:
-        said = [each.get(key) for key in ("file", "sha256", "method", "per")]
-        for of, key in (("model", "file"), ("text", "name"), ("text", "sha256")):
-            said.append(each[of].get(key) if isinstance(each.get(of), dict) else None)
-        if not all(isinstance(text, str) for text in said) or not isinstance(each.get("same_text"), bool):
+        texts = all(isinstance(said_at(each, key), str) for key in _OF_SCALES)
+        if not texts or not isinstance(each.get("same_text"), bool):
             raise ValueError("calibrations does not say which files of which model and text")
 
 
