@@ -36,7 +36,8 @@ from fq.machine import processor
 from fq.measure.cells import COUNT_COLUMNS, CellChunk, cells_of
 from fq.measure.statistics import Paired
 from fq.measure.sweep import Sweep
-from fq.results.runs import Results, Run
+from fq.results.run import Run
+from fq.results.runs import Results
 from fq_kernels import Executor, isa
 
 NOT_COMPARED = ("started", "machine", "command")  # and of the numerics the instruction set and threads

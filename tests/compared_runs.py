@@ -9,7 +9,7 @@ import numpy as np
 from fq.measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from fq.measure.statistics import Paired
 from fq.results.compare import Side
-from fq.results.runs import Run
+from fq.results.run import Run
 
 CHUNKS, TOKENS = 8, 5
 # Chunks differ tenfold: what is common to two runs is much larger than what is between them.

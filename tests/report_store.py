@@ -9,7 +9,8 @@ import numpy as np
 from fq.measure.cells import Cell, CellChunk
 from fq.measure.figures import figures
 from fq.measure.statistics import Paired
-from fq.results.runs import Results, Run
+from fq.results.run import Run
+from fq.results.runs import Results
 from fq_kernels.rules import RowStat
 
 N_CTX, SCORED = 16, 7

@@ -10,7 +10,8 @@ from command_line import environment
 
 from fq.measure.cells import COUNT_COLUMNS, Cell, CellChunk
 from fq.measure.statistics import Paired
-from fq.results.runs import Results, Run
+from fq.results.run import Run
+from fq.results.runs import Results
 
 CELL = Cell("ffn_norm[0].raw=bf16", "single", "ffn_norm[0].raw=bf16", ("ffn_norm[0].raw=bf16",))
 RUN = Run(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .measure.streams import Stream, Streams
     from .measure.sweep import Sweep
     from .results.opened import open_results
-    from .results.runs import Results, Run
+    from .results.run import Run
+    from .results.runs import Results
     from .run.context import Context
     from .run.generation import Sampler, Timings, generate
     from .run.model import Model
@@ -57,7 +58,7 @@ _HOMES = {
     "ModelError": ".arch.keys",
     "Perplexity": ".measure.perplexity",
     "Results": ".results.runs",
-    "Run": ".results.runs",
+    "Run": ".results.run",
     "open_results": ".results.opened",
     "Context": ".run.context",
     "Model": ".run.model",

@@ -142,7 +142,7 @@ def test_which_of_several(tmp_path):
 
 def test_two_begin_one_after_the_other(tmp_path, monkeypatch):
     """Else both find none and make one each, or each writes its cells over the other's."""
-    monkeypatch.setattr("fq.results.runs.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("fq.results.store_file.BUSY_SECONDS", 0.05)
     with Results(tmp_path / "s.sqlite") as one, Results(tmp_path / "s.sqlite") as other:
         look = one._newest_like
 

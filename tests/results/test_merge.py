@@ -227,9 +227,10 @@ def test_any_bit_counts(stores, tmp_path, field):
         ({"settings": {"calibrations": [{"sha256": "1"}]}}, "the SHA-256 of calibrations: "),
         ({"numerics": {"contract": 7}}, "numerics: contract: None and 7"),
         ({"cells": RUN.cells[:1]}, "cells: the first alone has ffn_norm"),
-        ({"cells": (*RUN.cells, replace(CELL, name="x"), CELL)}, "cells: the second alone has x (single"),
+        ({"cells": (*RUN.cells, replace(CELL, name="x"))}, "cells: the second alone has x (single"),
         ({"cells": (RUN.cells[0], replace(CELL, rules=("x",)))}, "=bf16); cells: the second alone has ffn"),
         ({"cells": RUN.cells[::-1]}, "cells: in another order"),
+        ({"cells": (*RUN.cells, CELL)}, "cells: the second alone has ffn_norm"),
         ({"text_sha256": "c" * 64, "settings": {"n_ctx": 9}}, "; n_ctx: 8 and 9"),
     ],
 )

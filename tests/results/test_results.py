@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded_to_the_last_bit(path):
 
 def test_who_reads_stops_nobody_from_writing(path, monkeypatch):
     """Which any journal but a write-ahead log would: a commit waits there for all readers to end."""
-    monkeypatch.setattr("fq.results.runs.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("fq.results.store_file.BUSY_SECONDS", 0.05)
     with Results(path) as store, contextlib.closing(sqlite3.connect(path)) as reader:
         number = store.add(RUN)
         reader.execute("BEGIN")

@@ -10,7 +10,8 @@ from fq_kernels import Executor
 from ..measure.cells import Cell, CellChunk
 from ..measure.chunks import Settings
 from ..measure.sweep import Sweep
-from ..results.runs import Results, Run
+from ..results.run import Run
+from ..results.runs import Results
 from ..run.model import Model
 from .progress import progress
 

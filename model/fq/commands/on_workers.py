@@ -16,7 +16,8 @@ from ..cluster.worker import Job, ModelFiles
 from ..errors import FqError
 from ..measure.sweep import Sweep
 from ..results.merge import together
-from ..results.runs import OtherBitsError, Results, Run
+from ..results.run import Run
+from ..results.runs import OtherBitsError, Results
 from ..run.model import Model
 from .options import memory_limit_of
 from .progress import note

@@ -36,7 +36,8 @@ from ..measure.plan import (
 from ..measure.sensitivity import sites_named
 from ..measure.sweep import Sweep
 from ..provenance import sha256_of
-from ..results.runs import Results, check_scales, judgement
+from ..results.run import check_scales
+from ..results.runs import Results, judgement
 from ..run.model import Model
 from ..words import ascii_safe, table
 from .exact import Exact, single

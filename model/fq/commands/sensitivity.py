@@ -17,7 +17,8 @@ from ..measure.estimates import dearest, estimated, gains_in_need, marks_of, to_
 from ..measure.sensitivity import DEFAULT_FORMATS, Sensitivity, gain_cells
 from ..provenance import sha256_of
 from ..results.estimated import measured
-from ..results.runs import Results, Run, stored_figures
+from ..results.run import Run
+from ..results.runs import Results, stored_figures
 from .exact import Exact, pair, single
 from .files import check_outputs, read_text, text_sha256
 from .options import (

@@ -35,7 +35,8 @@ from ..measure.noise import with_noise
 from ..measure.share import Share
 from ..measure.sweep import ALL, Sweep
 from ..provenance import sha256_of
-from ..results.runs import Results, Run, stored_figures
+from ..results.run import Run
+from ..results.runs import Results, stored_figures
 from ..run.finite import not_finite_text
 from ..run.model import Model
 from .files import check_outputs, read_text, text_sha256

@@ -19,7 +19,6 @@ import numpy as np
 from fq_kernels import default_fpu
 
 from ..measure.cells import CONTROL, CellChunk
-from ..measure.chunks import SCORED
 from ..measure.inference import (
     ENOUGH_CHUNKS,
     LEVEL,
@@ -31,7 +30,16 @@ from ..measure.inference import (
     welch_test,
 )
 from ..words import table
-from .runs import Run
+from .run import OF_A_CHUNK, Run
+
+# of each setting `OF_A_CHUNK`
+UNLIKE = {
+    "n_tokens": "they have {} and {} tokens of the text",
+    "n_ctx": "they have {} and {} tokens per chunk",
+    "scored": "they score other tokens of a chunk ({}, {})",
+    "baseline": "their baselines are different profiles, or one's is the exact model",
+    "base_model_sha256": "their baselines are different files, or one's is the model itself",
+}
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,9 @@ def not_paired(a: Run, b: Run) -> str | None:
     ):
         if one != other:
             reasons.append(f"their {what} differ (SHA-256 {one[:12]}…, {other[:12]}…)")
-    for key, what in (("n_ctx", "tokens per chunk"), ("n_tokens", "tokens of the text")):
-        if a.settings[key] != b.settings[key]:
-            reasons.append(f"they have {a.settings[key]} and {b.settings[key]} {what}")
-    scored = [side.settings.get("scored", SCORED[0]) for side in (a, b)]
-    if scored[0] != scored[1]:
-        reasons.append(f"they score other tokens of a chunk ({scored[0]}, {scored[1]})")
-    if a.settings.get("baseline") != b.settings.get("baseline"):
-        reasons.append("their baselines are different profiles, or one's is the exact model")
-    if a.settings.get("base_model_sha256") != b.settings.get("base_model_sha256"):
-        reasons.append("their baselines are different files, or one's is the model itself")
+    for key in OF_A_CHUNK:
+        if a.setting(key) != b.setting(key):
+            reasons.append(UNLIKE[key].format(a.setting(key), b.setting(key)))
     if not reasons and not set(a.settings["chunk_indices"]) & set(b.settings["chunk_indices"]):
         seeds = " and ".join(str(side.settings.get("chunk_seed", "none")) for side in (a, b))
         reasons.append(f"they have no chunk of the text in common (chunk seeds {seeds})")
@@ -77,7 +78,7 @@ def not_paired(a: Run, b: Run) -> str | None:
 
 def otherwise_unlike(a: Run, b: Run) -> str | None:
     """What makes the baselines of two paired runs different; None if nothing does."""
-    ours, others = a.settings.get("activations"), b.settings.get("activations")
+    ours, others = a.setting("activations"), b.setting("activations")
     return None if ours == others else f"activations ({ours}, {others})"
 
 

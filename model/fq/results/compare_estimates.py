@@ -15,7 +15,7 @@ from ..errors import FqError
 from ..measure.agreement import MIN_CELLS, rank_correlation
 from ..words import table
 from .compare import not_paired, otherwise_unlike
-from .runs import Run
+from .run import Run
 
 
 def klds_of(data: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:

@@ -7,6 +7,7 @@ was run under one contract of numerics, and one that two stores hold with other 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,13 +16,11 @@ import numpy as np
 
 from ..errors import FqError
 from ..measure.cells import Cell, CellChunk
-from .runs import OtherBitsError, Results, Run
+from .run import OF_AN_EXPERIMENT, Run
+from .runs import OtherBitsError, Results
 
 AND = " | "  # between what machines do not share
-SETTINGS = (
-    *("n_tokens", "n_ctx", "scored", "chunk_order", "chunk_seed", "n_chunks_asked", "activations"),
-    *("baseline", "base_model_sha256"),
-)
+SETTINGS = (*OF_AN_EXPERIMENT, "n_chunks_asked")
 NUMERICS = "contract", "activations", "kv_cache"
 
 
@@ -41,11 +40,11 @@ class Merged(NamedTuple):
 def difference(one: Run, other: Run) -> str | None:
     """All that keeps two runs from being of one experiment; None where nothing does."""
     # a setting that differs is said once
-    numerics = [key for key in NUMERICS if one.settings.get(key) == other.settings.get(key)]
+    numerics = [key for key in NUMERICS if one.setting(key) == other.setting(key)]
     pairs: list[tuple[str, Any, Any]] = [
         ("the model's SHA-256", one.model_sha256, other.model_sha256),
         ("the text's SHA-256", one.text_sha256, other.text_sha256),
-        *((key, one.settings.get(key), other.settings.get(key)) for key in SETTINGS),
+        *((key, one.setting(key), other.setting(key)) for key in SETTINGS),
         *((f"numerics: {key}", one.numerics.get(key), other.numerics.get(key)) for key in numerics),
         ("the SHA-256 of calibrations", _calibrations(one), _calibrations(other)),
     ]
@@ -58,8 +57,8 @@ def _cells_apart(one: list[str], other: list[str]) -> list[str]:
     if one == other:
         return []
     found = []
-    for which, mine, theirs in (("first", one, set(other)), ("second", other, set(one))):
-        if alone := [cell for cell in mine if cell not in theirs]:
+    for which, mine, theirs in (("first", one, other), ("second", other, one)):
+        if alone := list((Counter(mine) - Counter(theirs)).elements()):  # one may be there twice
             more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
             found.append(f"cells: the {which} alone has {alone[0]}{more}")
     return found or ["cells: in another order"]

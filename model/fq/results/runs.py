@@ -4,38 +4,29 @@ Table ``runs`` says what was measured, on what and with what. Table ``chunks`` h
 of each scored token as little-endian float64, which `measure.figures` turns into the same
 tables at any time, and ``baselines`` the baseline's. Each chunk of a cell is one transaction,
 made as it ends, so that a run killed at any moment can go on from its last one. A run can be
-extended, by cells and by chunks: what is there stays, with its numbers. The journal is a
-write-ahead log: several processes may write, and read, at once. `migrations` has the schema.
+extended, by cells and by chunks: what is there stays, with its numbers. `store_file` is the file,
+`migrations` has the schema.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import hashlib
 import json
-import os
-import re
-import sqlite3
-import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_kernels.rules import Calibration
-
 from ..errors import FqError
 from ..measure.cells import COUNT_COLUMNS, Cell, CellChunk
-from ..measure.chunks import SCORED, n_scored_per_chunk
+from ..measure.chunks import n_scored_per_chunk
 from ..measure.estimates import Asked, Judged, judged, sensitivity_figures
 from ..measure.figures import figures
-from . import migrations, stored
+from . import stored
 from .estimated import in_order, measured
-
-BUSY_SECONDS = 60.0
+from .run import COLUMNS, Run, check_scales, run_of, texts_of
+from .store_file import StoreFile
 
 # Tables with rows of runs; and one's run that is not there, found from run to run, by the index.
 _OF_RUNS = ("chunks", "baselines", "estimates")
@@ -47,130 +38,6 @@ WITH RECURSIVE found(run) AS (
 )
 SELECT run FROM found WHERE run IS NOT NULL AND run NOT IN (SELECT id FROM runs) LIMIT 1
 """
-
-# The columns of a run that its digest is of, which stands before them.
-_RUN = "id, started, identity, model_sha256, text_sha256, cells, settings, numerics, versions, machine"
-
-# Version, number of tables, and of what no store has and what may take any time and memory to read, to check
-# or to write.
-_WHAT_IT_IS = """
-SELECT user_version,
-    (SELECT COUNT(*) FROM sqlite_master),
-    (SELECT COUNT(*) FROM sqlite_master
-        WHERE type NOT IN ('table', 'index') OR (type = 'index' AND sql IS NOT NULL)
-            OR sql LIKE '%VIRTUAL%' OR sql LIKE '%CHECK%')
-    + (SELECT COUNT(*) FROM sqlite_master AS t, pragma_table_xinfo(t.name) WHERE t.type = 'table' AND hidden)
-FROM pragma_user_version
-"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What was measured. ``numerics`` but the threads and the instruction set, ``versions`` and
-    ``settings`` but the batch decide the bits.
-
-    cells     a cell's number is its place here, for ever: others come after it
-    settings  `Sweep.about`, and what else is to be kept; its keys must be there
-    """
-
-    model_sha256: str
-    text_sha256: str
-    cells: tuple[Cell, ...]
-    settings: dict[str, Any]
-    numerics: dict[str, Any]
-    versions: dict[str, Any]
-    machine: dict[str, Any]
-
-    def __repr__(self) -> str:
-        s = self.settings
-        return (
-            f"<Run of {os.path.basename(s['model'])}: {len(self.cells)} cells, {s['n_chunks_asked']} chunks "
-            f"of {s['n_ctx']}>"
-        )
-
-    @property
-    def identity(self) -> str:
-        """The same in runs that can be one: to the last bit a rule leaves the same of a chunk in each, on any
-        instruction set and in batches of any size, unless a file of static scales is another in each."""
-        keys = ("n_tokens", "n_ctx", "activations", "chunk_order", "chunk_seed")
-        numerics = {key: value for key, value in self.numerics.items() if key not in ("threads", "isa")}
-        parts = [
-            self.model_sha256,
-            self.text_sha256,
-            [self.settings[key] for key in keys],
-            numerics,
-            self.versions,
-        ]
-        if baseline := self.settings.get("baseline"):
-            parts.append(baseline)
-        if (scored := self.settings.get("scored", SCORED[0])) != SCORED[0]:
-            parts.append(scored)
-        if asked := self.settings.get("sensitivity"):
-            parts.append(asked)
-        if other := self.settings.get("base_model_sha256"):
-            parts.append({"base_model": other})
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def scales(self) -> dict[str, str]:
-        """The SHA-256 of each file of static scales."""
-        return {each["file"]: each["sha256"] for each in self.settings.get("calibrations", ())}
-
-    def can_be_one_with(self, other: Run) -> bool:
-        """Of runs of the same identity: whether each file of static scales is the same in both."""
-        scales = other.scales
-        return all(scales.get(file, sha256) == sha256 for file, sha256 in self.scales.items())
-
-    def extended(self, more: Run) -> Run:
-        """With the cells of ``more`` that it lacks after its own, and the chunks of the longer of both.
-
-        The same if it lacks nothing.
-        """
-        cells = tuple(cell for cell in more.cells if cell not in self.cells)
-        longer = more.settings["n_chunks_asked"] > self.settings["n_chunks_asked"]
-        if not cells and not longer:
-            return self
-        settings = dict(self.settings)
-        if cells:  # a store of an earlier version knew of fewer values
-            settings |= {key: more.settings[key] for key in ("norms", "values") if key in more.settings}
-            new = [each for each in more.settings.get("calibrations", ()) if each["file"] not in self.scales]
-            if new:
-                settings["calibrations"] = [*settings.get("calibrations", ()), *new]
-        if longer:
-            settings |= {key: more.settings[key] for key in ("n_chunks_asked", "chunk_indices")}
-        commands = [run.settings["command"] for run in (self, more) if run.settings.get("command")]
-        if commands:
-            settings["command"] = " && ".join(commands)
-        return replace(self, cells=self.cells + cells, settings=settings)
-
-    @property
-    def asked(self) -> Asked | None:
-        """What it estimates of every site and format; None for a sweep."""
-        found = self.settings.get("sensitivity")
-        return None if found is None else stored.asked_of(found)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For `figures`, with the provenance."""
-        provenance = {
-            "model_sha256": self.model_sha256,
-            "text_sha256": self.text_sha256,
-            "numerics": self.numerics,
-            "versions": self.versions,
-            "machine": self.machine,
-        }
-        return self.settings | provenance
-
-
-def check_scales(number: int, run: Run) -> None:
-    """Raises FqError where a file of static scales is not what it was when the run was measured with it."""
-    for file, sha256 in run.scales.items():
-        try:
-            now = Calibration.load(file).sha256
-        except ValueError as e:
-            raise FqError(str(e)) from None
-        if now != sha256:
-            raise FqError(f"{file} has other static scales than run {number} was measured with")
 
 
 class Known(NamedTuple):
@@ -193,160 +60,8 @@ class Begun(NamedTuple):
     was: Run | None
 
 
-class Results:
-    """The store in a file, which is made if it is not there unless ``must_exist``.
-
-    Raises FqError naming the file when it cannot be opened or is something else.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
-        self.path = os.fspath(path)
-        if must_exist and not os.path.exists(self.path):
-            raise FqError(f"{self.path}: there is no such file; fq sweep --store makes one")
-        with self._errors():
-            try:
-                self._open(self.path)
-            except sqlite3.OperationalError as e:
-                if not must_exist or not re.search("readonly|unable to open", str(e)):
-                    raise
-                self._open_to_read()
-
-    def _open(self, name: str, *, uri: bool = False, writes: bool = True) -> None:
-        self._db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, uri=uri)
-        try:
-            # at one moment: another process may be making it
-            version, tables, strange = self._db.execute(_WHAT_IT_IS).fetchone()
-            if not 0 <= version <= migrations.VERSION or (version == 0 and tables) or strange:
-                raise FqError(f"{self.path}: not a store of this version of fq")
-            self._version = version or migrations.VERSION
-            if writes:
-                self._write_ahead()
-            if version == 0 and writes:
-                with self._transaction():
-                    if self._user_version() == 0:  # of several processes one makes it
-                        migrations.upgrade(self._db, 0)
-            elif 0 < version < migrations.VERSION:
-                migrations.read_as_new(self._db, version)
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _open_to_read(self) -> None:
-        """Where the file or its folder cannot be written, so that SQLite cannot make what goes with a log."""
-        path = os.path.realpath(self.path)
-        name = f"file:{urllib.parse.quote(path)}?mode=ro"
-        try:
-            self._open(name, uri=True, writes=False)
-        except sqlite3.OperationalError as e:
-            with contextlib.suppress(OSError):
-                if os.path.getsize(f"{path}-wal"):
-                    raise FqError(
-                        f"{self.path}: {e}: the newest rows are in {path}-wal, which can be read only where "
-                        "it can be written; copy both files to such a folder"
-                    ) from None
-            # nobody can be writing it: they would have a log there
-            self._open(f"{name}&immutable=1", uri=True, writes=False)
-
-    def __repr__(self) -> str:
-        return f"<Results {self.path}>"
-
-    def __enter__(self) -> Results:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-    def _write_ahead(self) -> None:
-        """SQLite does not wait for other processes when it changes the journal; this does."""
-        end = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as e:
-                if "locked" not in str(e) or time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
-        if mode != "wal":  # SQLite says so, and goes on without
-            raise FqError(
-                f"{self.path}: this file system has no write-ahead log (the journal is {mode!r}), without "
-                "which several processes would wait for each other"
-            )
-
-    @contextlib.contextmanager
-    def reading(self, number: int) -> Iterator[None]:
-        """A ValueError in the block is what the file holds: an FqError naming it and the run."""
-        try:
-            yield
-        except ValueError as e:
-            raise FqError(f"{self.path}: run {number} cannot be read: {e}") from None
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as e:
-            raise FqError(f"{self.path}: {e}") from None
-        except UnicodeDecodeError:  # of a name, or of what SQLite says of it
-            raise FqError(f"{self.path}: it has text that is not UTF-8") from None
-
-    def _user_version(self) -> int:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        return int(version)
-
-    def _upgrade(self) -> None:
-        """Of a file of an earlier version, before something is written to it; a copy of it stays.
-
-        At one moment for all processes, and whole or not at all.
-        """
-        if self._version == migrations.VERSION:
-            return
-        with self._transaction():
-            version = self._user_version()
-            # where nothing can be written this says so, before there is a copy
-            self._db.execute(f"PRAGMA user_version = {version}")
-            if version < migrations.VERSION:
-                self._back_up(version)
-            migrations.forget_older(self._db, self._version)
-            if version < migrations.VERSION:
-                migrations.upgrade(self._db, version)
-        self._version = migrations.VERSION
-
-    def _back_up(self, version: int) -> None:
-        """A copy beside the file, whole or not at all; one that is there is left alone."""
-        backup = f"{os.path.realpath(self.path)}.version-{version}"
-        if os.path.lexists(backup):
-            return
-        part = f"{backup}.part"
-        try:
-            # whoever holds the lock to write cannot read for a copy; with a log, another connection can
-            with contextlib.closing(sqlite3.connect(self.path)) as source:
-                with contextlib.closing(sqlite3.connect(part)) as copy:
-                    source.backup(copy)
-            os.replace(part, backup)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """All of what is written in the block is committed, or nothing of it."""
-        self._upgrade()
-        with self._transaction():
-            yield
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of what is done in the block, or nothing."""
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+class Results(StoreFile):
+    """The runs of a store: of one opens as `StoreFile` says."""
 
     def add(self, run: Run) -> int:
         """A new run's number."""
@@ -403,7 +118,7 @@ class Results:
         number = self._db.execute(
             "INSERT INTO runs (started, identity, model_sha256, text_sha256, cells, settings, numerics, "
             "versions, machine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (started, run.identity, *_texts(run)),
+            (started, run.identity, *texts_of(run)),
         ).lastrowid
         assert number is not None
         self._sign(number)
@@ -415,22 +130,22 @@ class Results:
         self._db.execute(
             "UPDATE runs SET model_sha256 = ?, text_sha256 = ?, cells = ?, settings = ?, numerics = ?, "
             "versions = ?, machine = ?, identity = coalesce(?, identity) WHERE id = ?",
-            (*_texts(run), identity, number),
+            (*texts_of(run), identity, number),
         )
         self._sign(number)
 
     def _sign(self, number: int) -> None:
-        row = self._db.execute(f"SELECT {_RUN} FROM runs WHERE id = ?", (number,)).fetchone()
+        row = self._db.execute(f"SELECT {COLUMNS} FROM runs WHERE id = ?", (number,)).fetchone()
         self._db.execute("UPDATE runs SET digest = ? WHERE id = ?", (stored.digest(*row), number))
 
     def get(self, number: int) -> Run:
         """Raises FqError if there is none of this number."""
         with self._errors():
-            row = self._db.execute(f"SELECT digest, {_RUN} FROM runs WHERE id = ?", (number,)).fetchone()
+            row = self._db.execute(f"SELECT digest, {COLUMNS} FROM runs WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise FqError(f"{self.path}: there is no run {number}")
         with self.reading(number):
-            return _run_of(*row)
+            return run_of(*row)
 
     def save(self, number: int, cell: int, chunk: int, left: CellChunk) -> None:
         """Commit what a cell left of a chunk; one that is there already stays as it is.
@@ -626,7 +341,7 @@ class Results:
         with self._errors():
             rows = self._db.execute(
                 "SELECT (SELECT COUNT(*) FROM chunks WHERE run = id), "
-                f"(SELECT COUNT(*) FROM estimates WHERE run = id), digest, {_RUN} FROM runs "
+                f"(SELECT COUNT(*) FROM estimates WHERE run = id), digest, {COLUMNS} FROM runs "
                 "WHERE id = coalesce(?, id) ORDER BY id",
                 (number,),
             ).fetchall()
@@ -638,7 +353,7 @@ class Results:
             about |= {"n_cells": 0, "n_chunks_asked": 0, "ended": 0, "of": 0, "damaged": None}
             runs.append(about)
             try:
-                run = _run_of(digest, number, started, *said)
+                run = run_of(digest, number, started, *said)
             except ValueError as e:
                 about["damaged"] = str(e)
                 continue
@@ -661,32 +376,6 @@ class Results:
         for about in reversed(self.list()):
             raise FqError(f"{self.path}: run {about['run']} cannot be read: {about['damaged']}")
         raise FqError(f"{self.path}: there is no run in it")
-
-
-def _run_of(digest: object, *said: Any) -> Run:
-    """Of the columns `_RUN` of its row. Raises ValueError saying what is wrong with them."""
-    _, started, _, model_sha256, text_sha256, cells, settings, *texts = said
-    kept = stored.settings_of(settings)
-    stored.text_of("started", started)
-    run = Run(
-        stored.text_of("model_sha256", model_sha256),
-        stored.text_of("text_sha256", text_sha256),
-        stored.cells_of(cells, may_be_none="sensitivity" in kept),
-        kept,
-        *(
-            stored.json_of(what, text, dict)
-            for what, text in zip(("numerics", "versions", "machine"), texts, strict=True)
-        ),
-    )
-    stored.check_digest(digest, *said)
-    return run
-
-
-def _texts(run: Run) -> tuple[str, ...]:
-    """What a row says of a run: model_sha256, text_sha256, cells, settings, numerics, versions, machine."""
-    cells = json.dumps([asdict(cell) for cell in run.cells])
-    parts = (json.dumps(part) for part in (run.settings, run.numerics, run.versions, run.machine))
-    return run.model_sha256, run.text_sha256, cells, *parts
 
 
 def _bytes(values: np.ndarray) -> bytes:
