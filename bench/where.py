@@ -2,6 +2,7 @@
 
 Each round evaluates a prompt, and then tokens one by one in the order of decoding, and measures the
 limits in between: fused multiply-adds in registers, and reading the packed weights for nothing else.
+Operations are those of products with weights, and of attention those of the tokens that each token sees.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from time import perf_counter
 import numpy as np
 
 from fq import Context, Executor, FqError, Model, find, machine
-from fq.arch.graph import Op
+from fq.arch.graph import AttentionAttributes, Node, Op
 
 from .limits import Limits
 
@@ -101,10 +102,22 @@ def timed(context: Context, ids: Sequence[int], *, decoding: bool = False) -> tu
     return perf_counter() - begin, np.diff([begin, *ends]).tolist()
 
 
+def attended(node: Node, n_before: int, n_tokens: int) -> int:
+    """Operations of attention's two products, where so many tokens come after so many others."""
+    attributes = node.attributes
+    assert isinstance(attributes, AttentionAttributes)
+    seen = range(n_before + 1, n_before + n_tokens + 1)[-node.n_tokens(n_tokens, 1) :]
+    pairs = sum(min(n, attributes.window or n) for n in seen)
+    return 4 * pairs * node.shape[1]
+
+
 def parts_of(
-    model: Model, n_tokens: int, evaluations: Sequence[tuple[float, list[float]]]
+    model: Model, n_tokens: int, evaluations: Sequence[tuple[float, list[float]]], n_before: int = 0
 ) -> dict[str, Part]:
-    """Evaluations of so many tokens, by kind of node."""
+    """Evaluations of so many tokens, by kind of node.
+
+    n_before  how many came before these: of evaluations that go on, their mean
+    """
     parts: dict[str, Part] = defaultdict(Part)
     kinds = kinds_of(model)
     for kind, node in zip(kinds, model.graph.nodes, strict=True):
@@ -115,6 +128,8 @@ def parts_of(
             for name in names:
                 parts[name].flops += 2 * node.n_tokens(n_tokens, 1) * weight.n_in * weight.n_out
                 parts[name].bytes += weight.packed.nbytes
+        if node.op is Op.ATTENTION:
+            parts[kind].flops += attended(node, n_before, n_tokens)
         for name in names:
             parts[name].calls += 1
     for whole, seconds in evaluations:
@@ -127,7 +142,8 @@ def parts_of(
         for name, value in sums.items():
             parts[name].seconds.append(value)
     parts[WHOLE].calls = len(kinds)
-    parts[WHOLE].flops, parts[WHOLE].bytes = parts[PRODUCTS].flops, parts[PRODUCTS].bytes
+    parts[WHOLE].flops = parts[PRODUCTS].flops + parts[NAMES[Op.ATTENTION]].flops
+    parts[WHOLE].bytes = parts[PRODUCTS].bytes
     return dict(parts)
 
 
@@ -154,8 +170,11 @@ def measure(model: Model, threads: int, rounds: int, limits: Limits) -> list[Tab
                     context.eval([token], decoding=True)  # after another use of the caches
                 tokens.append(timed(context, [token], decoding=True))
     peak, stream = float(np.median(peaks)), float(np.median(streams))
-    evaluations = {N_PROMPT: prompts, 1: tokens}
-    return [Table(n, threads, parts_of(model, n, made), peak, stream) for n, made in evaluations.items()]
+    parts = {
+        N_PROMPT: parts_of(model, N_PROMPT, prompts),
+        1: parts_of(model, 1, tokens, N_FIRST + N_SINGLE // 2),
+    }
+    return [Table(n, threads, found, peak, stream) for n, found in parts.items()]
 
 
 # ---------------------------------------------------------------- text

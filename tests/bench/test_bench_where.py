@@ -14,6 +14,7 @@ from bench import where
 from bench.limits import Limits
 from bench.where import PRODUCTS, REST, WHOLE, Part, Table
 from fq import Executor, FqError, Model
+from fq.arch.graph import N_OUTPUTS, N_TOKENS, AttentionAttributes, Node, Op
 from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 
 
@@ -46,8 +47,20 @@ def test_operations_and_bytes_are_counted(model, tables):
     # in the last layer only the last token goes on after attention
     assert prompt.parts[PRODUCTS].flops == 2 * (40 * (2 * attention + ffn) + ffn + output)
     assert single.parts[PRODUCTS].flops == 2 * (2 * attention + 2 * ffn + output)
+    # two products with each token that one sees; tokens one by one come after 3 to 6 others
+    assert prompt.parts["attention"].flops == 4 * 2 * shape.n_embd * 40 * 41 // 2
+    assert single.parts["attention"].flops == 4 * 2 * shape.n_embd * (3 + 4 // 2 + 1)
     packed = sum(w.packed.nbytes for name, w in model.weights.items() if name != "token_embd.weight")
     assert prompt.parts[PRODUCTS].bytes == single.parts[PRODUCTS].bytes == packed
+
+
+@pytest.mark.parametrize(("window", "pairs"), [(0, 5 + 6 + 7), (6, 5 + 6 + 6), (2, 6)])
+def test_attention_is_what_each_token_sees(window, pairs):
+    attributes = AttentionAttributes(4, 2, 1.0, window=window)
+    node = Node("kqv_out", Op.ATTENTION, (), (N_TOKENS, 32), attributes=attributes)
+    assert where.attended(node, 4, 3) == 4 * pairs * 32
+    last = Node("kqv_out", Op.ATTENTION, (), (N_OUTPUTS, 32), attributes=attributes)
+    assert where.attended(last, 4, 3) == 4 * min(7, window or 7) * 32
 
 
 def test_every_node_has_its_place(model, tables):
@@ -60,7 +73,7 @@ def test_every_node_has_its_place(model, tables):
         assert sum(p.calls for p in products) == table.parts[PRODUCTS].calls == 15
         assert sum(p.bytes for p in products) == table.parts[PRODUCTS].bytes
         assert table.parts[WHOLE].calls == len(model.graph.nodes)
-        assert table.parts[WHOLE].flops == table.parts[PRODUCTS].flops > 0
+        assert table.parts[WHOLE].flops == table.parts[PRODUCTS].flops + table.parts["attention"].flops
         assert table.parts[WHOLE].bytes == table.parts[PRODUCTS].bytes
         assert table.parts["norms"].calls == 5
         nodes = [part for name, part in table.parts.items() if name not in (WHOLE, PRODUCTS)]
