@@ -54,7 +54,7 @@ def test_headings_go_down_one_at_a_time(page):
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
-def test_what_is_named(page):
+def test_what_is_named(html, page):
     """Sections by their headings, tables by captions, figures in words; and each link says whose it is."""
     identities = {a.get("id") for _, a in page.elements}
     for section in page.all("section"):
@@ -62,6 +62,10 @@ def test_what_is_named(page):
     tables = page.all("table")
     assert [tag for tag, _ in page.elements].count("caption") == len(tables) > 10
     assert all(a.get("scope") in ("row", "col") for a in page.all("th"))
+    # in a screen reader's list of tables, and of what can be opened, each is told from the others
+    captions = re.findall(r"<caption[^>]*>(.*?)</caption>", html)
+    summaries = re.findall(r"<summary>(.*?)</summary>", html)
+    assert len(set(captions)) == len(captions) and len(set(summaries)) == len(summaries) > 10
     assert all(a["aria-label"] for _, a in page.elements if a.get("tabindex") == "0")
     names = [a["aria-label"] for a in page.all("a") if "download" in a]
     assert len(names) == len(set(names)) and all(re.match("(SVG|CSV) of the ", name) for name in names)
