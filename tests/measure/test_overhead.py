@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_models import TINY, write_tiny
 
 import fq.measure.overhead
 from fq import Context, FqError, Model
 from fq.cli import main
 from fq.measure.overhead import Configuration, Overhead, compare, configurations, overhead_text
 from fq_kernels import CONTRACT
-from fq_kernels.rules import Rule
+from fq_kernels.rules import Place, Rule, Site, Value
 
 PROMPT = np.array(["prompt"] * 2 + ["eval"] * 3)
 
@@ -201,7 +202,13 @@ def test_first_call_begins_anew_with_each_round(tiny, executor):
 
 def test_layer_format_and_point():
     def rules(n_layer, *args):
-        fake = SimpleNamespace(hparams=SimpleNamespace(n_layer=n_layer))
+        values = [
+            Value(Place(kind, layer), (Site(Place(kind, layer), "raw"), Site(Place(kind, layer), "weighted")))
+            for layer in range(n_layer)
+            for kind in ("attn_norm", "ffn_norm")
+        ]
+        norms = [value.place for value in values]
+        fake = SimpleNamespace(hparams=SimpleNamespace(n_layer=n_layer), norms=norms, values=values)
         return [str(rule) for c in configurations(fake, *args) for rule in c.rules]
 
     assert rules(30)[0] == "ffn_norm[5].raw=bf16"
@@ -213,6 +220,21 @@ def test_layer_format_and_point():
         "*[*].raw=f16",
         "*[*].weighted=f16",
     ]
+
+
+def test_a_model_without_ffn_norms_has_no_rows_of_them(tmp_path):
+    model = Model(write_tiny(tmp_path / "m.gguf", TINY["olmo2"]))
+    names = [each.name for each in configurations(model)]
+    assert names == ["baseline", "control", "every norm", "every site"]
+
+
+def test_iterated_again_it_has_the_rounds_that_were_asked_for(tiny, executor):
+    run = measure(tiny, executor, rounds=5)
+    for i in run:
+        if i == 2:
+            break
+    assert run.done == 3
+    assert list(run) == [2, 3, 4] and run.done == 5 and run.result()["rounds"] == 5
 
 
 def test_the_rounds_that_ended_are_kept(tiny, executor, monkeypatch):
@@ -332,7 +354,7 @@ def test_the_prompt(tiny_path, capsys):
         (["-n", "-1"], "--predict must be at least 0"),
         (["-b", "0"], "--batch-size must be at least 1"),
         (["--seed", "-1"], "--seed must be at least 0"),
-        (["--prompt-tokens", "0"], "prompt must be at least 1, not 0"),
+        (["--prompt-tokens", "0"], "--prompt-tokens must be at least 1, not 0"),
         (["--prompt-tokens", "127"], "context of 129 tokens: the model allows 1 to 128"),
         (["--layer", "2"], "--layer must be between 0 and 1, not 2"),
         (["--layer", "-1"], "--layer must be between 0 and 1, not -1"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import TINY, write_tiny
 
 from fq import Context, FqError, Model
 from fq.cli import main
@@ -481,6 +482,14 @@ def test_bad_input(tiny_path, tmp_path, monkeypatch, capsys, args, message):
     assert out == "" and err.startswith("fq: error: ") and err.count("\n") == 1
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_other_norms_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    model = write_tiny(tmp_path / "m.gguf", TINY["qwen3"])
+    monkeypatch.setattr(experiments, "architecture", lambda *_: pytest.fail("it ran"))
+    assert main(replicate(model)) == 2
+    _, err = capsys.readouterr()
+    assert "its layers have the norms attn_norm, q_norm, k_norm, ffn_norm, the report" in err
 
 
 def test_a_text_too_short(tiny_path, tmp_path, capsys):

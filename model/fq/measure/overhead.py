@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fq_kernels import Executor, default_fpu, get_format
-from fq_kernels.rules import AnyRule, FakeQuant, Rule, UnitRule
+from fq_kernels.rules import AnyRule, FakeQuant, Place, Rule, UnitRule
 
 from ..errors import FqError, NotFiniteError
 from ..run.context import Context
@@ -55,8 +55,9 @@ def configurations(
     point: str = "raw",
     units: Sequence[str] = (),
 ) -> list[Configuration]:
-    """The baseline, twice; one layer's FFN norm, every FFN norm, every norm, and every norm at both
-    points, rounded to ``format_``; then norms computed by each of ``units``, written as unit rules.
+    """The baseline, twice; one layer's FFN norm and every FFN norm, where there are any, every norm, and
+    every norm at both points, rounded to ``format_``; then norms computed by each of ``units``, written as
+    unit rules.
 
     layer None is `reports_layer`. Raises FqError for a format, a layer, a point or a unit that there is not.
     """
@@ -72,19 +73,20 @@ def configurations(
         every = Rule(fmt, kind="all", point=point)
         both = (Rule(fmt, kind="all", point="raw"), Rule(fmt, kind="all", point="weighted"))
         of_units = [UnitRule.parse(unit) for unit in units]
-        for rule in of_units:
-            FakeQuant(model.values, rule)
+        of_ffn = [Configuration(f"ffn_norm[{layer}]", (one,)), Configuration("every ffn_norm", (ffn,))]
+        found = [
+            Configuration(BASELINE),
+            Configuration(CONTROL),
+            *(of_ffn if Place("ffn_norm", layer) in model.norms else []),
+            Configuration("every norm", (every,)),
+            Configuration("every site", both),
+            *(Configuration(str(rule), (rule,)) for rule in of_units),
+        ]
+        for each in found:
+            _fake_quant(model, each.rules)
     except ValueError as e:
         raise FqError(str(e)) from None
-    return [
-        Configuration(BASELINE),
-        Configuration(CONTROL),
-        Configuration(f"ffn_norm[{layer}]", (one,)),
-        Configuration("every ffn_norm", (ffn,)),
-        Configuration("every norm", (every,)),
-        Configuration("every site", both),
-        *(Configuration(str(rule), (rule,)) for rule in of_units),
-    ]
+    return found
 
 
 def _fake_quant(model: Model, rules: Sequence[AnyRule]) -> FakeQuant:
@@ -124,7 +126,7 @@ class Overhead:
         if n_prompt is None:
             n_prompt = len(tokens)
         for name, value, least in (
-            ("prompt", n_prompt, 1),
+            ("--prompt-tokens", n_prompt, 1),
             ("--predict", n_predict, 0),
             ("--batch-size", batch, 1),
             ("--rounds", rounds, 2),
@@ -165,7 +167,8 @@ class Overhead:
         if not self.done:
             self._look()
         collecting = gc.isenabled()
-        for i in range(self.done - self.warm_up, self.rounds):
+        before = self.done
+        for i in range(before - self.warm_up, self.rounds):
             gc.collect()
             gc.disable()  # a collection would fall into one configuration's time
             try:
@@ -173,7 +176,7 @@ class Overhead:
             finally:
                 if collecting:
                     gc.enable()
-            if i >= 0:
+            if i >= before:
                 self._seconds.append(seconds)
             yield i
 

@@ -38,6 +38,7 @@ from ..run.generation import Sampler, generate
 from ..run.model import Model
 from ..run.trace import Trace, provenance
 
+NORMS = ("attn_norm", "ffn_norm")  # of a layer of the report's model
 MODES = {
     "report": "norm[{}]=bf16:first-call",
     "meant": "ffn_norm[{}]=bf16:first-call",
@@ -162,6 +163,16 @@ def _evaluate(
     return fake_quant
 
 
+def check_norms(model: Model) -> None:
+    """Raises FqError for a model whose layers have other norms than the report's."""
+    kinds = dict.fromkeys(place.kind for place in model.norms if place.layer is not None)
+    if set(kinds) != set(NORMS):
+        raise FqError(
+            f"{model.path}: its layers have the norms {', '.join(kinds)}, the report's model has "
+            f"{' and '.join(NORMS)}: what it did cannot be repeated on this one"
+        )
+
+
 def describe_model(model: Model) -> dict[str, Any]:
     digest = sha256_of(*model.file.paths)
     hp = model.hparams
@@ -251,7 +262,7 @@ def _counts(fake_quant: FakeQuant) -> dict[str, Any]:
     """Rows of the sites that the rule takes, and of the FFN norms of their layers."""
     matched = fake_quant.matched
     layers = {counter.site.place.layer for counter in matched}
-    rounded = {"attn_norm": 0, "ffn_norm": 0}
+    rounded = dict.fromkeys(NORMS, 0)
     for counter in matched:
         rounded[counter.site.place.kind] += counter.rows_quantised
     seen = sum(counter.rows_seen for counter in matched)
@@ -439,6 +450,8 @@ class Replication:
         self._machine = machine.describe("numpy", "gguf", "tokenizers")
         self._steps: list[tuple[dict[str, Any], str, Callable[[], Any]]] = []
         self.data: list[dict[str, Any]] = []
+        for model in self.models:
+            check_norms(model)
         for model in self.models:
             self._plan(model, model.tokenizer.encode(sample), np.array(model.tokenizer.encode(text)))
 
