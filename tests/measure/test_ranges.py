@@ -154,6 +154,26 @@ def test_the_page_shows_each_kind_of_site(result):
     assert "script" not in html and "http://" not in re.sub(r"http://www.w3.org/\S+", "", html)
 
 
+def test_interrupted_it_says_so_everywhere(path, tmp_path, monkeypatch):
+    page, figures = tmp_path / "ranges.html", tmp_path / "figures.json"
+    see, seen = Ranges._see, []
+
+    def interrupted(self, *args):
+        seen.append(args)
+        if self.done == 1:
+            raise KeyboardInterrupt
+        see(self, *args)
+
+    monkeypatch.setattr(Ranges, "_see", interrupted)
+    options = ["-m", path, "-c", 48, "--chunks", 2, "--activations", "ggml"]
+    out, err = fq("ranges", *options, "-o", page, "--json", figures, status=130)
+    data = json.loads(figures.read_text())
+    assert (data["n_chunks"], data["n_chunks_asked"], data["partial"]) == (1, 2, True)
+    assert data["activations"] == "ggml" and data["numerics"]["activations"] == "ggml"
+    assert "PARTIAL: 2 were asked for" in out and "partial result" in err
+    assert "(partial: 2 were asked for)" in page.read_text()
+
+
 def test_the_command(path, tmp_path):
     page, figures = tmp_path / "ranges.html", tmp_path / "figures.json"
     options = ["-m", path, "-c", 48, "--chunks", 2]
@@ -164,5 +184,8 @@ def test_the_command(path, tmp_path):
     ]
     assert data["n_chunks"] == 2 and page.read_text().startswith("<!DOCTYPE html>")
     assert {s["point"] for s in data["sites"]} == {"in", "weighted"}
+    assert not data["partial"] and data["n_chunks_asked"] == 2 and "PARTIAL" not in out
+    alone, _ = fq("ranges", *options, "-o", "-", "--json", figures)
+    assert alone == page.read_text().replace(str(page), "-")
     _, err = fq("ranges", *options, "--sites", "nothing", status=2)
     assert "--sites: nothing[*] matches no site" in err

@@ -11,13 +11,14 @@ from typing import Any
 from ..errors import FqError
 from ..measure.ranges import Ranges
 from ..words import table
-from .files import check_outputs, read_text, write
+from .files import check_outputs, read_text, write, write_json
 from .options import (
     add_evaluation,
     add_model,
     add_text,
     executor_of,
     inputs_of,
+    numerics,
     open_model,
     say_if_short,
     settings_of,
@@ -71,8 +72,16 @@ def main(args: argparse.Namespace) -> int:
     outcome.say(f"{run.done} of {run.text.n} chunks")
     if not run.done:
         return outcome.status
-    data = run.result() | {"text": text_name, "command": args.command_line}
-    print_figures("ranges", ranges_text(data), data, args.json)
+    data = run.result() | {
+        "text": text_name,
+        "command": args.command_line,
+        "numerics": numerics(executor, args.activations),
+    }
+    if args.output == "-":  # stdout is for the page alone
+        if args.json:
+            write_json("ranges", data, args.json)
+    else:
+        print_figures("ranges", ranges_text(data), data, args.json)
     if args.output:
         from ..report.ranges import ranges_html
 
@@ -87,7 +96,8 @@ def main(args: argparse.Namespace) -> int:
 def ranges_text(data: dict[str, Any]) -> str:
     lines = [
         f"model  {os.path.basename(data['model'])}",
-        f"text   {data['text']}: {data['n_chunks']} chunks of {data['n_ctx']}",
+        f"text   {data['text']}: {data['n_chunks']} chunks of {data['n_ctx']}"
+        + (f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else ""),
         "",
         _table(data["sites"]),
         "",

@@ -237,8 +237,12 @@ class Ranges:
         """As written to JSON. Percentiles are of magnitudes; ``first`` is of each chunk's first token."""
         return {
             "model": self.model.path,
+            "n_tokens": len(self.text.tokens),
             "n_ctx": self.settings.n_ctx,
             "n_chunks": self.done,
+            "n_chunks_asked": self.text.n,
+            "partial": self.done < self.text.n,
+            "activations": self.settings.activations,
             "outlier_times_median": OUTLIER,
             **self.text.about(),
             "sites": [found.as_dict() for found in self.sites.values()],
