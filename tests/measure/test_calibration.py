@@ -86,6 +86,21 @@ def test_the_largest_magnitude(model, tokens, values, per):
         )
 
 
+@pytest.mark.parametrize(
+    ("percent", "n", "above"), [(99.9, 1000, 1), (99.9, 504000, 504), (99.9, 999, 0), (50, 3, 1)]
+)
+def test_what_is_above_a_percentile_is_counted_exactly(percent, n, above):
+    """100 - 99.9 is a little less than 0.1 in binary."""
+    assert Method.parse(f"percentile={percent}").above(n) == above
+
+
+def test_what_does_not_fit_the_memory_is_said_at_once(model, tokens, monkeypatch):
+    monkeypatch.setattr("fq.measure.calibration.available_memory", lambda: 50_000)
+    calibrated(model, tokens, "percentile=99.9", "tensor")
+    with pytest.raises(FqError, match=r"percentile=50: magnitudes above it take .* fewer --chunks"):
+        calibrated(model, tokens, "percentile=50", "tensor")
+
+
 @pytest.mark.parametrize("percent", [50, 90, 99.5, 100])
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_a_percentile_is_numpys(model, tokens, values, per, percent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fq_kernels.rules import Site
 from fq_kernels.rules.calibration import KIND, VERSION
 
 from ..errors import FqError
+from ..machine import available_memory
 from ..run.model import Model
 from .chunks import Settings
 from .observation import Observation
@@ -60,6 +62,10 @@ class Method:
                 raise FqError(f"format {value} takes no static scale, or not beside its options")
             return cls(MSE, format=fmt)
         raise FqError(f"the method must be largest, percentile=P or mse=FORMAT, not {text!r}")
+
+    def above(self, n: int) -> int:
+        """How many of n magnitudes may be above the percentile: of 99.9 exactly a thousandth."""
+        return math.floor(n * (100 - Fraction(str(self.percent))) / 100)
 
     def __str__(self) -> str:
         if self.kind == PERCENTILE:
@@ -112,6 +118,26 @@ class Calibrating:
         self.model, self.settings = model, settings
         self._ranges = {site: _Range() for site in self._passes[0].sites}
         self._rows = {value.place: value.rows for value in model.values}
+        widths = {value.place: value.width for value in model.values}
+        kept = sum(
+            4 * self._kept(site, widths[site.place]) * self._scales(widths[site.place])
+            for site in self._ranges
+        )
+        free = available_memory()
+        if free is not None and 2 * kept > free:  # once beside what is put to it
+            raise FqError(
+                f"{method}: magnitudes above it take {2 * kept / 1e9:.3g} GB of {self.text.n} chunks, "
+                f"{free / 1e9:.3g} are free: fewer --chunks or sites, or a higher percentile"
+            )
+
+    def _scales(self, width: int) -> int:
+        """Of a site."""
+        return 1 if self.per == "tensor" else width
+
+    def _kept(self, site: Site, width: int) -> int:
+        """How many magnitudes each of its scales needs: as many as can be above the percentile, and one."""
+        rows = self.text.n * (self.settings.n_ctx - 1) * self._rows[site.place]
+        return 1 + self.method.above(rows * width // self._scales(width))
 
     @property
     def n_steps(self) -> int:
@@ -129,12 +155,9 @@ class Calibrating:
         magnitudes = np.abs(x)
         if not np.isfinite(magnitudes.max(initial=0)):
             raise FqError(f"{site}: a value is not finite")
-        # as many as can be above the percentile
-        rows = self.text.n * (self.settings.n_ctx - 1) * self._rows[site.place]
+        kept = self._kept(site, x.shape[1])
         if self.per == "tensor":
             magnitudes = magnitudes.reshape(-1, 1)
-            rows *= x.shape[1]
-        kept = 1 + math.floor(rows * (100 - self.method.percent) / 100)
         found.values += len(magnitudes)
         all_of_it = magnitudes if found.tops is None else np.concatenate([found.tops, magnitudes])
         if len(all_of_it) > kept:
@@ -164,8 +187,7 @@ class Calibrating:
             return np.asarray(tops[0] * _PARTS[best], np.float32)
         if self.method.kind == PERCENTILE:
             # of N magnitudes in order, the one that this part of them does not exceed
-            place = math.floor(found.values * (100 - self.method.percent) / 100)
-            return np.asarray(tops[min(place, len(tops) - 1)], np.float32)
+            return np.asarray(tops[min(self.method.above(found.values), len(tops) - 1)], np.float32)
         return np.asarray(tops[0], np.float32)
 
     def result(self, text: str, text_sha256: str, model_sha256: str) -> dict[str, Any]:
