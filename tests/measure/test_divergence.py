@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from changed_models import OVERFLOWS, overflowing
 
-from fq import Context, FqError
+from fq import Context, FqError, NotFiniteError
 from fq.measure.divergence import Divergence
 from fq.measure.proportions import survival
 from fq.run.greedy import greedy_text
+from fq_kernels.rules import FakeQuant
 
 COARSE = "ffn_norm[*].raw=mxfp4"
 
@@ -65,6 +66,15 @@ def test_what_is_not_finite_leaves_at_once(tmp_path, executor, prompts):
     data = run.result(str)
     assert data["not_finite"] == [0, 1] and data["left"] == 2 and data["median"] == 1
     assert data["prompts"][0]["next_rounded"] is None
+
+
+def test_a_baseline_that_is_not_finite_is_said_with_its_place(tmp_path, executor, prompts):
+    model = overflowing(tmp_path / "m.gguf")
+    rounded = Context(model, 64, executor, FakeQuant(model.values, [OVERFLOWS]))
+    plain = Context(model, 64, executor)
+    said = r"prompt 1: greedy text: the logits are not finite; the first node that is not is \S+ \(\w+\), at "
+    with pytest.raises(NotFiniteError, match=said):
+        list(Divergence(prompts[:2], 4, rounded, plain, frozenset()))
 
 
 def test_what_does_not_fit(tiny, executor):

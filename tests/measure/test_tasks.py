@@ -209,7 +209,9 @@ def test_what_is_not_finite(tmp_path, executor, items):
     assert data["not_finite"] == ["file: line 1"] * 2 and data["scores"]["acc"]["rounded"] == 0
     assert data["ln_p_right"] == {"mean": None, "ci95": None, "n_items": 0}
     assert data["items"][0]["rounded"]["acc"] == -1
-    with pytest.raises(NotFiniteError, match="baseline, file: line 1: the logits are not finite"):
+    with pytest.raises(
+        NotFiniteError, match="baseline, file: line 1: the logits are not finite; the first node"
+    ):
         list(Tasks(items[:2], Likelihoods(model, 64, executor, OVERFLOWS)))
 
 

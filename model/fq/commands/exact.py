@@ -12,8 +12,9 @@ from ..measure.chunks import Settings
 from ..measure.sweep import Sweep
 from ..results.run import Run
 from ..results.runs import Results
+from ..run.finite import all_finite, not_finite_text
 from ..run.model import Model
-from .progress import progress
+from .progress import note, progress
 
 
 @dataclass
@@ -55,9 +56,18 @@ class Exact:
         def line(at: tuple[int, int]) -> str | None:
             return f"{what}: chunk {at[1] + 1}/{n_chunks}" if at[0] == len(cells) - 1 else None
 
+        told: set[int] = set()
         for k, chunk in progress(sweep, where, line):
             left = self.left[numbers[k], chunk] = sweep.finished[k, chunk]
             self.store.save(self.number, numbers[k], chunk, left)
+            if k in sweep.not_finite and k not in told:
+                note(not_finite_text(cells[k].name, sweep.not_finite[k]))
+                told.add(k)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a cell has figures that are not finite."""
+        return not all(all_finite(left.paired.kld) for left in self.left.values())
 
     def measure_more(self, cells: Sequence[Cell], n_chunks: int, what: str) -> None:
         """Of cells that the run may not have yet."""

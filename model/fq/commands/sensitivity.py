@@ -160,6 +160,7 @@ def main(args: argparse.Namespace) -> int:
                 _measure_gains(exact, estimate, args.gain_chunks)
                 _verify(exact, estimate, args.verify)
                 _pairs(exact, estimate, args.pairs)
+            outcome.lost = exact.lost
             data = stored_figures(store, number)
     outcome.say(f"{data['n_chunks']} of {estimate.text.n} chunks", "; --resume goes on")
     seconds = time.perf_counter() - start

@@ -81,7 +81,10 @@ class Divergence:
     def __iter__(self) -> Iterator[int]:
         for position in range(self.done, len(self.prompts)):
             prompt = self.prompts[position]
-            text = greedy_text(self._baseline, prompt, self.n, self._stop)
+            try:
+                text = greedy_text(self._baseline, prompt, self.n, self._stop)
+            except NotFiniteError as e:
+                raise NotFiniteError(f"prompt {position + 1}: {e}") from None
             try:
                 same, other = agreeing(self._rounded, prompt, text)
             except NotFiniteError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from fq_kernels.rules import FakeQuant, Rules
 
 from ..errors import FqError
 from ..run.context import Context
-from ..run.finite import all_finite, in_batches
+from ..run.finite import all_finite, first_not_finite, in_batches, rules_at
 from ..run.model import Model
 from .statistics import score
 
@@ -85,6 +86,19 @@ class Likelihoods:
             found.append(self._scored(self._eval(one[shared:-1], at - 1 - shared), one[at:]))
             self.on_step()
         return found
+
+    def first_not_finite(self, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Of the first that has one: `run.finite.first_not_finite`."""
+        context = self.context
+        for sequence in sequences:
+            ids = np.asarray(sequence[:-1], np.int64)
+            evaluations = in_batches(ids, 0, len(ids) if self._whole else self._batch)
+            rules = rules_at(context.fake_quant, {})
+            if where := first_not_finite(
+                context.model, evaluations, context.executor, rules, context.activations
+            ):
+                return where
+        return {}
 
     def _eval(self, ids: np.ndarray, first: int) -> list[np.ndarray]:
         """Logits of the tokens from ``first`` on, of each batch."""

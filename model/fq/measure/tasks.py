@@ -148,7 +148,8 @@ class Tasks:
                 found = run.of(one.sequences, one.first)
                 if not all(part.finite for part in found):
                     if not i:
-                        raise NotFiniteError(not_finite_text(f"baseline, {one.item.where}", {}))
+                        where = run.first_not_finite(one.sequences)
+                        raise NotFiniteError(not_finite_text(f"baseline, {one.item.where}", where))
                     self.not_finite.append(position)
                 answers.append(chosen(one, found))
             self._found.append(answers)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import NotFiniteError
 from .context import Context
-from .finite import all_finite, in_batches, not_finite_text
+from .finite import all_finite, first_not_finite, in_batches, not_finite_text, rules_at
 
 ROWS = 128  # of logits at a time
 
@@ -28,12 +28,12 @@ def greedy_text(context: Context, prompt: Sequence[int], n: int, stop: Set[int])
     while True:
         while len(text) < n and text[-1] not in stop:
             logits = context.eval(text[-1:], decoding=True)
-            _look(logits)
+            _look(context, [*prompt, *text], logits)
             text.append(int(logits[-1].argmax()))
         if agreed == len(text):
             return text
         context.n_past = sure
-        found = _likeliest(context, text[agreed - 1 : -1], 0)
+        found = _likeliest(context, text[agreed - 1 : -1], 0, [*prompt, *text[: agreed - 1]])
         differ = np.flatnonzero(found != text[agreed:])
         if not len(differ):
             return text
@@ -55,18 +55,25 @@ def agreeing(context: Context, prompt: Sequence[int], text: Sequence[int]) -> tu
     return (int(differ[0]), int(found[differ[0]])) if len(differ) else (len(text), None)
 
 
-def _likeliest(context: Context, ids: Sequence[int], first: int) -> np.ndarray:
-    """After each token from ``first`` on, the token with the largest logit."""
-    batch = len(ids) if context.fake_quant.whole_tensor else ROWS
+def _likeliest(context: Context, ids: Sequence[int], first: int, before: Sequence[int] = ()) -> np.ndarray:
+    """After each token from ``first`` on, the token with the largest logit; ``before`` is there already."""
     found = []
-    for part, wanted in in_batches(np.asarray(ids, np.int64), first, batch):
+    for part, wanted in in_batches(np.asarray(ids, np.int64), first, _batch(context, ids)):
         logits = context.eval(part, wanted)
         if len(logits):
-            _look(logits)
+            _look(context, [*before, *ids], logits)
             found.append(logits.argmax(axis=1))
     return np.concatenate(found)
 
 
-def _look(logits: np.ndarray) -> None:
-    if not all_finite(logits):
-        raise NotFiniteError(not_finite_text("greedy text", {}))
+def _batch(context: Context, ids: Sequence[int]) -> int:
+    return len(ids) if context.fake_quant.whole_tensor else ROWS
+
+
+def _look(context: Context, ids: Sequence[int], logits: np.ndarray) -> None:
+    if all_finite(logits):
+        return
+    evaluations = in_batches(np.asarray(ids, np.int64), 0, _batch(context, ids))
+    rules = rules_at(context.fake_quant, {})
+    where = first_not_finite(context.model, evaluations, context.executor, rules, context.activations)
+    raise NotFiniteError(not_finite_text("greedy text", where))
