@@ -346,7 +346,14 @@ def test_stores_that_cannot_be_merged_leave_nothing_in_it(shards, command, tmp_p
     fq(*command, "--chunks", 1, "--store", other)
     _, err = fq("results", "merge", out, shards[0], other, status=2)
     assert "are not of one experiment: n_chunks_asked: 3 and 1" in err
-    assert kept(out) == []
+    for word, said in ((tmp_path / "missing", "no such file"), (f"{shards[0]}:77", "there is no run 77")):
+        _, err = fq("results", "merge", out, word, status=2)
+        assert said in err
+    assert not out.exists()
+    fq("results", "merge", out, shards[0])
+    before = kept(out)
+    fq("results", "merge", out, other, shards[1], status=2)
+    assert kept(out) == before
 
 
 def test_estimates_are_not_merged(tiny_path, tmp_path):

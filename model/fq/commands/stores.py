@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import FqError
-from ..results.merge import merge
+from ..results.merge import experiment, merge
 from ..results.runs import Results
 from ..words import ascii_safe, table
 from .files import FileName, check_outputs, write_json
@@ -49,6 +49,8 @@ def _merge(args: argparse.Namespace, words: Sequence[str]) -> Found:
     for path, _ in shards:
         if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
             raise FqError(f"{path}: is the store that the others are merged into")
+    if not os.path.exists(out):
+        experiment(shards)  # a store that they cannot be in is not made
     with Results(out) as whole:
         found = merge(whole, shards)
         (about,) = whole.list(found.number)

@@ -99,14 +99,8 @@ def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
-    """All of the shards' rows into one run of ``out``: the newest of the same experiment, or a new one.
-
-    shards  stores' files, and the run of each; None: its newest sweep
-
-    Whole or not at all, and the same in any order; what is there already is left as it is. Raises FqError
-    for runs of different experiments, and for a chunk of a cell that is there with other bits.
-    """
+def experiment(shards: Sequence[tuple[str, int | None]]) -> tuple[list[int], list[Run]]:
+    """The number of each shard's run, and the run. Raises FqError where they are not of one experiment."""
     numbers, runs = [], []
     for path, wanted in shards:  # one after another: there may be more than may be open
         with Results(path, must_exist=True) as store:
@@ -116,6 +110,18 @@ def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
         if (found := difference(runs[0], runs[-1])) is not None:
             what = f"run {numbers[0]} of {shards[0][0]} and run {number} of {path}"
             raise FqError(f"{what} are not of one experiment: {found}")
+    return numbers, runs
+
+
+def merge(out: Results, shards: Sequence[tuple[str, int | None]]) -> Merged:
+    """All of the shards' rows into one run of ``out``: the newest of the same experiment, or a new one.
+
+    shards  stores' files, and the run of each; None: its newest sweep
+
+    Whole or not at all, and the same in any order; what is there already is left as it is. Raises FqError
+    for runs of different experiments, and for a chunk of a cell that is there with other bits.
+    """
+    numbers, runs = experiment(shards)
     with out.writing():
         there = _newest_like(out, runs[0])
         if there is None:
