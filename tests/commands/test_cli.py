@@ -621,6 +621,13 @@ BAD_INPUT = [
     ([*PPL, "-b", "-1"], "batch size must be at least 1"),
     ([*PPL, *BF16, "--control", "--no-baseline"], "needs the baseline"),
     ([*PPL, "--no-baseline"], "leaves nothing to run"),
+    ([*PPL, "--who-pays"], "--who-pays: nothing is compared with the baseline"),
+    ([*PPL, *BF16, "--who-pays", "--no-baseline"], "--who-pays: nothing is compared"),
+    ([*PPL, *BF16, "--realisations", "100000000000"], "--realisations must be 1 to 1000, not 100000000000"),
+    (
+        ["sweep", *PPL[1:], "--worker-model-dir", "/x"],
+        "--worker-model-dir is of workers: it needs --scheduler",
+    ),
     ([*RUN, "--fake-quant-ffn-norm", "fp7"], "unknown format 'fp7'; there are bf16, "),
     ([*RUN, "--fake-quant-ffn-norm", "bf16:upwards"], "unknown option 'upwards' in format 'bf16:upwards'"),
     ([*RUN, "--fake-quant-ffn-norm", ""], "unknown format ''"),

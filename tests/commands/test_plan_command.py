@@ -113,6 +113,9 @@ def test_when_nothing_binds(store, tiny_path):
         (["--budget-kl", 1, "--memory-limit", "foo"], "--memory-limit must be a size"),
         (["--budget-kl", 1, "--validate", "TEXT", "--chunks", 0], "chunks must be positive"),
         (["--budget-bits", 40, "--validate", "TEXT"], "the plan rounds nothing"),
+        (["--budget-kl", 1, "--chunks", 4], "--chunks is of --validate, which is not given"),
+        (["--budget-kl", 1, "--verify", 4], "--verify is of --file, which is not given"),
+        (["--budget-kl", 1, "--sites", "k", "--point", "in"], "--point is for where --sites is not given"),
     ],
 )
 def test_bad_requests(store, tiny_path, text, arguments, words):

@@ -101,6 +101,11 @@ def test_items_that_are_not_finite(tmp_path, items):
     assert "NOT FINITE: the rounded model's logits at 12 items, first items.jsonl: line 1" in out
 
 
+def test_fewer_items_than_asked_for(tiny_path, items):
+    _, err = fq("tasks", "--multiple-choice", "-f", items, "-m", tiny_path, "--tasks", 100)
+    assert f"{items} has 12 items, not 100" in err
+
+
 def test_divergence(tiny_path, tmp_path):
     lines = tmp_path / "prompts.txt"
     lines.write_text("Hello world\r\n\nThe answer is\nIt was\n")

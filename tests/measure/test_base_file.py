@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq import FqError
+from fq.gguf.synthetic import SAMPLE_TEXT
 from fq.measure.base_file import BaseFile, save_base
 from fq.measure.statistics import compare, compare_log_p
 from fq_kernels import Executor
@@ -156,6 +157,21 @@ def test_interrupted_it_is_not_there(tiny_path, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_beside_it_stays(tiny_path, tmp_path):
+    """A name that only looks like a part of it."""
+    text, path = tmp_path / "base.part", tmp_path / "base"
+    text.write_text(written := SAMPLE_TEXT.read_text("utf-8"), "utf-8")
+    options = ["-m", tiny_path, "-c", N_CTX, "--chunks", 1, "--kl-divergence-base", path]
+    fq("perplexity", *options, "-f", text)
+    assert text.read_text("utf-8") == written and path.stat().st_size > 1000
+    assert sorted(tmp_path.iterdir()) == [path, text]
+
+
+def test_the_files_chunks_are_no_neighbours(tiny_path, base):
+    out, _ = fq("perplexity", "-m", tiny_path, "--kl-divergence", "--kl-divergence-base", base)
+    assert "; the file's chunks" in out and "neighbouring" not in out
+
+
 def test_files_that_are_none(base, tmp_path):
     data, path = bytearray(base.read_bytes()), tmp_path / "base.kld"
 
@@ -182,6 +198,8 @@ def test_files_that_are_none(base, tmp_path):
     [
         (["--kl-divergence"], "--kl-divergence needs --kl-divergence-base"),
         (["--kl-divergence", "BASE", "-f", "x.txt"], "--file: the tokens and the baseline are the file's"),
+        (["--kl-divergence", "BASE", "-c", "32"], "--ctx-size: the tokens and the baseline are the file's"),
+        (["--kl-divergence", "BASE", "--chunk-seed", "0"], "--chunk-seed: the tokens and"),
         (["--kl-divergence", "BASE", "--base-model", "x"], "--base-model: the tokens and"),
         (["--kl-divergence", "BASE", "--no-baseline"], "--kl-divergence needs the baseline"),
         (["--kl-divergence", "BASE", "--scored", "all"], "nothing else can be scored"),

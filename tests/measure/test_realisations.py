@@ -117,7 +117,7 @@ def test_the_command(tiny_path):
     assert f"\n  each                  {each}\n" in fq(*run)[0] and each.count("e") == 3
     for command in ("perplexity", "sweep"):
         assert (
-            "--realisations must be at least 1"
+            "--realisations must be 1 to 1000, not 0"
             in fq(command, "-m", tiny_path, "--realisations", 0, status=2)[1]
         )
     err = fq("perplexity", "-m", tiny_path, "--realisations", 2, status=2)[1]

@@ -58,10 +58,12 @@ def read_text(name: str | None) -> tuple[str, str]:
     path = SAMPLE_TEXT if name is None else Path(name)
     if path.is_dir():
         raise FqError(f"{path}: is a directory")
-    if path.stat().st_size > MAX_TEXT_BYTES:
+    with path.open("rb") as file:  # a pipe has no size, and a device no end
+        data = file.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
         raise FqError(f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as e:
         raise FqError(f"{path}: not UTF-8 at byte {e.start}") from None
     if not text.strip():

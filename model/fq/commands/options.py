@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SCHEDULER_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 ALIASES = ", ".join(cache.ALIASES)
 MOST_KEYS = 5  # that are named in one line
+MAX_REALISATIONS = 1000
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -72,8 +73,8 @@ def add_realisations(parser: argparse.ArgumentParser) -> None:
 
 
 def check_realisations(args: argparse.Namespace) -> None:
-    if args.realisations < 1:
-        raise FqError(f"--realisations must be at least 1, not {args.realisations}")
+    if not 1 <= args.realisations <= MAX_REALISATIONS:
+        raise FqError(f"--realisations must be 1 to {MAX_REALISATIONS}, not {args.realisations}")
 
 
 def add_evaluation(

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         data = stored_figures(store, number)
     if "estimate" in data:
         raise FqError(f"run {number} is an estimate (fq plan takes those): name a run of units by its number")
-    if data.get("baseline"):
+    if data.get("baseline") or data.get("base_model"):
         raise FqError(
             f"run {number} is beside another baseline than the exact model: name a run of units by its number"
         )

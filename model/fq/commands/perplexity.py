@@ -44,6 +44,8 @@ from .progress import by_chunk, note
 from .rules import add_fake_quant, base_rules_of, fake_quant_of
 from .show import perplexity_text
 
+N_CTX = 512
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_text(parser)
@@ -84,10 +86,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_realisations(parser)
     add_model(parser)
-    add_seed(parser, "sampling, stochastic rounding and dither")
-    add_evaluation(parser, 512, "tokens per chunk")
+    add_seed(parser, "stochastic rounding and dither")
+    add_evaluation(parser, N_CTX, "tokens per chunk")
     add_trace(parser)
     add_fake_quant(parser)
+    parser.set_defaults(ctx_size=None)  # the file of --kl-divergence has its own
 
 
 def main(args: argparse.Namespace) -> int:
@@ -95,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
     check_seed(args)
     check_realisations(args)
     base_file = _base_file(args)
+    args.ctx_size = N_CTX if args.ctx_size is None else args.ctx_size
     writes = args.kl_divergence_base is not None and base_file is None
     _check_base(args, writes)
     text, text_name = read_text(args.file) if base_file is None else ("", base_file.path)
@@ -137,6 +141,8 @@ def main(args: argparse.Namespace) -> int:
             base_file=base_file,
             realisations=args.realisations,
         )
+        if args.who_pays and not (measurement.with_stream and measurement.with_baseline):
+            raise FqError("--who-pays: nothing is compared with the baseline")
         say_if_short(args, measurement.n_chunks, measurement.n_ctx)
         outcome = Outcome()
         told: set[int] = set()
@@ -156,7 +162,8 @@ def main(args: argparse.Namespace) -> int:
         "seconds": seconds,
         "numerics": numerics(executor, args.activations),
     }
-    if fake_quant is not None and (found := calibrations_of(fake_quant.rules, text_sha256(text))):
+    rules = [rule for some in (fake_quant, base_rules) if some is not None for rule in some.rules]
+    if found := calibrations_of(rules, text_sha256(text)):
         data["calibrations"] = found
     shown = perplexity_text(data)
     if args.who_pays and "comparison" in data:
@@ -171,8 +178,8 @@ def _base_file(args: argparse.Namespace) -> BaseFile | None:
         return None
     if args.kl_divergence_base is None:
         raise FqError("--kl-divergence needs --kl-divergence-base FILE")
-    for option in ("file", "base_model", "base_fake_quant", "baseline_activations", "chunk_seed"):
-        if getattr(args, option):
+    for option in ("file", "ctx_size", "base_model", "base_fake_quant", "baseline_activations", "chunk_seed"):
+        if getattr(args, option) not in (None, []):
             raise FqError(f"--{option.replace('_', '-')}: the tokens and the baseline are the file's")
     return BaseFile(args.kl_divergence_base)
 

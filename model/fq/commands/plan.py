@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,11 +53,13 @@ from .options import (
     open_model,
     store_files,
 )
+from .outcome import Outcome
 from .progress import progress
 from .stores import run_number
 
 PICTURES = (".png", ".svg")
 WIDE = 0.25  # half-width of an interval, as a part, above which more chunks or cells are called for
+CHUNKS = 32  # of --validate
 VERIFY, AT_ONCE = 64, 8  # cells that are measured exactly, and before it is planned again
 MOST_RULES = 12  # that are printed
 
@@ -94,9 +97,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--point",
-        default="weighted",
         metavar="POINT",
-        help="of norms, where --sites is not given: in, raw, weighted or all (default %(default)s)",
+        help="of norms, where --sites is not given: in, raw, weighted or all (default weighted)",
     )
     parser.add_argument(
         "-o",
@@ -117,9 +119,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         type=int,
-        default=VERIFY,
         metavar="N",
-        help="with -f, how many cells at most (default %(default)s)",
+        help=f"with -f, how many cells at most (default {VERIFY})",
     )
     parser.add_argument(
         "--validate",
@@ -128,7 +129,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "uniform format of at least its cost",
     )
     parser.add_argument(
-        "--chunks", type=int, default=32, metavar="N", help="of --validate, -1 for all (default %(default)s)"
+        "--chunks", type=int, metavar="N", help=f"of --validate, -1 for all (default {CHUNKS})"
     )
     parser.add_argument("-t", "--threads", type=int, default=None, metavar="N", help="threads")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for stdout")
@@ -144,6 +145,13 @@ def main(args: argparse.Namespace) -> int:
             raise FqError(f"--{name.replace('_', '-')} must be a number from 0, not {value:g}")
     if args.picture and os.path.splitext(args.picture)[1].lower() not in PICTURES:
         raise FqError(f"--picture {args.picture}: must end in {' or '.join(PICTURES)}")
+    for option, needed in (("chunks", "validate"), ("verify", "file")):
+        if getattr(args, option) is not None and getattr(args, needed) is None:
+            raise FqError(f"--{option} is of --{needed}, which is not given")
+    if args.sites and args.point is not None:
+        raise FqError("--point is for where --sites is not given")
+    args.chunks = CHUNKS if args.chunks is None else args.chunks
+    args.verify = VERIFY if args.verify is None else args.verify
     if args.verify < 0:
         raise FqError(f"--verify must be >= 0, not {args.verify}")
     inputs: dict[str, Any] = store_files("the store", args.store) | {"the costs": args.costs}
@@ -158,7 +166,9 @@ def main(args: argparse.Namespace) -> int:
     model = open_model(args.model, args.offline)
     digest = sha256_of(*model.file.paths)
     elements = elements_of(model.graph)
-    sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, args.point)
+    outcome = Outcome()
+    point = args.point or "weighted"
+    sites = sites_named(model, args.sites) if args.sites else planned_sites(model.values, point)
     with Results(args.store, must_exist=True) as store:
         number = _number(args, store, model, digest)
         run = store.get(number)
@@ -186,6 +196,7 @@ def main(args: argparse.Namespace) -> int:
                     left -= len(cells)
                     _, said = judgement(store, number)
                     choices, plan = planned(said)
+                outcome.lost = exact.lost
     uniform = uniform_plans(choices, said, asked, costs)
     plans = front(choices, said)
     data = _figures(number, plan, plans, uniform, args)
@@ -195,7 +206,10 @@ def main(args: argparse.Namespace) -> int:
         scored = run.settings["scored"]
         settings = Settings(n_ctx=run.settings["n_ctx"], chunks=args.chunks, scored=scored)
         dearer = [one for one in uniform if one.cost >= plan.cost]
-        data["validated"] = _validate(args, model, text[0], settings, plan, dearer[:1])
+        with outcome.watched():
+            data["validated"] = _validate(args, model, text[0], settings, plan, dearer[:1])
+            outcome.lost |= any(math.isnan(cell["mean_kld"]) for cell in data["validated"]["cells"])
+        outcome.say("the plan, which is not measured")
     if args.picture:
         from ..report.plan import picture
 
@@ -206,7 +220,7 @@ def main(args: argparse.Namespace) -> int:
         print(_text(data))
     if args.json:
         write_json("plan", data, args.json)
-    return 0
+    return outcome.status
 
 
 def _exact(

@@ -155,6 +155,9 @@ def _realisations_text(found: dict[str, Any] | None) -> list[str]:
     return [*lines, f"  each                  {each}"]
 
 
+NEIGHBOURS = "; figures are of these neighbouring chunks"
+
+
 def chunks_text(data: dict[str, Any]) -> str:
     """What of the text the figures are of."""
     random = data["chunk_order"] == "random"
@@ -163,7 +166,7 @@ def chunks_text(data: dict[str, Any]) -> str:
         + (f" in random order (seed {data['chunk_seed']})" if random else "")
         + f", {data['n_scored']} tokens scored"
         + (f"  PARTIAL: {data['n_chunks_asked']} were asked for" if data["partial"] else "")
-        + ("" if random else "; figures are of these neighbouring chunks")
+        + ("" if random else "; the file's chunks" if "base_file" in data else NEIGHBOURS)
     )
 
 

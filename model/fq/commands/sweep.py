@@ -179,6 +179,9 @@ def main(args: argparse.Namespace) -> int:
         raise FqError("a shard is of one run: one -f, one -c")
     if args.dry_run and (len(each) > 1 or args.resume or args.scheduler):
         raise FqError("--dry-run is of one run from its beginning in this process: one -f, one -c")
+    scheduler = args.scheduler or (not args.shard and os.environ.get(SCHEDULER_VARIABLE))
+    if args.worker_model_dir and not scheduler:
+        raise FqError("--worker-model-dir is of workers: it needs --scheduler")
     if args.shard and args.scheduler:
         raise FqError("--shard is for processes without a scheduler; workers divide the work themselves")
     inputs: dict[str, Any] = {}
@@ -248,6 +251,9 @@ def _all(
         outcome, data = sweep(one)
         print(sweep_text(data) + "\n", file=sys.stderr if args.json == "-" else sys.stdout)
         runs.append(data)
+        if outcome.failed is not None:  # of this run alone: the others' figures are to be had
+            note(f"{data['text']}, {data['n_ctx']}: {outcome.failed}")
+            outcome.failed, outcome.lost = None, True
         worst = outcome.status or worst
         if outcome.interrupted:
             break
@@ -461,7 +467,7 @@ def _going_on(store: Results, number: int, run: Sweep, was: Run | None) -> str:
     )
     new = run.cells[len(was.cells) :]
     if new or chunks > had:
-        groups = ", ".join(dict.fromkeys(cell.group for cell in new))
+        groups = ", ".join(dict.fromkeys(cell.group or "realisations" for cell in new))
         what = [f"{_count(len(new), 'cell')} ({groups})"] if new else []
         what += [_count(chunks - had, "chunk")] if chunks > had else []
         text += f"\nfq: run {number} is extended by {' and '.join(what)}"

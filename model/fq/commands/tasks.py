@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,8 @@ def main(args: argparse.Namespace) -> int:
     check_outputs({"--json": args.json}, inputs_of(args) | {"the items": args.file})
     items = read_items(args.file, args.kind)
     n_file = len(items)
+    if args.tasks > n_file:
+        print(f"fq: {args.file} has {n_file} items, not {args.tasks}", file=sys.stderr)
     if args.tasks:
         items = [items[i] for i in chunk_order(n_file, seed)[: args.tasks]]
     start = time.perf_counter()

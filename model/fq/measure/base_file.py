@@ -84,7 +84,7 @@ class BaseWriter:
     def __init__(self, path: Path, n_ctx: int, n_vocab: int, tokens: np.ndarray, executor: Executor) -> None:
         """tokens: of all chunks."""
         self._executor = executor
-        self._file = open(path, "wb")
+        self._file = open(path, "xb")
         head = np.array([n_ctx, n_vocab, len(tokens) // n_ctx], "<i4")
         self._file.write(MAGIC + head.tobytes() + np.asarray(tokens, "<i4").tobytes())
 
@@ -120,7 +120,9 @@ def save_base(
     real = os.path.realpath(path)
     if os.path.exists(real) and not os.path.isfile(real):
         raise FqError(f"{os.fspath(path)}: is no file")
-    part = Path(f"{real}.part")
+    # a name of ours alone: beside the file, for a move within one file system
+    part = Path(os.path.dirname(real), f".fq-{os.getpid()}-base.part")
+    part.unlink(missing_ok=True)
     writer = BaseWriter(part, n_ctx, n_vocab, tokens, executor)
     try:
         yield writer
