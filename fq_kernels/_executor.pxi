@@ -122,9 +122,15 @@ cdef class Executor:
                 raise RuntimeError("the executor is closed")
             for i in range(self.started + 1, self.threads):
                 worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
-                worker.start()
-                self.workers.append(worker)
+                # before it starts: where Ctrl-C comes in between, two would have one number, and lose work
                 self.started = i
+                self.workers.append(worker)
+                try:
+                    worker.start()
+                except RuntimeError:  # the system has no thread left: the next call tries again
+                    self.workers.pop()
+                    self.started = i - 1
+                    raise
         return 0
 
     def map(self, fn, n):
@@ -147,7 +153,7 @@ cdef class Executor:
         with self.lock:
             workers, self.workers = self.workers, []
         for worker in workers:
-            if worker is not threading.current_thread():
+            if worker is not threading.current_thread() and worker.is_alive():
                 worker.join()
 
     def __enter__(self):

@@ -234,6 +234,47 @@ def test_threads_start_at_first_use():
         assert workers() == before + 7
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_ctrl_c_while_threads_start(monkeypatch, late):
+    """Before the thread is there, or as its start is waited for: two of one number would lose work."""
+    start, interrupted = threading.Thread.start, []
+
+    def start_once_interrupted(thread):
+        if thread.name == "fq-executor-2" and not interrupted:
+            interrupted.append(thread)
+            if late:
+                start(thread)
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_once_interrupted)
+    x = rows(256)
+    expected = rms_norm_f32(x).tobytes()
+    with Executor(4) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            executor.map(int, 8)
+        for _ in range(50):
+            assert rms_norm_f32(x, executor=executor).tobytes() == expected
+        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("fq-executor")]
+        assert sorted(names) == [f"fq-executor-{i}" for i in (1, 2, 3) if late or i != 2]
+
+
+def test_a_thread_that_the_system_has_not_is_asked_for_again(monkeypatch):
+    start = threading.Thread.start
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Executor(3) as executor:
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            executor.map(int, 8)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        before = workers()
+        executor.map(int, 8)
+        assert workers() == before + 2
+
+
 def test_close_in_the_middle_of_a_job():
     x = rows(256)
     expected = rms_norm_f32(x).tobytes()
