@@ -133,7 +133,7 @@ cdef _rows_of(quant_rows):
     if quant_rows is None:
         return None
     _which_rows(quant_rows, 0, &begin, &end)
-    return begin, end
+    return max(begin, 0), max(end, 0)
 
 
 cdef _from_row(some, int64_t first):

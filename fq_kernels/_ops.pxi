@@ -31,6 +31,7 @@ def rope(x, cos, sin, *, neox=False, executor=None):
     for table_of in (ac, asn):
         if not table_of.dense(2) or table_of.b.shape[0] != n_tokens or table_of.b.shape[1] != ac.b.shape[1]:
             raise ValueError(f"{table_of.name} must be C-contiguous of shape (n_tokens, n_rot / 2)")
+        _apart(ax, table_of)
     a.n_rot = 2 * ac.b.shape[1]
     if a.n_rot > a.head_dim:
         raise ValueError(f"cos rotates {a.n_rot} elements, a head of x has {a.head_dim}")
@@ -84,8 +85,8 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
         raise ValueError(f"n_past must be an integer from 0 to {n_ctx - a.n_tokens}, not {n_past!r}")
     if not isinstance(window, int) or not 0 <= window < 1 << 62:
         raise ValueError(f"window must be an integer from 0, not {window!r}")
-    a.window = window
-    a.soft_cap = <float> _soft_cap_of(soft_cap, True)
+    a.window = 0 if window >= n_ctx else window  # of more tokens than there are: all
+    a.soft_cap = _soft_cap_of(soft_cap, True)
     for array in (ak, av):
         if array.b.shape[0] != a.n_tokens or array.b.shape[1] != a.n_head_kv or array.b.shape[2] != a.d:
             raise ValueError(
@@ -131,9 +132,10 @@ def attention(q, k, v, k_cache, v_cache, n_past, *, scale=None, window=0, soft_c
     return out
 
 
-cdef double _soft_cap_of(value, bint or_none) except? -1:
-    cdef double cap = value
-    if not isfinite(cap) or cap < 0 or (cap == 0 and not or_none):
+cdef float _soft_cap_of(value, bint or_none) except? -1:
+    cdef double given = value
+    cdef float cap = <float> given
+    if not isfinite(cap) or given < 0 or (cap == 0 and not (or_none and given == 0)):
         raise ValueError(f"soft_cap must be a positive number{', or 0 for none' if or_none else ''}, not {value!r}")
     return cap
 
@@ -152,7 +154,7 @@ def soft_cap(x, cap, *, executor=None):
         raise ValueError("x must be C-contiguous")
     n = ax.n_rows() * ax.n()
     a.x = <float *> ax.b.buf
-    a.cap = <float> _soft_cap_of(cap, False)
+    a.cap = _soft_cap_of(cap, False)
     pool = _pool_of(executor)
     with nogil:
         _run(pool, fn, &a, n, 1)
@@ -316,7 +318,7 @@ cdef _elementary(int fn, x):
     cdef int64_t n = 1
     cdef _Array ax
     a.fn = fn
-    if isinstance(x, (int, float)):
+    if isinstance(x, (int, float, np.number)):
         one = x
         a.x = a.out = &one
         fq_pool_run(NULL, table.elementary, &a, n, n)

@@ -24,17 +24,22 @@ for _type, (_elements, _bytes) in PACKED_TYPES.items():
     _block_elements[_type], _block_bytes[_type] = _elements, _bytes
 
 
+cdef int _type_of(ggml_type) except -1:
+    """One that has a kernel."""
+    if operator.index(ggml_type) not in PACKED_TYPES:
+        raise ValueError(f"ggml type {ggml_type} has no kernel; there are {sorted(PACKED_TYPES)}")
+    return ggml_type
+
+
 cdef int64_t _row_length(_Array packed, int ggml_type) except -1:
     """Elements of a packed row."""
     cdef int64_t row_bytes = packed.b.shape[packed.b.ndim - 1]
-    if not 0 <= ggml_type < FQ_TYPE_COUNT or _block_bytes[ggml_type] == 0:
-        raise ValueError(f"ggml type {ggml_type} has no kernel; there are {sorted(PACKED_TYPES)}")
     if row_bytes % _block_bytes[ggml_type]:
         raise ValueError(f"packed rows of {row_bytes} bytes are not whole blocks of {_block_bytes[ggml_type]} bytes")
     return row_bytes // _block_bytes[ggml_type] * _block_elements[ggml_type]
 
 
-def dequantize(packed, int ggml_type, *, out=None, executor=None):
+def dequantize(packed, ggml_type, *, out=None, executor=None):
     """Packed rows to float32, bit-equal to gguf-py's reference (src/unpack/contract.h).
 
     packed (..., row_bytes) uint8, last axis contiguous; ggml_type is ggml's number for the
@@ -46,8 +51,9 @@ def dequantize(packed, int ggml_type, *, out=None, executor=None):
     cdef fq_task_fn fn = table.dequantize
     cdef int64_t n_rows
     cdef _Array ap = _open("packed", packed, b"B")
-    a.n = _row_length(ap, ggml_type)
-    a.fn = table.dequant[ggml_type]
+    cdef int number = _type_of(ggml_type)
+    a.n = _row_length(ap, number)
+    a.fn = table.dequant[number]
     shape = packed.shape[:-1] + (a.n,)
     if out is None:
         out = np.empty(shape, np.float32)
@@ -113,7 +119,7 @@ cdef int _outs_apart(list held) except -1:
     return 0
 
 
-def matvec(x, packed, int ggml_type, *, out=None, executor=None):
+def matvec(x, packed, ggml_type, *, out=None, executor=None):
     """x @ unpacked(packed).T for few tokens; each packed row comes from memory once.
 
     x (n_tokens, k) float32 C-contiguous, n_tokens <= MATVEC_MAX_TOKENS; packed (n, row_bytes)
@@ -145,7 +151,8 @@ def matvecs(x, weights, outs=None, *, executor=None):
     products.begin[0] = 0
     k = -1
     for i in range(products.n):
-        packed, ggml_type = weights[i]
+        packed, given = weights[i]
+        ggml_type = _type_of(given)
         out = outs[i]
         ap = _open("packed", packed, b"B")
         a = &each[i]
@@ -208,7 +215,7 @@ cdef int64_t _panels_per_range(int64_t panels, int64_t threads) noexcept:
     return best
 
 
-def mul_mat(x, packed, int ggml_type, *, out, executor=None):
+def mul_mat(x, packed, ggml_type, *, out, executor=None):
     """x @ unpacked(packed).T for any number of tokens, into out.
 
     x (n_tokens, k) float32 and out (n_tokens, n) float32, last axis contiguous; packed
@@ -239,7 +246,8 @@ def mul_mats(x, weights, outs, *, executor=None):
     products.fn, products.n = now.mul_mat, len(weights)
     products.begin[0] = 0
     for i in range(products.n):
-        packed, ggml_type = weights[i]
+        packed, given = weights[i]
+        ggml_type = _type_of(given)
         out = outs[i]
         ap = _open("packed", packed, b"B")
         ao = _open("out", out, b"f", True)

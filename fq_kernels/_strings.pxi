@@ -99,7 +99,10 @@ cdef class GGUFStrings:
         cdef Py_ssize_t i
         if isinstance(index, slice):
             return [self._text(i) for i in range(*index.indices(self.n))]
-        i = index
+        try:
+            i = operator.index(index)
+        except OverflowError:
+            raise IndexError(f"no string {index} in an array of {self.n}") from None
         if i < 0:
             i += self.n
         if not 0 <= i < self.n:
@@ -112,6 +115,9 @@ cdef class GGUFStrings:
         return len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
     __hash__ = None
+
+    index = collections.abc.Sequence.index
+    count = collections.abc.Sequence.count
 
     def __repr__(self):
         return f"<GGUFStrings: {self.n} strings>"

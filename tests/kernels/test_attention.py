@@ -126,6 +126,18 @@ def test_no_tokens(isa):
     assert attend(*arguments(0, 3, n_head_kv=1, group=2, d=4)).shape == (0, 8)
 
 
+@pytest.mark.parametrize("window", [8, 9, (1 << 62) - 1])
+def test_a_window_of_all_tokens_or_more_is_none(isa, window):
+    given = arguments(3, 5, 2, 2, 8)
+    assert attend(*given, window=window).tobytes() == attend(*given).tobytes()
+
+
+@pytest.mark.parametrize("cap", [1e-60, 1e300, float("inf"), -1.0])
+def test_a_soft_cap_is_a_float32(cap):
+    with pytest.raises(ValueError, match="soft_cap must be a positive number, or 0 for none"):
+        attend(*arguments(3, 5, 2, 2, 8), soft_cap=cap)
+
+
 def test_errors():
     given = dict(
         zip(("q", "k", "v", "k_cache", "v_cache", "n_past"), arguments(3, 5, 2, 2, 8, more=2), strict=True)

@@ -567,6 +567,8 @@ def test_rope_errors():
         (ValueError, "x must be C-contiguous", (x[0], cos, cos)),
         (ValueError, "x must be C-contiguous", (x[:, ::2], cos, cos)),
         (ValueError, "x is read-only", (read_only, cos, cos)),
+        (ValueError, "x overlaps cos", (x[:1], x[0, :1, :4], cos[:1])),
+        (ValueError, "x overlaps sin", (x[:1], cos[:1], x[0, :1, :4])),
         (TypeError, "x must .*float64", (x.astype(np.float64), cos, cos)),
         (TypeError, "cos must .*float64", (x, cos.astype(np.float64), cos)),
         (TypeError, "sin must .*list", (x, cos, [1.0])),

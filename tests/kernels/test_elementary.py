@@ -85,6 +85,11 @@ def test_log_softmax(isa, executor, rows, n, scale, seed):
     np.testing.assert_allclose(p, np.where(log_p < -700, 0, np.exp(log_p)), rtol=4e-16, atol=0)
 
 
+def test_numbers_of_numpy_are_numbers():
+    for one in (np.float32(1), np.float64(1), np.int64(1), 1):
+        assert type(exp(one)) is float and exp(one) == exp(1.0)
+
+
 def test_log_softmax_errors():
     x, log_p, p = np.zeros((2, 3), np.float32), np.zeros((2, 3)), np.zeros((2, 3))
     cases = [

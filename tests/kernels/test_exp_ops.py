@@ -275,6 +275,8 @@ def test_errors():
     d = np.ones((3, 8))
     cases = [
         (ValueError, "up must be C-contiguous of shape", swiglu, (x, y[:1])),
+        (ValueError, "soft_cap must be a positive number, not 1e-60", soft_cap, (x, 1e-60)),
+        (ValueError, r"soft_cap must be a positive number, not 1e\+300", soft_cap, (x, 1e300)),
         (ValueError, "gate must be C-contiguous", swiglu, (x[:, ::2], y[:, ::2])),
         (ValueError, "gate overlaps up", swiglu, (x, x)),
         (ValueError, "gate is read-only", swiglu, (read_only, y)),

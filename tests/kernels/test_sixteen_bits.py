@@ -94,6 +94,14 @@ def test_the_sum_is_normed_as_it_is_kept(name):
     assert_same_bits(as_float(out), as_float(as_type(rms_norm_f32(wide), name)))
 
 
+def test_rows_far_outside_are_none():
+    """Of more rows than are taken at a time."""
+    x = normal(40000, 4).astype(BF16)
+    for some, wanted in (((-(2**63), 5), (0, 5)), ((39990, 2**63 - 1), (39990, 40000))):
+        found, expected = (rms_norm_f32(x, quant="fp8_e4m3fn", quant_rows=r) for r in (some, wanted))
+        assert_same_bits(found.astype(F32), expected.astype(F32))
+
+
 def test_in_place_and_with_strides():
     x = normal(6, 5, 64).astype(BF16)
     expected = rms_norm_f32(x)

@@ -81,9 +81,13 @@ def test_a_start_outside_of_the_data(start: int) -> None:
 def test_arguments() -> None:
     with pytest.raises(TypeError):
         GGUFStrings("text", 0, 0)  # type: ignore[arg-type]
-    for index in (2, -3):
+    for index in (2, -3, 2**70):
         with pytest.raises(IndexError, match=rf"no string {index} in an array of 2"):
             GGUFStrings.of(["a", "b"])[index]
+    strings = GGUFStrings.of(["a", "b", "a"])
+    assert strings.index("b") == 1 and strings.count("a") == 2
+    with pytest.raises(ValueError):
+        strings.index("c")
     with pytest.raises(UnicodeEncodeError):
         GGUFStrings.of(["\ud800"])
     with pytest.raises(TypeError):
