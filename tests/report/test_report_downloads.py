@@ -178,6 +178,14 @@ def test_names_from_the_store_stay_text():
             assert shown in "".join(root.itertext()) or "errors" in name  # these name the format alone
 
 
+@pytest.mark.parametrize("name", ["var(--x)", "var(--ground)", "#fe0100"])
+def test_a_name_is_no_colour(name):
+    text = f'<svg viewBox="0 0 9 9"><title>{name}</title><path fill="var(--text)"/><defs/></svg>'
+    root = ElementTree.fromstring(unquote(svg_url(text).partition(",")[2]))
+    assert root.find(f"{SVG}title").text == name
+    assert root.find(f"{SVG}path").get("fill").startswith("#")
+
+
 def test_a_quote_in_a_figures_words_stays():
     text = '<svg viewBox="0 0 9 9"><title>a "b" \'c\' ="d"</title><defs/></svg>'
     root = ElementTree.fromstring(unquote(svg_url(text).partition(",")[2]))

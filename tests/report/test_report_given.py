@@ -101,6 +101,19 @@ def rows_of(figure):
     return list(csv.DictReader(io.StringIO(unquote(figure["csv_url"].partition(",")[2]))))
 
 
+def with_rest(changes):
+    """RANGES whose first site says something else."""
+    site = _site(0, 1.0)
+    return json.dumps(RANGES | {"sites": [site | {"rest": site["rest"] | changes}]})
+
+
+def test_a_kind_with_control_characters(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(RANGES | {"sites": [_site(i, 1.0) | {"kind": "a\x01b"} for i in range(2)]}))
+    figures = drawn(ranges.part_of(read_ranges(str(path), "m.gguf")))
+    assert all("\x01" not in str(each["svg"]) for each in figures.values()) and len(figures) == 4
+
+
 def test_the_plan_as_a_map():
     """The numbers of each site, and a letter for each format, the cheapest first."""
     figure = drawn(plan_part(PLAN))["plan-map"]
@@ -182,6 +195,7 @@ def test_a_plan_leads_and_ranges_follow():
         (json.dumps(PLAN | {"run": 7}), "it is of run 7, not of 1"),
         (json.dumps(PLAN | {"plan": {"sites": []}}), "some of its figures are not there"),
         (json.dumps(PLAN | {"front": [{"cost": "8"}]}), "some of its figures are not there"),
+        (json.dumps(PLAN | {"binds": 5}), "some of its figures are not there"),
     ],
 )
 def test_no_plan(tmp_path, text, said):
@@ -199,6 +213,18 @@ def test_no_plan(tmp_path, text, said):
         (json.dumps(RANGES | {"model": "other.gguf"}), "it is of other.gguf, not of m.gguf"),
         (json.dumps(RANGES | {"sites": [{"rest": {}}]}), "some of its figures are not there"),
         (json.dumps(RANGES | {"sites": []}), "some of its figures are not there"),
+        (json.dumps(RANGES | {"text": 5}), "some of its figures are not there"),
+        (with_rest({"values": 0}), "some of its figures are not there"),
+        (with_rest({"exponents": {"3000000000": 1}}), "some of its figures are not there"),
+        (with_rest({"values": "64"}), "some of its figures are not there"),
+        (
+            json.dumps(RANGES | {"sites": [_site(0, 1.0) | {"channels": 3}]}),
+            "some of its figures are not there",
+        ),
+        (
+            json.dumps(RANGES | {"sites": [_site(0, 1.0) | {"layer": "0"}]}),
+            "some of its figures are not there",
+        ),
     ],
 )
 def test_no_ranges(tmp_path, text, said):

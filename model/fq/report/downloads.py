@@ -67,9 +67,13 @@ def svg_url(text: str) -> str:
 
 
 def _in_the_light(text: str) -> str:
-    text = re.sub(r"var\(--(\w+)\)", lambda name: LIGHT[name[1]], text)
-    # in a tag one quote is as good as the other, and this one needs no escape in a URL
-    return re.sub(r"<[^>']*>", lambda tag: tag[0].replace('"', "'"), text)
+    return re.sub(r"<[^>]*>", _tag_in_the_light, text)
+
+
+def _tag_in_the_light(tag: re.Match[str]) -> str:
+    text = re.sub(r"var\(--(\w+)\)", lambda name: LIGHT[name[1]], tag[0])
+    # one quote is as good as the other, and this one needs no escape in a URL
+    return text if "'" in text else text.replace('"', "'")
 
 
 def _url(kind: str, text: str) -> str:

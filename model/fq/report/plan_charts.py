@@ -106,7 +106,7 @@ def _map(sites: Sequence[dict[str, Any]], ink: Ink) -> Chart:
     layer_axis(axis, layers or {0: 0}, [(alone, "no layer")] if outside else [])
     axis.set_xlim(min(layers.values(), default=alone) - 0.5, max([alone] * outside or layers.values()) + 0.5)
     axis.set_ylim(len(kinds) - 0.5, -0.5)
-    axis.set_yticks(range(len(kinds)), list(kinds))
+    axis.set_yticks(range(len(kinds)), list(map(plain, kinds)))
     axis.tick_params(axis="y", length=0, labelcolor=ink.text)
     axis.grid(False)
     for spine in axis.spines.values():

@@ -75,7 +75,7 @@ def charts(data: dict[str, Any], ink: Ink) -> Iterator[Chart]:
 
 
 def _group(site: Site) -> str:
-    return site["kind"] if site["point"] is None else f"{site['kind']}.{site['point']}"
+    return plain(site["kind"] if site["point"] is None else f"{site['kind']}.{site['point']}")
 
 
 def _label(site: Site) -> str:

@@ -173,6 +173,11 @@ def svg(chart: Chart) -> str:
     root.set("role", "img")
     root.set("aria-labelledby", f"{chart.key}-title {chart.key}-desc")
     text = ElementTree.tostring(root, encoding="unicode").replace(" />", "/>")
+    return re.sub(r"<[^>]*>", _with_variables, text)  # in tags alone: a name may say anything
+
+
+def _with_variables(tag: re.Match[str]) -> str:
+    text = tag[0]
     for name, colour in _STAND_INS.items():
         text = text.replace(colour, f"var(--{name})")
     return text
