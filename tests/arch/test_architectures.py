@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from reference_models import ReferenceModel
 from tiny_models import TINY, is_close, some_tokens, write_tiny
 
 from fq import Context, Model
+from fq.arch.graph import Yarn
 from fq.arch.keys import ModelError
 from fq.arch.registry import ARCHITECTURES
+from fq.run.rope import _kept_by_yarn
 
 N_TOKENS = 40
 # Float32 arithmetic leaves some 1e-6 of the largest logit; the smallest mistake tried leaves 1e-3.
@@ -71,6 +74,11 @@ def test_logits_are_llama_cpps(path_of, executor, name):
             assert np.abs(found[int(row), :8] - expected).max() < 1e-5 * kept["largest"]
 
 
+def test_yarn_with_the_least_base_above_1():
+    kept = _kept_by_yarn(256, math.nextafter(1, 2), Yarn(1 << 30, 1e-3, 1.0, 1.0))
+    assert kept.shape == (128,) and set(kept) <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [("llama", "rope.freq_base"), ("gemma2", "rope.freq_base"), ("gemma2", "rope.freq_base_swa")],
@@ -81,4 +89,12 @@ def test_yarn_needs_a_base_above_1(tmp_path, name, key):
         Model(write_tiny(tmp_path / "m.gguf", replace(tiny, meta=tiny.meta | meta)))
     path = write_tiny(tmp_path / "m.gguf", replace(tiny, meta=tiny.meta | yarn | {key: 1.0}))
     with pytest.raises(ModelError, match=rf"{tiny.arch}\.{key} is 1\.0; YaRN needs one above 1"):
+        Model(path)
+
+
+def test_a_cap_that_is_next_to_nothing(tmp_path):
+    """As float32 it might be 0, and every logit NaN."""
+    tiny = TINY["gemma3"]
+    path = write_tiny(tmp_path / "m.gguf", replace(tiny, meta=tiny.meta | {"final_logit_softcapping": 1e-30}))
+    with pytest.raises(ModelError, match=r"final_logit_softcapping is 1\S*e-30; it must be between 0.001"):
         Model(path)

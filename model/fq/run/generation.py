@@ -105,8 +105,9 @@ def generate(
     timings = timings or Timings()
     if not len(prompt):
         raise FqError("the prompt is empty")
-    if len(prompt) > context.n_ctx:
-        raise FqError(f"the prompt has {len(prompt)} tokens, the context {context.n_ctx}")
+    if context.n_past + len(prompt) > context.n_ctx:
+        before = f" after {context.n_past} others" if context.n_past else ""
+        raise FqError(f"the prompt has {len(prompt)} tokens{before}, the context {context.n_ctx}")
     if batch < 1:
         raise FqError(f"batch size must be at least 1, not {batch}")
     return _tokens(context, prompt, n, sampler, stop, batch, timings)

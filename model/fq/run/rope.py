@@ -51,7 +51,7 @@ def _kept_by_yarn(n_rot: int, freq_base: float, yarn: Yarn) -> np.ndarray:
         """The pair, as a real number, that makes so many turns in the original context."""
         return n_rot * log(yarn.n_ctx_orig / (turns * 2 * math.pi)) / (2 * log(freq_base))
 
-    low = max(0, math.floor(pair_of(yarn.beta_fast)))
+    low = min(max(0, math.floor(pair_of(yarn.beta_fast))), n_rot)
     high = min(n_rot - 1, math.ceil(pair_of(yarn.beta_slow)))
     ramp = (np.arange(n_rot // 2) - low) / max(0.001, high - low)
     return (1 - np.clip(ramp, 0, 1)) * yarn.mix
