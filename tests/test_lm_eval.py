@@ -121,6 +121,18 @@ def test_texts_that_are_drawn(tiny_path):
     assert len(set(texts())) == 3 and texts() == texts()
 
 
+def test_how_a_text_is_drawn(lm):
+    """As Hugging Face's options say it: alone, do_sample is a temperature of 1."""
+
+    def temp(**options):
+        return lm._sampler(options).temp
+
+    assert temp() == temp(do_sample=False, temperature=2.0) == temp(do_sample=True, temperature=0.0) == 0
+    assert temp(do_sample=True) == 1 and temp(temperature=0.5) == 0.5
+    with pytest.raises(FqError, match="top-p must be"):
+        lm._sampler({"do_sample": True, "top_p": 0.0})
+
+
 def test_a_context_that_is_short(tiny_path):
     lm = FqLM(model=str(tiny_path), max_length=16)
     (found,) = lm.generate_until(instances("generate_until", ("Hello", {"until": []})), disable_tqdm=True)
@@ -164,6 +176,11 @@ def test_tokens(lm):
         ({"threads": "two"}, "threads must be a whole number"),
         ({"max_length": "abc"}, "max_length must be a whole number"),
         ({"seed": "x"}, "seed must be a whole number"),
+        ({"max_length": True}, "max_length must be a whole number, not True"),
+        ({"fake_quant": 5}, "fake_quant must be text, not 5"),
+        ({"fake_quant": ["k=bf16", 5]}, "fake_quant must be text, not 5"),
+        ({"norm_unit": 5}, "norm_unit must be text, not 5"),
+        ({"profile": 5}, "profile must be text, not 5"),
         ({"max_length": 129}, "the model allows 1 to 128"),
         ({"model": "/nonexistent.gguf"}, "/nonexistent.gguf"),
     ],

@@ -77,8 +77,13 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         numbers = {"max_length": max_length, "threads": threads, "seed": seed}
         for name, value in numbers.items():
-            if value is not None and not isinstance(value, int):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise FqError(f"{name} must be a whole number, not {value!r}")
+        texts: dict[str, Any] = {"profile": profile, "norm_unit": norm_unit, "fake_quant": fake_quant}
+        for name, given in texts.items():  # lm-eval makes a number of what looks like one
+            for text in given if name == "fake_quant" and isinstance(given, (list, tuple)) else [given]:
+                if text is not None and not isinstance(text, str):
+                    raise FqError(f"{name} must be text, not {text!r}")
         self.model = Model(find(str(model), offline=offline))
         most = self.model.hparams.n_ctx_train
         self.max_length = min(most, MAX_LENGTH) if max_length is None else max_length
@@ -216,11 +221,20 @@ class FqLM(TemplateLM):  # type: ignore[misc]
         return text
 
     def _sampler(self, options: dict[str, Any]) -> Sampler:
-        """The same for the same options, so that a text that is asked for again is drawn anew."""
-        temp = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
+        """The same for the same options, so that a text that is asked for again is drawn anew.
+
+        Greedy where neither a temperature nor do_sample asks for another; with do_sample alone at 1.0.
+        """
+
+        def given(name: str, default: float) -> float:
+            value = options.get(name)
+            return default if value is None else float(value)
+
+        wanted = options.get("do_sample")
+        temp = 0.0 if wanted is False else given("temperature", 1.0 if wanted else 0.0)
         if not temp:
             return Sampler()
-        key = temp, max(int(options.get("top_k") or 0), 0), float(options.get("top_p") or 1.0)
+        key = temp, max(int(given("top_k", 0)), 0), given("top_p", 1.0)
         return self._samplers.setdefault(key, Sampler(*key, self._seed))
 
     def apply_chat_template(
