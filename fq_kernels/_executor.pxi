@@ -27,9 +27,9 @@ cdef class _Pool:
     def __dealloc__(self):
         fq_pool_free(self.c)
 
-    def work(self, int thread):
+    def work(self):
         with nogil:
-            fq_pool_work(self.c, thread)
+            fq_pool_work(self.c)
 
     def stop(self):
         fq_pool_stop(self.c)
@@ -121,16 +121,11 @@ cdef class Executor:
             if self.closed:  # by now: nobody would end the threads that this starts
                 raise RuntimeError("the executor is closed")
             for i in range(self.started + 1, self.threads):
-                worker = threading.Thread(target=self.pool.work, args=(i,), name=f"fq-executor-{i}", daemon=True)
-                # before it starts: where Ctrl-C comes in between, two would have one number, and lose work
-                self.started = i
+                worker = threading.Thread(target=self.pool.work, name=f"fq-executor-{i}", daemon=True)
+                # before it starts, which Ctrl-C may interrupt when the thread is there already
                 self.workers.append(worker)
-                try:
-                    worker.start()
-                except RuntimeError:  # the system has no thread left: the next call tries again
-                    self.workers.pop()
-                    self.started = i - 1
-                    raise
+                worker.start()
+                self.started = i
         return 0
 
     def map(self, fn, n):

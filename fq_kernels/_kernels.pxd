@@ -223,7 +223,7 @@ cdef extern from "executor.h" nogil:
     fq_pool *fq_pool_new(int)
     void fq_pool_free(fq_pool *)
     void fq_pool_run(fq_pool *, fq_task_fn, void *, int64_t, int64_t)
-    void fq_pool_work(fq_pool *, int)
+    void fq_pool_work(fq_pool *)
     void fq_pool_stop(fq_pool *)
     void fq_pool_after_fork(fq_pool *)
     int fq_pool_threads(const fq_pool *)

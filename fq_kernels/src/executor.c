@@ -52,6 +52,7 @@ struct fq_pool {
     _Alignas(64) pthread_mutex_t running; /* held by the caller whose job it is */
     uint64_t generation;                  /* of the last job; the caller's */
     int threads;                          /* the caller and its workers */
+    atomic_int entered;                   /* workers so far */
     /* sleeping, for workers and for the caller */
     _Alignas(64) pthread_mutex_t lock;
     pthread_cond_t wake, idle;
@@ -117,6 +118,7 @@ fq_pool *fq_pool_new(int threads) {
         init_locks(pool);
         pool->threads = threads;
         atomic_init(&pool->job.state, 0);
+        atomic_init(&pool->entered, 0);
         atomic_init(&pool->sleepers, 0);
         atomic_init(&pool->caller_sleeps, 0);
         atomic_init(&pool->stop, 0);
@@ -306,7 +308,12 @@ static int look(fq_pool *pool, uint64_t seen, job *j) {
     return atomic_load_explicit(&line->state, memory_order_relaxed) == state;
 }
 
-void fq_pool_work(fq_pool *pool, int thread) {
+void fq_pool_work(fq_pool *pool) {
+    /* a number of its own whoever started it: two of one number would lose each other's work */
+    const int thread = 1 + atomic_fetch_add(&pool->entered, 1);
+    if (thread >= pool->threads) {
+        return;
+    }
     job j = {0};
     uint64_t seen = 0;
     while (!atomic_load(&pool->stop)) {

@@ -21,8 +21,8 @@ void fq_pool_free(fq_pool *pool); /* no worker may be inside */
 int fq_pool_threads(const fq_pool *pool);
 /* pool may be NULL: the caller alone. */
 void fq_pool_run(fq_pool *pool, fq_task_fn fn, void *args, int64_t n, int64_t grain);
-/* A worker's life: returns after fq_pool_stop. thread is 1 to threads - 1. */
-void fq_pool_work(fq_pool *pool, int thread);
+/* A worker's life: returns after fq_pool_stop, and at once where threads - 1 others are there. */
+void fq_pool_work(fq_pool *pool);
 void fq_pool_stop(fq_pool *pool);
 /* In a forked child, where locks may be held by nobody and no worker exists but the one that
  * forked, in a task; that one returns at the end of its job. */

@@ -234,29 +234,41 @@ def test_threads_start_at_first_use():
         assert workers() == before + 7
 
 
+CTRL_C_AT_THE_START = """
+import threading
+import numpy as np
+from fq_kernels import Executor, rms_norm_f32
+
+start, interrupted = threading.Thread.start, []
+
+def start_once_interrupted(thread):
+    if thread.name == "fq-executor-2" and not interrupted:
+        interrupted.append(thread)
+        if {late}:
+            start(thread)
+        raise KeyboardInterrupt
+    start(thread)
+
+threading.Thread.start = start_once_interrupted
+x = np.random.default_rng(0).standard_normal((8192, 64)).astype(np.float32)
+expected = rms_norm_f32(x).tobytes()
+with Executor(4) as executor:
+    try:
+        executor.map(int, 8)
+    except KeyboardInterrupt:
+        pass
+    assert interrupted
+    for _ in range(300):
+        assert rms_norm_f32(x, executor=executor).tobytes() == expected
+    gate = threading.Barrier(4, timeout=20)
+    executor.map(lambda i: gate.wait(), 4)
+"""
+
+
 @pytest.mark.parametrize("late", [True, False])
-def test_ctrl_c_while_threads_start(monkeypatch, late):
+def test_ctrl_c_while_threads_start(late):
     """Before the thread is there, or as its start is waited for: two of one number would lose work."""
-    start, interrupted = threading.Thread.start, []
-
-    def start_once_interrupted(thread):
-        if thread.name == "fq-executor-2" and not interrupted:
-            interrupted.append(thread)
-            if late:
-                start(thread)
-            raise KeyboardInterrupt
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_once_interrupted)
-    x = rows(256)
-    expected = rms_norm_f32(x).tobytes()
-    with Executor(4) as executor:
-        with pytest.raises(KeyboardInterrupt):
-            executor.map(int, 8)
-        for _ in range(50):
-            assert rms_norm_f32(x, executor=executor).tobytes() == expected
-        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("fq-executor")]
-        assert sorted(names) == [f"fq-executor-{i}" for i in (1, 2, 3) if late or i != 2]
+    run_python(CTRL_C_AT_THE_START.format(late=late))
 
 
 def test_a_thread_that_the_system_has_not_is_asked_for_again(monkeypatch):
