@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
 import re
 import shutil
@@ -79,6 +80,22 @@ def homeless(monkeypatch):
     for name in ("HOME", "FQ_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_a_text_from_a_pipe_is_held_to_the_limit(tiny_path, tmp_path, monkeypatch, capsys):
+    """Its size is not known before it is read."""
+    monkeypatch.setattr("fq.commands.files.MAX_TEXT_BYTES", 1 << 20)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for n, status in ((1 << 21, 2), (4000, 0)):
+        writing = subprocess.Popen(
+            [sys.executable, "-c", f"open({str(pipe)!r}, 'w').write('word ' * ({n} // 5))"]
+        )
+        assert (
+            main(["perplexity", "-m", str(tiny_path), "-f", str(pipe), "-c", "32", "--chunks", "1"]) == status
+        )
+        writing.communicate()
+    assert "larger than 1 MiB" in capsys.readouterr().err
 
 
 def test_no_home(homeless, tiny_path, tmp_path, monkeypatch, capsys):

@@ -77,6 +77,17 @@ def test_a_plan_and_its_measurement(store, tiny_path, text, tmp_path):
     assert json.loads(shown)["comparison"]["mean_kld"] == pytest.approx(mine["mean_kld"], rel=1e-12)
 
 
+def test_interrupted_as_it_is_measured_the_plan_is_there(store, tiny_path, text, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fq.commands.plan._validate", interrupted)
+    options = "-m", tiny_path, "--store", store, "--budget-kl", 0.002, "--validate", text
+    out, err = fq("plan", *options, "--json", tmp_path / "p.json", status=130)
+    assert out.startswith("plan  ") and "interrupted after the plan, which is not measured" in err
+    assert json.loads((tmp_path / "p.json").read_text())["validated"] is None
+
+
 def test_rules_on_stdout_and_a_budget_of_bits(store, tiny_path, tmp_path):
     out, _ = fq("plan", 1, "-m", tiny_path, "--store", store, "--budget-bits", 8, "--point", "raw", "-o", "-")
     lines = out.splitlines()

@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from command_line import fq
-from stored_runs import killed_at_statement
+from stored_runs import killed_at_statement, left_of
 
 from fq import FqError
+from fq.commands.exact import Exact
 from fq.results.compare_estimates import compare_estimate, compare_estimate_text
 from fq.results.runs import Results, stored_figures
 
@@ -43,6 +44,16 @@ def whole(command, tmp_path_factory):
 
 def tiny_path_of(command):
     return command[command.index("-m") + 1]
+
+
+def test_a_cell_that_is_not_finite_is_said_by_the_status(command, tmp_path, monkeypatch):
+    lost = Exact.lost.fget
+    one = Exact(*[None] * 8, left={(0, 0): left_of(1)})
+    assert not lost(one)
+    one.left[0, 0].paired.kld[2] = np.nan
+    assert lost(one)
+    monkeypatch.setattr(Exact, "lost", True)
+    fq(*command, "--chunks", 1, "--store", tmp_path / "s.sqlite", status=1)
 
 
 def test_figures(whole):

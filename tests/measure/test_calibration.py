@@ -223,6 +223,8 @@ def test_the_command_and_what_says_that_the_text_is_the_same(path, tmp_path):
     assert data["per"] == "channel" and len(data["sites"]["ffn_norm[1].weighted"]) == 64
     assert len(data["text"]["sha256"]) == 64 and len(data["model"]["sha256"]) == 64
     rule = ["--fake-quant", f"ffn_norm[*].weighted=int8:scale=@{file}"]
+    out, _ = fq("perplexity", "-m", path, "-c", 48, "--chunks", 2, "--base-fake-quant", rule[1])
+    assert "THE TEXT THAT IS MEASURED ON" in out
     shared = ["-m", path, "-c", 48, "--chunks", 2, *rule]
     out, _ = fq("perplexity", *shared)
     scales = f"Cal.json: largest per channel, of {path.name}, on sample text of the package"

@@ -14,6 +14,7 @@ from command_line import fq
 
 from fq import Context, Model, NotFiniteError, Perplexity, Sampler, Sweep, cells_of
 from fq.commands.show_sweep import sweep_text
+from fq.errors import NOT_FINITE
 from fq.measure.chunks import n_scored_per_chunk
 from fq.measure.overhead import Configuration, Overhead
 from fq.measure.statistics import Reference, compare, summarise
@@ -193,6 +194,19 @@ def test_batches_are_those_of_the_measurement(tiny, executor):
     assert list(run) == [0]
     batches = in_batches(ids[:-1], N_CTX // 2, 7)
     assert [(tuple(part), out.indices(len(part))) for part, out in batches] == list(dict.fromkeys(seen))
+
+
+def test_of_several_texts_the_others_are_measured(nan, tmp_path):
+    broken, sound, out = tmp_path / "broken.txt", tmp_path / "sound.txt", tmp_path / "j.json"
+    broken.write_text(TEXT)
+    sound.write_text("Hello world " * 100)
+    sweep = "sweep", "-m", nan.path, "-c", N_CTX, "--chunks", 4, "--chunk-order", "first", "--sites", "l_out"
+    _, err = fq(
+        *sweep, "-f", broken, "-f", sound, "--store", tmp_path / "s", "--json", out, status=NOT_FINITE
+    )
+    assert f"{broken}, {N_CTX}: baseline: the logits are not finite in chunk {CHUNK + 1}" in err
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["partial"] for run in runs] == [True, False] and runs[1]["n_chunks"] == 4
 
 
 def test_every_instruction_set_finds_the_same(isa, nan, overflows, executor):

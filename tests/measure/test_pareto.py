@@ -119,7 +119,7 @@ def test_alternatives_are_units_of_their_own(tiny):
         unit_cells(tiny, ["*=acc={bf16"])
 
 
-def test_the_command(tiny_path, tmp_path):
+def test_the_command(tiny_path, packed_path, tmp_path):
     text, prices, store = tmp_path / "t.txt", tmp_path / "prices.csv", tmp_path / "s.sqlite"
     text.write_text("Words of a text, and more of them: one, two, three. " * 60)
     prices.write_text(PRICES)
@@ -154,5 +154,9 @@ def test_the_command(tiny_path, tmp_path):
     ):
         assert message in fq("pareto", "--store", store, "--prices", prices, *options, status=2)[1]
     assert "no-such" in fq("pareto", "--store", store, "--prices", tmp_path / "no-such.csv", status=2)[1]
-    fq(*sweep, "--profile", "te", "--baseline", "hf")
-    assert "beside another baseline" in fq("pareto", "--store", store, "--prices", prices, status=2)[1]
+    for other in (
+        ("--profile", "te", "--baseline", "hf"),
+        ("--whole-units", "--norm-unit", "*=acc=bf16", "--base-model", packed_path),
+    ):
+        fq(*sweep, *other)
+        assert "beside another baseline" in fq("pareto", "--store", store, "--prices", prices, status=2)[1]

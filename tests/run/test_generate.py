@@ -186,6 +186,13 @@ def test_a_full_context_ends_the_text(context, prompt, n):
     assert context.n_past == 32
 
 
+def test_a_prompt_that_does_not_fit_after_others_is_refused_at_once(tiny, executor, prompt):
+    context = Context(tiny, len(prompt) + 1, executor)
+    list(generate(context, prompt[:3], 1, Sampler()))
+    with pytest.raises(FqError, match=rf"has {len(prompt)} tokens after 3 others, the context"):
+        generate(context, prompt, 1, Sampler())
+
+
 def test_a_prompt_that_fills_the_context(tiny, executor, prompt):
     context = Context(tiny, len(prompt), executor)
     assert len(list(generate(context, prompt, -1, Sampler()))) == 1
