@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fq import Model
@@ -22,17 +23,19 @@ def atlas(folder: Path) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in ARCHITECTURES:
-        model = Model(write_tiny(folder / f"{name}.gguf", TINY[name]))
+        # of one head of keys, rows a head would be told from no others
+        tiny = replace(TINY[name], n_head_kv=max(TINY[name].n_head_kv, 2))
+        model = Model(write_tiny(folder / f"{name}.gguf", tiny))
         for node in model.graph.nodes:
             if node.norm is None or node.norm.layer not in (0, None):
                 continue
             value, n = node.values[0], len(model.vectors[str(node.weight)])
-            heads = {1: "1", TINY[name].n_head: "n_head", TINY[name].n_head_kv: "n_head_kv"}
+            heads = {1: "1", tiny.n_head: "n_head", tiny.n_head_kv: "n_head_kv"}
             widths = {
-                TINY[name].n_head_kv * TINY[name].head_dim: "n_head_kv × head_dim",
-                TINY[name].n_head * TINY[name].head_dim: "n_head × head_dim",
-                TINY[name].head_dim: "head_dim",
-                TINY[name].n_embd: "n_embd",
+                tiny.n_head_kv * tiny.head_dim: "n_head_kv × head_dim",
+                tiny.n_head * tiny.head_dim: "n_head × head_dim",
+                tiny.head_dim: "head_dim",
+                tiny.n_embd: "n_embd",
             }
             if node.norm.kind == "q_norm" and value.rows == 1:
                 widths[n] = "n_head × head_dim"
@@ -42,7 +45,7 @@ def atlas(folder: Path) -> str:
                 node.name.replace("-0", "-N"),
                 str(node.weight).replace("blk.0.", "blk.N."),
                 widths[n],
-                heads[value.rows] if value.rows != 1 else "1",
+                heads[value.rows],
                 "norm-N" if value.norm_n else "norm",
             ]
             lines.append("| " + " | ".join(row) + " |")

@@ -207,7 +207,7 @@ def test_the_command(tiny_path, text, tmp_path):
     assert "'bf16' is in the names of several cells" in err
     assert said.startswith("*[*]=x=bf16\n"), "as its table calls it, though other names hold that, too"
     said, _ = fq("results", "--store", store, "compare", "1", "2")
-    assert "their baselines are different profiles" in said
+    assert "their baselines have different rules" in said
     fq("report", "--store", store, "-o", tmp_path / "r.html", "1")
     page = (tmp_path / "r.html").read_text()
     assert "Which step" in page and "without acc" in page

@@ -37,7 +37,7 @@ UNLIKE = {
     "n_tokens": "they have {} and {} tokens of the text",
     "n_ctx": "they have {} and {} tokens per chunk",
     "scored": "they score other tokens of a chunk ({}, {})",
-    "baseline": "their baselines are different profiles, or one's is the exact model",
+    "baseline": "their baselines have different rules, or one's is the exact model",
     "base_model_sha256": "their baselines are different files, or one's is the model itself",
 }
 
