@@ -14,7 +14,9 @@ from fq.gguf.synthetic import tiny_shape, write_llama_gguf
 # Other examples on each run, so that few at a time are many in the end.
 settings.register_profile("default", deadline=None, max_examples=20)
 # The same examples on every run: a failure there is the change's, not the day's.
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20)
+# Before a release.
+settings.register_profile("release", deadline=None, max_examples=200)
 # For code that runs ten times slower: what is looked for there does not hide in rare values.
 settings.register_profile("sanitizers", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))

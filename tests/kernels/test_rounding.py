@@ -53,12 +53,12 @@ UPPER_HALVES = every_upper_half()
 def blocks_of_floats(turn: int = 0) -> list[int]:
     """Of the 4096 blocks of 2^20 floats: with FQ_ALL_FLOATS=1 all.
 
-    Else, of the 8 that have a sign's and exponent's, one, another at the next exponent and in the next turn,
+    Else, of the 16 that have a sign's and two exponents', one, another at the next two and in the next turn,
     and all of those with the zeros and the infinities; outside CI a sixteenth of these, others on each run.
     """
     if os.environ.get("FQ_ALL_FLOATS"):
         return list(range(4096))
-    return some_of([i for i in range(4096) if i % 2048 // 8 in (0, 255) or (i + i // 8 + turn) % 8 == 0])
+    return some_of([i for i in range(4096) if i % 2048 // 8 in (0, 255) or (i + i // 16 + turn) % 16 == 0])
 
 
 @pytest.mark.long
