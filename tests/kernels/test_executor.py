@@ -262,6 +262,12 @@ with Executor(4) as executor:
         assert rms_norm_f32(x, executor=executor).tobytes() == expected
     gate = threading.Barrier(4, timeout=20)
     executor.map(lambda i: gate.wait(), 4)
+    crowd = threading.Barrier(5, timeout=1)
+    try:
+        executor.map(lambda i: crowd.wait(), 5)
+        raise SystemExit("there are five threads")
+    except threading.BrokenBarrierError:
+        pass
 """
 
 

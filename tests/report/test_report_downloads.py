@@ -186,6 +186,16 @@ def test_a_name_is_no_colour(name):
     assert root.find(f"{SVG}path").get("fill").startswith("#")
 
 
+def test_a_name_is_no_stand_in_of_a_colour():
+    """In the page's own figures, where each colour is drawn as another first."""
+    run = run_of(cells_for(layers(2), ("bf16",)), [("ffn_norm", 0), ("ffn_norm", 1)], 2)
+    cells = [replace(c, group=f"{c.group} #fe0100") for c in run.cells[1:]]
+    html = report_html(data_of(replace(run, cells=(CONTROL, *cells)), lambda cell: np.array([1e-6, 2e-6])))
+    descriptions = re.findall(r"<desc[^>]*>(.*?)</desc>", html)
+    assert any("#fe0100" in text for text in descriptions) and "var(--" not in "".join(descriptions)
+    assert "#fe01" not in "".join(re.findall(r"<(?:path|g|use)[^>]*>", html))
+
+
 def test_a_quote_in_a_figures_words_stays():
     text = '<svg viewBox="0 0 9 9"><title>a "b" \'c\' ="d"</title><defs/></svg>'
     root = ElementTree.fromstring(unquote(svg_url(text).partition(",")[2]))

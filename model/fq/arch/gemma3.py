@@ -15,7 +15,7 @@ def build(b: Builder) -> None:
     window = keys.count("attention.sliding_window", 0, most=1 << 30, least=0)
     windows = keys.windows(hp.n_layer, window, period=6)
     local_base = keys.number("rope.freq_base_swa", 10000.0, 1.0, 1e12)
-    final_cap = keys.cap("final_logit_softcapping", 0.0)
+    final_cap = keys.cap("final_logit_softcapping")
     scale = 1 / math.sqrt(hp.n_embd // hp.n_head) if hp.n_layer == N_LAYER_27B else None
 
     rope = b.rope_attributes(neox=True)

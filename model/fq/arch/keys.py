@@ -57,10 +57,9 @@ class Keys:
             raise self.fail(f"{self.prefix}{key} is {value}; it must be between {least} and {most}")
         return value
 
-    def cap(self, key: str, default: float) -> float:
-        """Of logits, 0 where there is none: as float32 it must be no other number."""
-        value = self.number(key, default, 0.0, 1e6)
-        return value if not value else self.number(key, default, 1e-3, 1e6)
+    def cap(self, key: str) -> float:
+        """Of logits; 0, as where it is absent, stands for none."""
+        return self.number(key, 0.0, 0.0, 1e6) and self.number(key, None, 1e-3, 1e6)
 
     def scale(self, key: str) -> float:
         """A factor, where 0, as where it is absent, stands for none: 1."""

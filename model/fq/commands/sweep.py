@@ -179,8 +179,7 @@ def main(args: argparse.Namespace) -> int:
         raise FqError("a shard is of one run: one -f, one -c")
     if args.dry_run and (len(each) > 1 or args.resume or args.scheduler):
         raise FqError("--dry-run is of one run from its beginning in this process: one -f, one -c")
-    scheduler = args.scheduler or (not args.shard and os.environ.get(SCHEDULER_VARIABLE))
-    if args.worker_model_dir and not scheduler:
+    if args.worker_model_dir and not _scheduler(args):
         raise FqError("--worker-model-dir is of workers: it needs --scheduler")
     if args.shard and args.scheduler:
         raise FqError("--shard is for processes without a scheduler; workers divide the work themselves")
@@ -215,11 +214,15 @@ class _Inputs:
         return cls(model, base_model, texts, tokens)
 
 
+def _scheduler(args: argparse.Namespace) -> str | None:
+    """The option's, or the variable's, which is not for shards."""
+    return args.scheduler or (None if args.shard else os.environ.get(SCHEDULER_VARIABLE))
+
+
 @contextlib.contextmanager
 def _workers(args: argparse.Namespace, read: Callable[[], _Inputs]) -> Iterator[tuple[_Inputs, Pool | None]]:
     """The inputs, and the workers of a scheduler; None where there is none."""
-    here = args.shard or args.dry_run
-    where = args.scheduler or (None if here else os.environ.get(SCHEDULER_VARIABLE))
+    where = None if args.dry_run else _scheduler(args)
     if where is None:
         yield read(), None
         return

@@ -131,7 +131,7 @@ class Calibrating:
             )
 
     def _scales(self, width: int) -> int:
-        """Of a site."""
+        """How many a site of this width has."""
         return 1 if self.per == "tensor" else width
 
     def _kept(self, site: Site, width: int) -> int:

@@ -61,7 +61,7 @@ class Begun(NamedTuple):
 
 
 class Results(StoreFile):
-    """The runs of a store: of one opens as `StoreFile` says."""
+    """The runs of a store, which is opened as `StoreFile` says."""
 
     def add(self, run: Run) -> int:
         """A new run's number."""
