@@ -623,7 +623,7 @@ BAD_INPUT = [
     ([*PPL, "--no-baseline"], "leaves nothing to run"),
     ([*PPL, "--who-pays"], "--who-pays: nothing is compared with the baseline"),
     ([*PPL, *BF16, "--who-pays", "--no-baseline"], "--who-pays: nothing is compared"),
-    ([*PPL, *BF16, "--realisations", "100000000000"], "--realisations must be 1 to 1000, not 100000000000"),
+    ([*PPL, *BF16, "--realisations", "1001"], "--realisations must be 1 to 1000, not 1001"),
     (
         ["sweep", *PPL[1:], "--worker-model-dir", "/x"],
         "--worker-model-dir is of workers: it needs --scheduler",

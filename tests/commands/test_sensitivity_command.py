@@ -10,14 +10,16 @@ import random
 import signal
 import sqlite3
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command_line import fq
-from stored_runs import killed_at_statement, left_of
+from stored_runs import CELL, killed_at_statement, left_of
 
 from fq import FqError
 from fq.commands.exact import Exact
+from fq.measure.chunks import Settings
 from fq.results.compare_estimates import compare_estimate, compare_estimate_text
 from fq.results.runs import Results, stored_figures
 
@@ -54,6 +56,19 @@ def test_a_cell_that_is_not_finite_is_said_by_the_status(command, tmp_path, monk
     assert lost(one)
     monkeypatch.setattr(Exact, "lost", True)
     fq(*command, "--chunks", 1, "--store", tmp_path / "s.sqlite", status=1)
+
+
+class Measured(list):
+    """A sweep whose one cell has ended."""
+
+    finished, not_finite, steps = {(0, 0): left_of(1)}, {0: {"chunk": 3}}, 1
+
+
+def test_and_with_its_chunk(monkeypatch, capsys):
+    monkeypatch.setattr("fq.commands.exact.Sweep", lambda *_, **options: Measured([(0, 0)]))
+    store, run = SimpleNamespace(save=lambda *_: None), SimpleNamespace(cells=[CELL])
+    Exact(None, [], Settings(), None, None, store, 1, run, {}).measure([CELL], 1, "exact")
+    assert f"{CELL.name}: the logits are not finite in chunk 4" in capsys.readouterr().err
 
 
 def test_figures(whole):

@@ -151,3 +151,22 @@ def test_a_run_that_is_gone_on_with_must_be_told_what_falls_anew(tiny_path, tmp_
     fq(*sweep, "--chunks", 1)
     _, err = fq(*sweep, "--resume", "--realisations", 3, status=2)
     assert "--resume --realisations: name the --sites or the --format" in err
+
+
+def test_an_extension_names_them(tiny_path, tmp_path):
+    sweep = (
+        "sweep",
+        "-m",
+        tiny_path,
+        "-c",
+        16,
+        "--chunks",
+        1,
+        "--sites",
+        "ffn_norm",
+        "--store",
+        tmp_path / "s",
+    )
+    fq(*sweep)
+    _, err = fq(*sweep, "--resume", "--realisations", 2)
+    assert "(realisations)" in err

@@ -114,6 +114,13 @@ def test_a_kind_with_control_characters(tmp_path):
     assert all("\x01" not in str(each["svg"]) for each in figures.values()) and len(figures) == 4
 
 
+def test_a_plan_with_control_characters():
+    plan = copy.deepcopy(PLAN)
+    plan["plan"]["sites"][0]["site"] = "a\x01b[0]"
+    figures = drawn(plan_part(plan))
+    assert all("\x01" not in str(each["svg"]) for each in figures.values()) and "plan-map" in figures
+
+
 def test_the_plan_as_a_map():
     """The numbers of each site, and a letter for each format, the cheapest first."""
     figure = drawn(plan_part(PLAN))["plan-map"]
